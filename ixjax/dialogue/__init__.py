@@ -1,0 +1,16 @@
+"""Dialogues: what they are, where they come from, and how a model sees them. Free of jax."""
+
+from ixjax.dialogue.scenarios import Scenario, get_scenario, register_scenario
+from ixjax.dialogue.types import Dialogue, Outcome, OutcomeReading, Turn, UserCondition, Utterance
+
+__all__ = [
+    "Dialogue",
+    "Outcome",
+    "OutcomeReading",
+    "Scenario",
+    "Turn",
+    "UserCondition",
+    "Utterance",
+    "get_scenario",
+    "register_scenario",
+]

@@ -1,0 +1,227 @@
+"""From files to splits: which reader, how the corpus is divided, and our own dialogue files.
+
+No situation and no participant is shared between training, validation and test: dialogues that
+share a group are connected, and a connected set goes into one split as a whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from ixjax import io
+from ixjax.dialogue.readers import ReadingAccount, read_esconv, read_p4g, read_user_jsonl
+from ixjax.dialogue.readers.jsonl import SCHEMA
+from ixjax.dialogue.scenarios import get_scenario
+from ixjax.dialogue.scenarios.sandbox import generate_corpus
+from ixjax.dialogue.types import Dialogue
+
+Format = Literal["auto", "esconv", "p4g", "jsonl", "sandbox"]
+FORMAT_OF_SCENARIO: Mapping[str, Format] = {"esc": "esconv", "p4g": "p4g", "sandbox": "sandbox"}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The corpus and its splits."""
+
+    path: str = ""
+    """File or folder of the corpus; the sandbox needs none."""
+    format: Format = "auto"
+    """How to read it: esconv, p4g, jsonl (your own), sandbox; auto: by the scenario and path."""
+    valid_fraction: float = 0.1
+    """Share of the dialogues that validates, where the corpus has no official split."""
+    test_fraction: float = 0.15
+    """Share of the dialogues that is held out, where the corpus has no official split."""
+    heldout_fraction: float = 0.4
+    """Share of the training dialogues that trains the held-out simulator alone."""
+    max_dialogues: int = 0
+    """Read at most this many dialogues, drawn by the seed; 0: all."""
+    sandbox_dialogues: int = 1200
+    """Dialogues that the sandbox generates."""
+
+    def __post_init__(self) -> None:
+        """Refuse fractions that leave nothing to train on."""
+        if self.format not in get_args(Format):
+            raise ValueError(f"format is {self.format!r}; expected one of {get_args(Format)}")
+        for name in ("valid_fraction", "test_fraction", "heldout_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in (0, 1)")
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError("valid_fraction and test_fraction leave nothing to train on")
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """A corpus divided.
+
+    train: the policy's and the simulator's dialogues.
+    train_heldout: the held-out simulator's.
+    valid: stops trainings early.
+    test: conditions and outcomes that nothing was trained on.
+    """
+
+    train: list[Dialogue]
+    train_heldout: list[Dialogue]
+    valid: list[Dialogue]
+    test: list[Dialogue]
+
+
+def read_corpus(
+    config: DataConfig, scenario_name: str, *, seed: int
+) -> tuple[list[Dialogue], ReadingAccount, dict[str, str]]:
+    """Read the corpus that the configuration names.
+
+    Returns:
+        The dialogues, what was read and dropped, and the official split of each id that has one.
+
+    Raises:
+        InputError: no path where one is needed, none there, or a file that can't be read.
+    """
+    account = ReadingAccount()
+    scenario = get_scenario(scenario_name)
+    format_ = _format(config, scenario_name)
+    official: dict[str, str] = {}
+    if format_ == "sandbox":
+        dialogues = generate_corpus(config.sandbox_dialogues, seed=seed)
+        account.read = account.kept = len(dialogues)
+    else:
+        path = Path(config.path)
+        if not config.path or not path.exists():
+            found = f"{config.path}: no such file or folder" if config.path else "none is given"
+            raise io.InputError(f"data.path: {found}; set --data.path to the {format_} corpus")
+        if format_ == "jsonl":
+            dialogues = read_user_jsonl(
+                path, account=account,
+                engagement=lambda c, v: getattr(scenario.outcome(c, v), "engagement", None),
+            )
+        else:
+            reader = read_esconv if format_ == "esconv" else read_p4g
+            dialogues, official = reader(path, account=account)
+    if config.max_dialogues and len(dialogues) > config.max_dialogues:
+        order = np.random.default_rng(seed).permutation(len(dialogues))[: config.max_dialogues]
+        account.dropped["above data.max_dialogues"] += len(dialogues) - len(order)
+        account.kept = len(order)
+        dialogues = [dialogues[i] for i in sorted(order)]
+    return dialogues, account, official
+
+
+def _format(config: DataConfig, scenario_name: str) -> Format:
+    if config.format != "auto":
+        return config.format
+    if config.path.endswith(".jsonl"):
+        return "jsonl"
+    return FORMAT_OF_SCENARIO.get(scenario_name, "jsonl")
+
+
+def split_corpus(
+    dialogues: Sequence[Dialogue],
+    config: DataConfig,
+    *,
+    seed: int,
+    official: Mapping[str, str] | None = None,
+) -> Splits:
+    """Divide a corpus without leakage; a function of (dialogues, config, seed).
+
+    A connected set that has an official test dialogue goes to test, else one with an official
+    validation dialogue to validation, else one with an official training dialogue to training;
+    the others are drawn so that each split has its share. A set that is larger than the split it
+    is drawn for goes to training.
+    """
+    official = official or {}
+    placed: dict[str, list[list[Dialogue]]] = {"train": [], "valid": [], "test": []}
+    free = []
+    for members in connected(dialogues):
+        splits = {official.get(dialogue.id) for dialogue in members}
+        home = next((name for name in ("test", "valid", "train") if name in splits), None)
+        (free if home is None else placed[home]).append(members)
+    rng = np.random.default_rng([seed, 0])
+    fractions = _fractions(config, placed)
+    unplaced = sum(len(members) for members in free)
+    for i in rng.permutation(len(free)):
+        home = "train"
+        for name in ("test", "valid"):
+            target = fractions[name] * unplaced
+            now = sum(len(m) for m in placed[name] if official.get(m[0].id) is None)
+            if now + len(free[i]) <= max(target, 1):
+                home = name
+                break
+        placed[home].append(free[i])
+    train, heldout = _halve(placed["train"], config.heldout_fraction, seed)
+    return Splits(
+        train, heldout, *(_in_order(sum(placed[name], [])) for name in ("valid", "test"))
+    )
+
+
+def _fractions(config: DataConfig, placed: Mapping[str, Sequence]) -> dict[str, float]:
+    """Shares of valid and test: those of the official split where there is one."""
+    sizes = {name: sum(len(members) for members in sets) for name, sets in placed.items()}
+    total = sum(sizes.values())
+    if not total:
+        return {"valid": config.valid_fraction, "test": config.test_fraction}
+    return {name: sizes[name] / total for name in ("valid", "test")}
+
+
+def _halve(
+    sets: Sequence[list[Dialogue]], fraction: float, seed: int
+) -> tuple[list[Dialogue], list[Dialogue]]:
+    """The policy's and simulator's dialogues, and those of the held-out simulator.
+
+    Connected sets stay whole but for one that is larger than either part should be: its
+    dialogues are divided one by one, for the held-out simulator needs other dialogues, not other
+    people.
+    """
+    total = sum(len(members) for members in sets)
+    limit = fraction * total
+    pieces = [
+        piece
+        for members in sets
+        for piece in ([members] if len(members) <= limit / 2 else [[d] for d in members])
+    ]
+    train, heldout = [], []
+    for i in np.random.default_rng([seed, 1]).permutation(len(pieces)):
+        (heldout if len(heldout) + len(pieces[i]) <= limit else train).extend(pieces[i])
+    return _shuffled(train, seed), _shuffled(heldout, seed)
+
+
+def _shuffled(dialogues: Sequence[Dialogue], seed: int) -> list[Dialogue]:
+    """Seeded order: the first n conditions of a search are then a fair draw."""
+    ordered = _in_order(dialogues)
+    return [ordered[i] for i in np.random.default_rng([seed, 2]).permutation(len(ordered))]
+
+
+def _in_order(dialogues: Iterable[Dialogue]) -> list[Dialogue]:
+    return sorted(dialogues, key=lambda dialogue: dialogue.id)
+
+
+def connected(dialogues: Sequence[Dialogue]) -> list[list[Dialogue]]:
+    """Sets of dialogues that share a group, directly or through others (union-find)."""
+    parent = list(range(len(dialogues)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first_with: dict[str, int] = {}
+    for i, dialogue in enumerate(dialogues):
+        for group in dialogue.groups:
+            parent[root(i)] = root(first_with.setdefault(group, i))
+    sets: dict[int, list[Dialogue]] = {}
+    for i, dialogue in enumerate(dialogues):
+        sets.setdefault(root(i), []).append(dialogue)
+    return list(sets.values())
+
+
+def write_dialogues(path: str | Path, dialogues: Iterable[Dialogue]) -> None:
+    """Write dialogues in the form of docs/data-formats.md."""
+    io.write_jsonl(path, (dialogue.to_json() for dialogue in dialogues), schema=SCHEMA)
+
+
+def read_dialogues(path: str | Path) -> list[Dialogue]:
+    """Read what `write_dialogues` wrote."""
+    return [Dialogue.from_json(record) for record in io.read_jsonl(path, schema=SCHEMA)]

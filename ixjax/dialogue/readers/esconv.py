@@ -1,0 +1,145 @@
+"""ESConv (Liu et al. 2021): emotional support, with the seeker's distress before and after.
+
+Read are the official JSON-lines splits (`train.txt`, `valid.txt`, `test.txt`), the official single
+list (`ESConv.json`), and `FailedESConv.json`, whose keys differ: it holds the dialogues that did
+not help, and without it every recorded outcome is a success.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ixjax import io
+from ixjax.dialogue.readers.account import ReadingAccount, has_both_sides, is_readable, merge_turns
+from ixjax.dialogue.scenarios.esc import relief
+from ixjax.dialogue.types import Dialogue, Outcome, Role, Turn, UserCondition
+
+SPLITS = {"train.txt": "train", "valid.txt": "valid", "test.txt": "test"}
+FILES = (*SPLITS, "ESConv.json", "FailedESConv.json")
+ROLES: dict[str, Role] = {"usr": "user", "seeker": "user", "speaker": "user",
+                          "sys": "policy", "supporter": "policy", "listener": "policy"}
+# Talk about the platform in the last turns: leaving the chat, the survey, the pay.
+CHATTER = re.compile(
+    r"\b(survey|mturk|this hit|quit button|(press|click|hit|select|need to|can you|please)\W+"
+    r"(the |on |first |finish & )*\W*(quit|finish)|finish & quit|questionn?arie?"
+    r"|(end|ending|exit|leave|close) (the|this|our) (chat|conversation|session)|minute mark"
+    r"|press quit|quit (first|from your))",
+    re.IGNORECASE,
+)
+LAST_TURNS = 6  # chatter is looked for here alone: in the middle the words mean something else
+
+
+def read_esconv(
+    path: Path, *, account: ReadingAccount
+) -> tuple[list[Dialogue], dict[str, str]]:
+    """Read a folder that holds some of `FILES`, or one such file.
+
+    Args:
+        path: the folder or file.
+        account: is filled.
+
+    Returns:
+        The dialogues, and the official split of each id that has one.
+
+    Raises:
+        InputError: nothing to read, or a record lacks a field (names file, line and field).
+    """
+    files = [path] if path.is_file() else [path / name for name in FILES if (path / name).exists()]
+    if not files:
+        raise io.InputError(f"{path}: holds none of {', '.join(FILES)}")
+    if any(file.name == "ESConv.json" for file in files) and len(files) > 1:
+        # The single list holds the same dialogues as the three splits.
+        files = [file for file in files if file.name not in SPLITS]
+    dialogues, official = [], {}
+    for file in files:
+        for place, record in _records(file):
+            account.read += 1
+            name = f"esconv-{file.stem.lower()}-{place}"
+            dialogue = _dialogue(f"{file}:{place}", name, record, account)
+            if dialogue is not None:
+                dialogues.append(dialogue)
+                account.kept += 1
+                if file.name in SPLITS:
+                    official[name] = SPLITS[file.name]
+    return dialogues, official
+
+
+def _records(file: Path) -> Sequence[tuple[int, dict[str, Any]]]:
+    """(line, or place in the list from 1; record)."""
+    if file.suffix != ".json":
+        return list(io.read_json_lines(file))
+    content = io.read_json(file)
+    if not isinstance(content, list):
+        raise io.InputError(f"{file}: expected a JSON list, found {type(content).__name__}")
+    return list(enumerate(content, start=1))
+
+
+def _dialogue(
+    where: str, name: str, record: Mapping[str, Any], account: ReadingAccount
+) -> Dialogue | None:
+    scores = _field(where, _field(where, record, "survey_score", dict), "seeker", dict)
+    said = []
+    for i, entry in enumerate(_field(where, record, "dialog", list)):
+        speaker, text = entry.get("speaker"), entry.get("text", entry.get("content"))
+        if speaker not in ROLES:
+            raise io.InputError(f"{where}: dialog[{i}].speaker is {speaker!r}; expected usr or sys")
+        if not isinstance(text, str):
+            raise io.InputError(f"{where}: dialog[{i}] lacks a text (`text` or `content`)")
+        if not is_readable(text):
+            raise io.InputError(f"{where}: dialog[{i}] holds a NUL or a lone surrogate")
+        said.append((ROLES[speaker], text))
+    turns = _without_chatter(merge_turns(said, account), account)
+    if turns and turns[0].role == "policy":
+        # The seeker opens: what the supporter said before (a greeting) has nothing to answer.
+        account.turns["cut off before the seeker's first"] += 1
+        turns = turns[1:]
+    if not has_both_sides(turns):
+        account.dropped["one side alone speaks"] += 1
+        return None
+    situation = " ".join(str(_field(where, record, "situation", str)).split())
+    initial = _intensity(where, scores, "initial_emotion_intensity")
+    final = _intensity(where, scores, "final_emotion_intensity")
+    if initial is None:
+        account.dropped["no initial intensity"] += 1
+        return None
+    if final is None:
+        account.outcomes["no final intensity"] += 1
+    outcome = None if final is None else Outcome(float(final), relief(initial, final))
+    condition = UserCondition(name, {
+        "emotion": _field(where, record, "emotion_type", str),
+        "problem": _field(where, record, "problem_type", str),
+        "situation": situation,
+        "intensity": initial,
+    })
+    return Dialogue(name, condition, turns, outcome, groups=(f"situation:{situation.lower()}",))
+
+
+def _field(where: str, record: Mapping[str, Any], name: str, kind: type) -> Any:
+    if not isinstance(record, Mapping) or name not in record:
+        raise io.InputError(f"{where}: lacks the field {name!r}")
+    if not isinstance(record[name], kind):
+        found = type(record[name]).__name__
+        raise io.InputError(f"{where}: {name} is {found}; expected {kind.__name__}")
+    return record[name]
+
+
+def _intensity(where: str, scores: Mapping[str, Any], name: str) -> int | None:
+    value = scores.get(name)
+    if value is None or value == "":
+        return None
+    if str(value) not in "12345":
+        raise io.InputError(f"{where}: {name} is {value!r}; expected 1 to 5")
+    return int(value)
+
+
+def _without_chatter(turns: tuple[Turn, ...], account: ReadingAccount) -> tuple[Turn, ...]:
+    """Cut the dialogue before the first of its last turns that talks about the platform."""
+    start = max(2, len(turns) - LAST_TURNS)
+    for i in range(start, len(turns)):
+        if CHATTER.search(turns[i].text):
+            account.turns["cut off as platform chatter"] += len(turns) - i
+            return turns[:i]
+    return turns

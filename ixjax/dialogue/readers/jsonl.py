@@ -1,0 +1,133 @@
+"""A person's own corpus, and our splits: one dialogue a line (docs/data-formats.md)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ixjax import io
+from ixjax.dialogue.readers.account import ReadingAccount, has_both_sides
+from ixjax.dialogue.types import ROLES, Dialogue, Outcome, Turn, UserCondition, text_problem
+
+SCHEMA = "ixjax.dialogues"
+Engagement = Callable[[UserCondition, float], float | None]
+
+
+def read_user_jsonl(
+    path: Path, *, account: ReadingAccount, engagement: Engagement
+) -> list[Dialogue]:
+    """Read and check a corpus.
+
+    Args:
+        path: the file.
+        account: is filled.
+        engagement: the scenario's engagement of an outcome value, for lines that leave it out.
+
+    Raises:
+        InputError: a line is no JSON object, lacks a field or holds a bad one (file, line, field).
+    """
+    dialogues: list[Dialogue] = []
+    seen: dict[str, int] = {}
+    for line, record in io.read_json_lines(path):
+        if line == 1 and record.get("schema") == SCHEMA:
+            continue
+        where = f"{path}:{line}"
+        dialogue = read_dialogue(where, record, account, engagement)
+        if dialogue.id in seen:
+            raise io.InputError(
+                f"{where}: id {dialogue.id!r} stands on line {seen[dialogue.id]} already"
+            )
+        seen[dialogue.id] = line
+        account.read += 1
+        account.kept += 1
+        if dialogue.outcome is None:
+            account.outcomes["null"] += 1
+        dialogues.append(dialogue)
+    if not dialogues:
+        raise io.InputError(f"{path}: holds no dialogue")
+    return dialogues
+
+
+def read_dialogue(
+    where: str, record: Mapping[str, Any], account: ReadingAccount, engagement: Engagement
+) -> Dialogue:
+    """One line as a dialogue."""
+    for field in ("id", "condition", "turns"):
+        if field not in record:
+            raise io.InputError(f"{where}: lacks the field {field!r}")
+    name = record["id"]
+    if not isinstance(name, str) or text_problem(name):
+        raise io.InputError(f"{where}: id is {name!r}; expected a non-empty string")
+    condition = UserCondition(name, _condition(where, record["condition"]))
+    turns = _turns(where, record["turns"], account)
+    groups = record.get("groups", [])
+    if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
+        raise io.InputError(f"{where}: groups is {groups!r}; expected a list of strings")
+    outcome = _outcome(where, record.get("outcome"), condition, engagement)
+    return Dialogue(name, condition, turns, outcome, tuple(groups))
+
+
+def _condition(where: str, value: Any) -> dict[str, str | int | float]:
+    if not isinstance(value, dict):
+        raise io.InputError(
+            f"{where}: condition is {type(value).__name__}; expected an object of texts and numbers"
+        )
+    for key, item in value.items():
+        is_number = isinstance(item, (int, float)) and not isinstance(item, bool)
+        problem = None if is_number else text_problem(item)
+        if problem:
+            raise io.InputError(f"{where}: condition.{key} {problem}; expected text or a number")
+    return dict(value)
+
+
+def _turns(where: str, value: Any, account: ReadingAccount) -> tuple[Turn, ...]:
+    if not isinstance(value, list):
+        raise io.InputError(f"{where}: turns is {type(value).__name__}; expected a list")
+    merged: list[Turn] = []
+    for i, turn in enumerate(value):
+        if not isinstance(turn, dict) or "role" not in turn or "text" not in turn:
+            raise io.InputError(f"{where}: turns[{i}] must be an object with `role` and `text`")
+        if turn["role"] not in ROLES:
+            raise io.InputError(
+                f"{where}: turns[{i}].role is {turn['role']!r}; expected 'user' or 'policy'"
+            )
+        problem = text_problem(turn["text"])
+        if problem:
+            raise io.InputError(f"{where}: turns[{i}].text {problem}")
+        if merged and merged[-1].role == turn["role"]:
+            account.turns["merged into the one before"] += 1
+            merged[-1] = Turn(turn["role"], f"{merged[-1].text} {turn['text']}")
+        else:
+            merged.append(Turn(turn["role"], turn["text"]))
+    if not merged:
+        raise io.InputError(f"{where}: turns is empty; a dialogue needs turns of both sides")
+    if not has_both_sides(merged):
+        raise io.InputError(f"{where}: turns has the {merged[0].role} alone; a dialogue takes two")
+    return tuple(merged)
+
+
+def _outcome(
+    where: str, value: Any, condition: UserCondition, engagement: Engagement
+) -> Outcome | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not _is_finite(value.get("value")):
+        raise io.InputError(
+            f"{where}: outcome is {value!r}; expected null or an object with a number `value`"
+        )
+    share = value.get("engagement")
+    if share is None:
+        share = engagement(condition, float(value["value"]))
+        if share is None:
+            raise io.InputError(
+                f"{where}: outcome.value is {value['value']}, out of the scenario's range"
+            )
+    if not _is_finite(share) or not 0 <= share <= 1:
+        raise io.InputError(f"{where}: outcome.engagement is {share!r}; expected 0 to 1")
+    return Outcome(float(value["value"]), float(share))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,157 @@
+"""Tokenizers: train one on the corpus, or load any Hugging Face folder that has a chat template.
+
+Ours is a byte-level BPE with one token for each turn boundary and one that announces the closing
+outcome line. It is saved as a plain Hugging Face folder, template included, so that
+`transformers.AutoTokenizer` and every tool built on it read what we trained with.
+Nothing is ever downloaded here, and no code from a folder is ever run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ixjax.io import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+BEGIN, END, PAD, OUTCOME = "<|begin|>", "<|end|>", "<|pad|>", "<|outcome|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+SPECIAL_TOKENS = (PAD, BEGIN, *ROLES, END, OUTCOME)
+
+CHAT_TEMPLATE = (
+    "{{- bos_token -}}"
+    "{%- for message in messages -%}"
+    "{{- '<|' + message['role'] + '|>' + message['content'] | trim + eos_token -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+
+SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte, so that nothing is ever unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """Which tokenizer both speakers use."""
+
+    path: str = ""
+    """Hugging Face tokenizer folder with a chat template; empty: train one on the corpus."""
+
+    vocab_size: int = 4096
+    """Largest vocabulary of a trained tokenizer; a small corpus fills less of it."""
+
+    def __post_init__(self):
+        if not self.path:
+            _check_vocab_size(self.vocab_size)
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on `texts`, with our turn tokens and chat template.
+
+    Args:
+        texts: what was said; markup in it is ordinary text.
+        vocab_size: upper bound, at least `SMALLEST_VOCABULARY`.
+
+    Returns:
+        A fast tokenizer that encodes any text and decodes it back to the same text.
+
+    Raises:
+        InputError: `vocab_size` has no room for all bytes and the special tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    _check_vocab_size(vocab_size)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        # Sorted: the alphabet comes as a set, and token ids must not depend on its order.
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BEGIN,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[*ROLES, OUTCOME],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, path: str | Path) -> None:
+    """Write a Hugging Face tokenizer folder; it appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        written = Path(temporary) / path.name
+        tokenizer.save_pretrained(written)
+        if path.exists():
+            # A folder cannot be replaced in one step; a stop in between leaves none, never half.
+            shutil.rmtree(path)
+        os.replace(written, path)
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
+    """Load a Hugging Face tokenizer folder.
+
+    Args:
+        path: a folder on this machine, with `tokenizer.json` and a chat template.
+
+    Raises:
+        InputError: there is no such folder, nothing readable in it, no fast tokenizer or no chat
+            template; the message names the remedy.
+    """
+    from transformers import AutoTokenizer
+
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(
+            f"tokenizer.path: no folder {str(path)!r}; give a downloaded Hugging Face model or "
+            "tokenizer folder, or leave it empty to train a tokenizer on the corpus"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path), trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # a broken folder fails in as many ways as there are readers of it
+        raise InputError(
+            f"tokenizer.path: {str(path)!r} holds no readable tokenizer "
+            f"({type(error).__name__}: {_first_line(error)}); it needs the files "
+            "tokenizer.json and tokenizer_config.json"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            f"tokenizer.path: {str(path)!r} has no fast tokenizer; add its tokenizer.json "
+            "(loading it once in transformers with use_fast=True and saving it writes one)"
+        )
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"tokenizer.path: {str(path)!r} has no chat template; take the instruction-tuned "
+            "version of this model, or put a chat_template.jinja into the folder"
+        )
+    return tokenizer
+
+
+def _check_vocab_size(vocab_size: int) -> None:
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise InputError(
+            f"tokenizer.vocab_size is {vocab_size}; it must be {SMALLEST_VOCABULARY} or more "
+            f"(256 bytes and {len(SPECIAL_TOKENS)} special tokens)"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]

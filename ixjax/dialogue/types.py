@@ -1,0 +1,150 @@
+"""What a dialogue is: a user's condition, alternating turns, and how it turned out.
+
+Two roles speak: the `policy` (the model to be aligned; supporter, persuader) and the `user`
+(seeker, persuadee; the simulator plays it). Everything is immutable and free of jax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Role = Literal["policy", "user"]
+ROLES: tuple[Role, ...] = ("policy", "user")
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """What one side said before the other spoke again."""
+
+    role: Role
+    text: str
+
+    def __post_init__(self) -> None:
+        """Refuse what no tokenizer or JSON file can hold."""
+        if self.role not in ROLES:
+            raise ValueError(f"role is {self.role!r}; expected 'policy' or 'user'")
+        problem = text_problem(self.text)
+        if problem:
+            raise ValueError(f"text {problem}")
+
+
+def text_problem(text: Any) -> str | None:
+    """Why this can't be the text of a turn, or None."""
+    if not isinstance(text, str):
+        return f"is {type(text).__name__}; expected a string"
+    if not text.strip():
+        return "is empty"
+    if "\x00" in text:
+        return f"holds a NUL character at {text.index(chr(0))}"
+    surrogate = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
+    if surrogate is not None:
+        return f"holds a lone surrogate (U+{ord(text[surrogate]):04X}) at {surrogate}"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class UserCondition:
+    """What the simulated user knows of itself; the policy never sees it."""
+
+    id: str
+    attributes: Mapping[str, str | int | float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a dialogue turned out.
+
+    value: in the scenario's unit (final intensity, dollars).
+    engagement: in [0, 1].
+    """
+
+    value: float
+    engagement: float
+
+    def __post_init__(self) -> None:
+        """Refuse an engagement outside its range (nan included)."""
+        if not 0 <= self.engagement <= 1:
+            raise ValueError(f"engagement is {self.engagement}; expected a number in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogue:
+    """A dialogue, whole or so far: roles alternate.
+
+    groups: names that leak from one split into another (a situation, a participant); dialogues
+    that share one stay in one split.
+    """
+
+    id: str
+    condition: UserCondition
+    turns: tuple[Turn, ...]
+    outcome: Outcome | None = None
+    groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse turns that do not alternate."""
+        for i in range(1, len(self.turns)):
+            if self.turns[i].role == self.turns[i - 1].role:
+                raise ValueError(f"turns {i - 1} and {i} are both the {self.turns[i].role}'s")
+
+    def said(self, role: Role, text: str) -> Dialogue:
+        """This dialogue with one more turn, its outcome open."""
+        return dataclasses.replace(self, turns=(*self.turns, Turn(role, text)), outcome=None)
+
+    def before(self, turn: int) -> Dialogue:
+        """The first `turn` turns, their outcome open."""
+        return dataclasses.replace(self, turns=self.turns[:turn], outcome=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record of docs/data-formats.md; the condition's id is left out where it is ours."""
+        return {
+            "id": self.id,
+            "condition": dict(self.condition.attributes),
+            "turns": [{"role": turn.role, "text": turn.text} for turn in self.turns],
+            "outcome": None if self.outcome is None else dataclasses.asdict(self.outcome),
+            "groups": list(self.groups),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Dialogue:
+        """The reverse of `to_json`, for files of ours; a corpus is read by `corpora`."""
+        outcome = record["outcome"]
+        return cls(
+            id=record["id"],
+            condition=UserCondition(record["id"], record["condition"]),
+            turns=tuple(Turn(turn["role"], turn["text"]) for turn in record["turns"]),
+            outcome=None if outcome is None else Outcome(**outcome),
+            groups=tuple(record.get("groups", ())),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """One turn as a speaker produced it.
+
+    text: what was said; empty only where `ended`.
+    ended: whether the user closed the dialogue with it.
+    outcome: read from the closing line; None if there is none or it is unreadable.
+    num_tokens: tokens sampled (words of a scripted speaker).
+    truncated: whether the turn was cut at its longest.
+    """
+
+    text: str
+    ended: bool = False
+    outcome: Outcome | None = None
+    num_tokens: int = 0
+    truncated: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class OutcomeReading:
+    """An outcome as the simulator tells it; both are nan where it is unreadable.
+
+    engagement: in [0, 1], or its expectation.
+    value: in the scenario's unit, or its expectation.
+    """
+
+    engagement: float
+    value: float

@@ -1,0 +1,181 @@
+"""Simulator fidelity: how far a simulated user can be believed.
+
+Measured on held-out human dialogues. Words: the negative log-likelihood of what the human user said.
+Outcomes: what the simulator expects after the human dialogue, and after half of it, against what was
+recorded. A simulator whose error is no smaller than that of always saying the training mean, or whose
+ranking is no better than chance, does not know what helps people: no gain under it means much.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from ixjax.dialogue.chat import View
+from ixjax.dialogue.types import Dialogue, Outcome
+from ixjax.evaluation.play import EvaluationConfig
+from ixjax.generation import ModelSpeaker, User
+from ixjax.models import Transformer
+from ixjax.search.rollout import engagements
+from ixjax.training import validation_loss
+
+CALIBRATION_BINS = 10
+"""Bins of equal width over the predicted engagement."""
+
+NLL_ROWS = 4
+"""Packed rows scored at once: logits of a large vocabulary are the most memory this takes."""
+
+
+def fidelity(
+    user: User,
+    dialogues: Sequence[Dialogue],
+    *,
+    name: str,
+    config: EvaluationConfig,
+    train_outcomes: Sequence[Outcome],
+) -> dict[str, Any]:
+    """Measure a simulator against held-out human dialogues.
+
+    Args:
+        user: the simulator; only a `ModelSpeaker` has an utterance NLL.
+        dialogues: human ones that it was not trained on. Those without a user's turn are left
+            out; those without an outcome count for the NLL alone.
+        name: of the simulator, for the table.
+        config: uses `fidelity_dialogues` and `batch`.
+        train_outcomes: of the training dialogues; their mean is the baseline.
+
+    Returns:
+        A JSON object. `dialogues` have a recorded outcome; the mean absolute errors and the
+        calibration are in engagement; `*_half` is read after the user turn in the middle; what
+        can't be told (a correlation with a constant) is None. `calibration` lists the bins that
+        are not empty: their bounds, count, mean predicted and mean recorded engagement, and
+        `calibration_error` is the mean distance of the two, weighted by count.
+    """
+    heard = [d for d in dialogues if any(turn.role == "user" for turn in d.turns)]
+    heard = heard[: config.fidelity_dialogues]
+    ended = [d for d in heard if d.outcome is not None]
+    recorded = np.array([d.outcome.engagement for d in ended if d.outcome is not None])
+    full = expected_engagements(user, ended, batch=config.batch)
+    half = expected_engagements(user, [halved(d) for d in ended], batch=config.batch)
+    known = ~np.isnan(full)
+    bins = calibration_bins(full[known], recorded[known])
+    figures = {
+        "utterance_nll": _speaker_nll(user, heard),
+        "outcome_mae": _mean(np.abs(full - recorded)[known]),
+        "outcome_mae_baseline": _baseline_error(recorded[known], train_outcomes),
+        "outcome_spearman": spearman(full[known], recorded[known]),
+        "outcome_spearman_half": spearman(half[~np.isnan(half)], recorded[~np.isnan(half)]),
+        "calibration_error": calibration_error(bins),
+        "unreadable_rate": _mean(~known),
+    }
+    finite = {key: float(x) if math.isfinite(x) else None for key, x in figures.items()}
+    return {"simulator": name, "dialogues": len(ended), **finite, "calibration": bins}
+
+
+def utterance_nll(
+    model: Transformer, view: View, dialogues: Sequence[Dialogue], *, rows: int = NLL_ROWS
+) -> float:
+    """Mean negative log-likelihood of a token of this side's turns, in nats.
+
+    Teacher-forced over whole dialogues, without the outcome line; the tokens that end the turns
+    are counted, as in training. Comparable between models of one tokenizer only.
+
+    Args:
+        model: the speaker's network.
+        view: how it sees a dialogue.
+        dialogues: human ones; oldest turns that find no room in its context are left out.
+        rows: packed rows scored at once.
+
+    Returns:
+        nan where this side says nothing in any of them.
+    """
+    rendered = [
+        view.training(d, max_tokens=model.config.max_length, outcome=False) for d in dialogues
+    ]
+    rendered = [example for example in rendered if any(example.scored)]
+    return validation_loss(model, rendered, batch_size=rows) if rendered else math.nan
+
+
+def expected_engagements(
+    user: User, dialogues: Sequence[Dialogue], *, batch: int
+) -> np.ndarray:
+    """`[N]` engagement that the user tells after each dialogue; nan where it is unreadable."""
+    found = np.zeros(0)
+    rows = min(batch, len(dialogues))
+    for start in range(0, len(dialogues), max(rows, 1)):
+        # Recorded outcomes are taken off: what is not handed over can't be looked up.
+        part = [d.before(len(d.turns)) for d in dialogues[start : start + rows]]
+        active = np.arange(rows) < len(part)
+        # The last batch is filled up: all have one shape, nothing compiles anew.
+        state = user.start([*part, *[part[-1]] * (rows - len(part))])
+        readings = user.outcomes(state, active)
+        found = np.concatenate([found, engagements(readings[: len(part)])])
+    return found
+
+
+def halved(dialogue: Dialogue) -> Dialogue:
+    """The dialogue up to the user turn in its middle: k of 2k user turns, k + 1 of 2k + 1."""
+    spoken = [i for i, turn in enumerate(dialogue.turns) if turn.role == "user"]
+    return dialogue.before(spoken[(len(spoken) - 1) // 2] + 1)
+
+
+def spearman(left: np.ndarray, right: np.ndarray) -> float:
+    """Rank correlation, ties on their mean rank; nan if either side does not vary."""
+    if len(left) < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
+        return math.nan
+    return float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[place]
+
+
+def calibration_bins(
+    predicted: np.ndarray, recorded: np.ndarray, *, bins: int = CALIBRATION_BINS
+) -> list[dict[str, float]]:
+    """Mean predicted and recorded engagement within each bin of the predicted one."""
+    place = np.clip((predicted * bins).astype(int), 0, bins - 1)
+    return [
+        {
+            "low": float(i / bins),
+            "high": float((i + 1) / bins),
+            "count": int((place == i).sum()),
+            "predicted": float(predicted[place == i].mean()),
+            "recorded": float(recorded[place == i].mean()),
+        }
+        for i in np.unique(place)
+    ]
+
+
+def calibration_error(bins: Sequence[dict[str, float]]) -> float:
+    """Expected calibration error: |predicted - recorded| over the bins, weighted by count.
+
+    It is not 0 for a calibrated simulator: with few dialogues a bin, noise alone parts the means.
+    """
+    total = sum(b["count"] for b in bins)
+    parted = sum(b["count"] * abs(b["predicted"] - b["recorded"]) for b in bins)
+    return parted / total if total else math.nan
+
+
+def _baseline_error(recorded: np.ndarray, train_outcomes: Sequence[Outcome]) -> float:
+    """Error of telling the training mean, whatever was said."""
+    return _mean(np.abs(recorded - _mean([o.engagement for o in train_outcomes])))
+
+
+def _speaker_nll(user: User, dialogues: Sequence[Dialogue]) -> float:
+    """A scripted user has no likelihood."""
+    if not isinstance(user, ModelSpeaker):
+        return math.nan
+    engine = user._engine
+    return utterance_nll(nnx.merge(engine._graph, engine._params), user.view, dialogues)
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    """The mean, nan of nothing (numpy would warn)."""
+    return float(np.mean(values)) if len(values) else math.nan

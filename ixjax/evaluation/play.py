@@ -1,0 +1,242 @@
+"""Play: a policy talks to a user under held-out conditions, many dialogues in lockstep.
+
+What either side draws is a function of (condition, sample, turn, speaker) and of its own seed, never
+of a place in a batch. So every method meets the same user draws under the same condition, which
+makes their differences paired, and the batch size changes nothing (docs/algorithm.md, "Evaluation").
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ixjax.dialogue.types import Dialogue, OutcomeReading, UserCondition, Utterance
+from ixjax.generation import Speaker, User
+from ixjax.io import InputError
+from ixjax.search.rollout import POLICY, USER, hashed, turn_identities, words
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How the methods are compared."""
+
+    conditions: int = 128
+    """Held-out conditions, the first ones; all of them where there are fewer."""
+    samples: int = 1
+    """Dialogues a condition, each with its own draws; methods are paired sample by sample."""
+    batch: int = 64
+    """Most dialogues played side by side."""
+    max_turns: int = 8
+    """Policy turns after which a dialogue is over."""
+    bootstrap: int = 2000
+    """Resamples behind each 95 % interval."""
+    candidates: int = 4
+    """Best of n: responses sampled a turn."""
+    rollouts: int = 1
+    """Best of n: dialogues looked ahead from each of them."""
+    fidelity_dialogues: int = 64
+    """Held-out human dialogues that each simulator's fidelity is measured on, the first ones."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below 1."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value < 1:
+                raise InputError(f"evaluation.{field.name} is {value}; expected 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """One dialogue of the evaluation.
+
+    condition: id of the condition.
+    sample: which of the condition's dialogues.
+    dialogue: its turns, the root's included.
+    engagement: in [0, 1], as the user's read-out gave it; nan where it is unreadable.
+    value: in the scenario's unit; nan where it is unreadable.
+    released: probability of a full success, from a read-out that knows it; nan otherwise.
+    ended: whether the user closed the dialogue, before it was cut at `max_turns`.
+    response_tokens: tokens of each policy turn played, oldest first.
+    """
+
+    condition: str
+    sample: int
+    dialogue: Dialogue
+    engagement: float
+    value: float
+    released: float
+    ended: bool
+    response_tokens: tuple[int, ...]
+
+    @property
+    def turns(self) -> int:
+        """Policy turns played."""
+        return len(self.response_tokens)
+
+    @property
+    def responses(self) -> list[str]:
+        """What the policy said; human turns of the root are not its own."""
+        said = [turn.text for turn in self.dialogue.turns if turn.role == "policy"]
+        return said[len(said) - self.turns :]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; unreadable figures are null."""
+        return {
+            "condition": self.condition,
+            "sample": self.sample,
+            "dialogue": self.dialogue.to_json(),
+            "engagement": _or_null(self.engagement),
+            "value": _or_null(self.value),
+            "released": _or_null(self.released),
+            "ended": self.ended,
+            "response_tokens": list(self.response_tokens),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Played:
+        """The reverse of `to_json`."""
+        dialogue = Dialogue.from_json(record["dialogue"])
+        condition = UserCondition(record["condition"], dialogue.condition.attributes)
+        return cls(
+            condition=record["condition"],
+            sample=record["sample"],
+            dialogue=dataclasses.replace(dialogue, condition=condition),
+            engagement=_or_nan(record["engagement"]),
+            value=_or_nan(record["value"]),
+            released=_or_nan(record["released"]),
+            ended=record["ended"],
+            response_tokens=tuple(record["response_tokens"]),
+        )
+
+
+def play(
+    policy: Speaker, user: User, roots: Sequence[Dialogue], *, config: EvaluationConfig
+) -> list[Played]:
+    """Let the policy talk to the user under each condition, `config.samples` times.
+
+    Args:
+        policy: moves first.
+        user: answers, may leave, and tells how it turned out.
+        roots: where each dialogue begins; conditions all differ.
+        config: uses `samples`, `batch` and `max_turns`; `conditions` is the caller's to apply.
+
+    Returns:
+        One for each root and sample, samples of a root side by side.
+
+    Raises:
+        InputError: there is no root.
+        ValueError: several roots have a condition of the same id, so could not be told apart.
+    """
+    if not roots:
+        raise InputError("there is no held-out condition to evaluate under")
+    name, count = collections.Counter(root.condition.id for root in roots).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} roots have the condition id {name!r}; ids must differ")
+    games = [(root, sample) for root in roots for sample in range(config.samples)]
+    # All batches have one size, so that nothing compiles anew; as even as they come, so that few
+    # rows of the last one are padding.
+    batches = -(-len(games) // config.batch)
+    rows = -(-len(games) // batches)
+    return [
+        played
+        for start in range(0, len(games), rows)
+        for played in _play_batch(
+            policy, user, games[start : start + rows], rows=rows, max_turns=config.max_turns
+        )
+    ]
+
+
+def _play_batch(
+    policy: Speaker,
+    user: User,
+    games: Sequence[tuple[Dialogue, int]],
+    *,
+    rows: int,
+    max_turns: int,
+) -> list[Played]:
+    """Play `games` in `rows` rows; those that are left over never speak."""
+    padded = [*games, *[games[-1]] * (rows - len(games))]
+    real = np.arange(rows) < len(games)
+    dialogues = [root for root, _ in padded]
+    base = np.array([[hashed(root.condition.id), sample] for root, sample in padded], np.uint32)
+    policy_state, user_state = policy.start(dialogues), user.start(dialogues)
+    tokens: list[list[int]] = [[] for _ in padded]
+    ended, alive = np.zeros(rows, bool), real.copy()
+    for turn in range(max_turns):
+        policy_state, responses = policy.speak(
+            policy_state, turn_identities(base, np.full(rows, turn), POLICY), alive
+        )
+        user_state = user.listen(user_state, _heard(responses, alive))
+        user_state, reactions = user.speak(
+            user_state, turn_identities(base, np.full(rows, turn), USER), alive
+        )
+        for row in np.flatnonzero(alive):
+            response, reaction = _said(responses[row]), _said(reactions[row])
+            tokens[row].append(response.num_tokens)
+            ended[row] = reaction.ended
+            dialogues[row] = _exchange(dialogues[row], response, reaction)
+        alive &= ~ended
+        if not alive.any() or turn + 1 == max_turns:
+            break
+        policy_state = policy.listen(policy_state, _heard(reactions, alive))
+    readings = user.outcomes(user_state, real)
+    return [
+        _played(game, dialogues[row], readings[row], bool(ended[row]), tokens[row])
+        for row, game in enumerate(games)
+    ]
+
+
+def _played(
+    game: tuple[Dialogue, int],
+    dialogue: Dialogue,
+    reading: OutcomeReading | None,
+    ended: bool,
+    tokens: Sequence[int],
+) -> Played:
+    root, sample = game
+    return Played(
+        condition=root.condition.id,
+        sample=sample,
+        dialogue=dialogue,
+        engagement=math.nan if reading is None else reading.engagement,
+        value=math.nan if reading is None else reading.value,
+        released=_or_nan(getattr(reading, "released", None)),
+        ended=ended,
+        response_tokens=tuple(tokens),
+    )
+
+
+def _exchange(dialogue: Dialogue, response: Utterance, reaction: Utterance) -> Dialogue:
+    """Append both turns; a user who left without a word said nothing."""
+    dialogue = dialogue.said("policy", words(response))
+    if reaction.ended and not reaction.text:
+        return dialogue
+    return dialogue.said("user", words(reaction))
+
+
+def _said(utterance: Utterance | None) -> Utterance:
+    """An active row's utterance, which a speaker must give."""
+    if utterance is None:
+        raise ValueError("a speaker said nothing for a row that is active")
+    return utterance
+
+
+def _heard(utterances: Sequence[Utterance | None], rows: np.ndarray) -> list[str | None]:
+    """What the other side hears; None leaves its row as it is."""
+    return [
+        words(_said(said)) if on else None for said, on in zip(utterances, rows, strict=True)
+    ]
+
+
+def _or_null(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(value) else value
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else float(value)

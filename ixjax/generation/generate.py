@@ -1,0 +1,57 @@
+"""Batch generation for whoever needs tokens and no dialogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ixjax.generation.engine import Engine
+from ixjax.generation.sampling import SamplingConfig
+from ixjax.models import Transformer
+
+
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    *,
+    max_new_tokens: int,
+    seed: int,
+    end_ids: Sequence[int] = (),
+) -> list[list[int]]:
+    """Continue each prompt.
+
+    Args:
+        model: the decoder.
+        prompts: token ids, one non-empty list a prompt, of any lengths.
+        sampling: temperature and nucleus; its own `max_new_tokens` is not used.
+        max_new_tokens: tokens sampled at most per prompt.
+        seed: prompt i's tokens depend on (seed, i) alone.
+        end_ids: tokens that end a continuation; they are returned too.
+
+    Returns:
+        The continuations, without their prompts.
+
+    Raises:
+        ValueError: no prompt, an empty one, or one that does not fit the model with its answer.
+    """
+    if not prompts or not all(prompts):
+        raise ValueError("generate needs at least one prompt, each with at least one token")
+    longest = max(map(len, prompts))
+    if longest + max_new_tokens > model.config.max_length:
+        raise ValueError(
+            f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the "
+            f"model's max_length of {model.config.max_length}"
+        )
+    engine = Engine(model, max_new_tokens=max_new_tokens)
+    contexts = engine.extend(engine.empty(len(prompts)), prompts)
+    _, decoded = engine.decode(
+        contexts,
+        sampling=sampling,
+        seed=seed,
+        identities=np.arange(len(prompts), dtype=np.uint32)[:, None],
+        active=np.ones(len(prompts), bool),
+        end_ids=end_ids or (-1,),
+    )
+    return [row[:n].tolist() for row, n in zip(decoded.tokens, decoded.counts, strict=True)]

@@ -1,0 +1,311 @@
+"""Speakers: one side of many dialogues at once, in words.
+
+`Speaker` is what search and evaluation play with: contexts that can be forked, stored, spoken
+from and spoken to. `ModelSpeaker` implements it over the engine, so that a new turn costs its own
+tokens and the history is never read again; a scripted user or policy implements it in plain
+Python (`ixjax.dialogue.scenarios.sandbox.TrueUser`). Play is in lockstep: all rows finish a turn
+before the next speaker's begins.
+
+A live context ends right after its speaker's own words: the end of that turn is read together
+with the reply to it. So the closing outcome line can be scored behind any turn of the user's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+
+from ixjax.dialogue.chat import View
+from ixjax.dialogue.types import Dialogue, Outcome, OutcomeReading, Role, Utterance
+from ixjax.generation.engine import Contexts, Decoded, Engine
+from ixjax.generation.sampling import SamplingConfig
+from ixjax.models import Transformer
+
+State = TypeVar("State")
+ReadOut = Literal["expected", "sampled"]
+
+OUTCOME_TOKENS = 24  # room kept in every context for the marker and one closing line
+SILENCE = "..."  # what the other side hears of a turn without a word in it
+
+
+class Speaker(Protocol[State]):
+    """One side of many dialogues. A state holds one dialogue a row.
+
+    `speak`, `listen` and `store` consume the state they are given; `fork` and `start` do not.
+    """
+
+    def empty(self, rows: int) -> State:
+        """Rows that hold nothing yet, to `store` into."""
+        ...
+
+    def start(self, dialogues: Sequence[Dialogue]) -> State:
+        """One row a dialogue, ready to speak if it is this side's move."""
+        ...
+
+    def speak(
+        self, state: State, identities: np.ndarray, active: np.ndarray
+    ) -> tuple[State, list[Utterance | None]]:
+        """Sample this side's next turn for the active rows.
+
+        Args:
+            state: rows whose last turn is the other side's.
+            identities: `[S, k]` uint32; what is said depends on it, the seed and the row alone.
+            active: `[S]` bool.
+        """
+        ...
+
+    def listen(self, state: State, texts: Sequence[str | None]) -> State:
+        """Append the other side's turn to each row; None leaves the row as it is."""
+        ...
+
+    def fork(self, state: State, rows: np.ndarray) -> State:
+        """Row i of the result is a copy of row `rows[i]`."""
+        ...
+
+    def store(self, state: State, rows: np.ndarray, source: State, source_rows: np.ndarray) -> State:
+        """Overwrite `rows` of `state` with `source_rows` of `source`."""
+        ...
+
+
+class User(Speaker[State], Protocol[State]):
+    """The user's side, which also knows what the dialogue has done to it."""
+
+    def outcomes(self, state: State, active: np.ndarray) -> list[OutcomeReading | None]:
+        """Read each active row's engagement, after any turn of the user's; state stays valid."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """State of a `ModelSpeaker`.
+
+    contexts: what the engine holds.
+    dialogues: `[S]` the dialogue of each row, None for an empty one.
+    lines: `[S]` the outcome line that closed the row, as generated.
+    """
+
+    contexts: Contexts
+    dialogues: list[Dialogue | None]
+    lines: list[str | None]
+
+
+class ModelSpeaker:
+    """A language model as one side of the dialogue; with `view.role == "user"` also a `User`.
+
+    Args:
+        model: the decoder.
+        view: how this side sees a dialogue (scenario, role, chat template).
+        sampling: how turns are drawn.
+        seed: of the run.
+        readout: how `outcomes` reads: `expected` scores every possible closing line after the
+            forced marker (no sampling noise); `sampled` reads the line that was generated.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        view: View,
+        sampling: SamplingConfig,
+        *,
+        seed: int,
+        readout: ReadOut = "expected",
+    ):
+        self.view = view
+        self.seed = seed
+        self.readout = readout
+        self.sampling = sampling
+        self.dropped_turns = 0
+        self._engine = Engine(model, max_new_tokens=sampling.max_new_tokens)
+        # Longest context that still has room for one more turn and an outcome line.
+        self._limit = model.config.max_length - sampling.max_new_tokens - OUTCOME_TOKENS
+        if self._limit < 1:
+            raise ValueError(
+                f"max_new_tokens ({sampling.max_new_tokens}) leaves no room in a context of "
+                f"{model.config.max_length} tokens"
+            )
+
+    def empty(self, rows: int) -> Rows:
+        """See `Speaker.empty`."""
+        return Rows(self._engine.empty(rows), [None] * rows, [None] * rows)
+
+    def start(self, dialogues: Sequence[Dialogue]) -> Rows:
+        """See `Speaker.start`."""
+        tokens = [self._render(dialogue) for dialogue in dialogues]
+        contexts = self._engine.extend(self._engine.empty(len(tokens)), tokens)
+        return Rows(contexts, list(dialogues), [None] * len(tokens))
+
+    def speak(
+        self, state: Rows, identities: np.ndarray, active: np.ndarray
+    ) -> tuple[Rows, list[Utterance | None]]:
+        """See `Speaker.speak`."""
+        before = state.contexts.lengths
+        contexts, decoded = self._engine.decode(
+            state.contexts, sampling=self.sampling, seed=self.seed, identities=identities,
+            active=active, end_ids=self.view.template.end_ids,
+        )
+        utterances: list[Utterance | None] = [None] * len(active)
+        dialogues, lines, lengths = list(state.dialogues), list(state.lines), before.copy()
+        for row in np.flatnonzero(active):
+            utterances[row], line, kept = self._parse(decoded, row, dialogues[row])
+            lengths[row] += kept
+            lines[row] = line
+            if utterances[row].text:
+                dialogues[row] = dialogues[row].said(self.view.role, utterances[row].text)
+        # Behind the utterance lies at most a closing line, which the outcome is read without.
+        return Rows(self._engine.shorten(contexts, lengths), dialogues, lines), utterances
+
+    def _parse(
+        self, decoded: Decoded, row: int, dialogue: Dialogue
+    ) -> tuple[Utterance, str | None, int]:
+        count = int(decoded.counts[row])
+        tokens = decoded.tokens[row, :count].tolist()
+        turn = self.view.parse(tokens)
+        outcome = None
+        if turn.line is not None:
+            outcome = self.view.scenario.read_outcome(dialogue.condition, turn.line)
+        truncated = not tokens or tokens[-1] not in self.view.template.end_ids
+        text = turn.text if turn.text or turn.ended else SILENCE
+        said = Utterance(
+            text=text, ended=turn.ended, outcome=outcome, num_tokens=count, truncated=truncated
+        )
+        return said, turn.line, turn.kept
+
+    def listen(self, state: Rows, texts: Sequence[str | None]) -> Rows:
+        """See `Speaker.listen`. A row that is full is read anew without its oldest turns."""
+        template, other = self.view.template, _other(self.view.role)
+        dialogues = list(state.dialogues)
+        lengths, tokens = state.contexts.lengths.copy(), []
+        for row, text in enumerate(texts):
+            if text is None:
+                tokens.append([])
+                continue
+            spoke = bool(dialogues[row].turns) and dialogues[row].turns[-1].role == self.view.role
+            dialogues[row] = dialogues[row].said(other, text)
+            new = [*(template.own_suffix if spoke else ()), *template.other(text), *template.own_prefix]
+            if not template.additive or lengths[row] + len(new) > self._limit:
+                lengths[row], new = 0, self._render(dialogues[row])
+            tokens.append(new)
+        contexts = self._engine.extend(self._engine.shorten(state.contexts, lengths), tokens)
+        return Rows(contexts, dialogues, list(state.lines))
+
+    def _render(self, dialogue: Dialogue) -> list[int]:
+        context = self.view.context(dialogue, max_tokens=self._limit)
+        self.dropped_turns += context.dropped_turns
+        return list(context.tokens)
+
+    def fork(self, state: Rows, rows: np.ndarray) -> Rows:
+        """See `Speaker.fork`."""
+        return Rows(
+            self._engine.fork(state.contexts, rows),
+            [state.dialogues[row] for row in rows],
+            [state.lines[row] for row in rows],
+        )
+
+    def store(self, state: Rows, rows: np.ndarray, source: Rows, source_rows: np.ndarray) -> Rows:
+        """See `Speaker.store`."""
+        dialogues, lines = list(state.dialogues), list(state.lines)
+        for row, source_row in zip(rows, source_rows, strict=True):
+            dialogues[row], lines[row] = source.dialogues[source_row], source.lines[source_row]
+        contexts = self._engine.store(state.contexts, rows, source.contexts, source_rows)
+        return Rows(contexts, dialogues, lines)
+
+    def outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
+        """Engagement of each active row by the configured read-out (docs/algorithm.md).
+
+        Raises:
+            ValueError: this speaker is the policy, which has no outcome.
+        """
+        if self.view.role != "user":
+            raise ValueError("only the user's side has an outcome; this speaker is the policy")
+        if self.readout == "sampled":
+            return self._sampled_outcomes(state, active)
+        return self._expected_outcomes(state, active)
+
+    def _expected_outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
+        scenario, template = self.view.scenario, self.view.template
+        rows = np.flatnonzero(active)
+        if not len(rows):
+            return [None] * len(active)
+        stand_in = state.dialogues[rows[0]]  # inactive rows are scored too, and left out below
+        possible = [
+            scenario.outcome_lines((dialogue if on else stand_in).condition)
+            for dialogue, on in zip(state.dialogues, active, strict=True)
+        ]
+        candidates = [
+            [[*template.encode(line), template.end_ids[0]] for line, _ in lines]
+            for lines in possible
+        ]
+        shared = [_common_prefix(lines) for lines in candidates]
+        prefixes = [
+            [*template.marker_ids, *lines[0][:n]]
+            for lines, n in zip(candidates, shared, strict=True)
+        ]
+        tails = [[line[n:] for line in lines] for lines, n in zip(candidates, shared, strict=True)]
+        scores = self._engine.score(state.contexts, prefixes, tails)
+        readings: list[OutcomeReading | None] = [None] * len(active)
+        for row in rows:
+            readings[row] = _expectation(scores[row], [outcome for _, outcome in possible[row]])
+        return readings
+
+    def _sampled_outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
+        """Lines as generated; a row that was cut before it closed has its line drawn now."""
+        cut = active & np.array([line is None for line in state.lines])
+        lines = list(state.lines)
+        if cut.any():
+            contexts = self._engine.fork(state.contexts, np.arange(len(active)))
+            marker = self.view.template.marker_ids
+            contexts = self._engine.extend(contexts, [marker if on else [] for on in cut])
+            _, decoded = self._engine.decode(
+                contexts, sampling=self.sampling, seed=self.seed,
+                identities=_line_identities(state.dialogues), active=cut,
+                end_ids=self.view.template.end_ids, max_new_tokens=OUTCOME_TOKENS // 2,
+            )
+            for row in np.flatnonzero(cut):
+                tokens = decoded.tokens[row, : decoded.counts[row]].tolist()
+                lines[row] = self.view.template.decode(tokens)
+        readings: list[OutcomeReading | None] = [None] * len(active)
+        for row in np.flatnonzero(active):
+            condition = state.dialogues[row].condition
+            outcome = self.view.scenario.read_outcome(condition, lines[row])
+            readings[row] = _reading(outcome)
+        return readings
+
+
+def _other(role: Role) -> Role:
+    return "user" if role == "policy" else "policy"
+
+
+def _common_prefix(lines: Sequence[Sequence[int]]) -> int:
+    """Tokens that all lines begin with; at least one token of each is left to tell them apart."""
+    shortest = min(len(line) for line in lines) - 1
+    same = (len({line[i] for line in lines}) == 1 for i in range(shortest))
+    return next((i for i, equal in enumerate(same) if not equal), shortest)
+
+
+def _expectation(scores: np.ndarray, outcomes: Sequence[Outcome]) -> OutcomeReading:
+    """g = sum_i softmax(log p)_i g_i over the possible closing lines."""
+    weights = np.exp(scores.astype(np.float64) - scores.max())
+    weights /= weights.sum()
+    return OutcomeReading(
+        engagement=float(weights @ [outcome.engagement for outcome in outcomes]),
+        value=float(weights @ [outcome.value for outcome in outcomes]),
+    )
+
+
+def _reading(outcome: Outcome | None) -> OutcomeReading:
+    """A line that nothing can be read from has no engagement: never 0 silently."""
+    if outcome is None:
+        return OutcomeReading(engagement=math.nan, value=math.nan)
+    return OutcomeReading(engagement=outcome.engagement, value=outcome.value)
+
+
+def _line_identities(dialogues: Sequence[Dialogue | None]) -> np.ndarray:
+    """What a closing line is drawn by: its whole dialogue."""
+    texts = ["" if d is None else "\n".join([d.condition.id, *(t.text for t in d.turns)])
+             for d in dialogues]
+    return np.array([[zlib.crc32(text.encode())] for text in texts], np.uint32)

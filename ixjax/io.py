@@ -1,0 +1,298 @@
+"""Files: atomic writes, JSON lines with a schema, run-directory layout, fingerprints.
+
+A file is whole or not there: everything is written to a temporary name in the same folder and
+renamed. Whatever a person handed us and we can't read raises `InputError` with the file, the
+line and the field; commands print it without a traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+class InputError(ValueError):
+    """Bad input: names the file, line or field, what was found and what was expected."""
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically; the folder is made where it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write one JSON document atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_text(path: str | Path) -> str:
+    """Read UTF-8 text.
+
+    Raises:
+        InputError: there is no such file, or it is not UTF-8.
+    """
+    path = Path(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """Read one JSON document.
+
+    Raises:
+        InputError: there is no such file, or it is not JSON (names line and column).
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}:{error.lineno}: not JSON (column {error.colno}: {error.msg})"
+        ) from None
+
+
+def write_jsonl(
+    path: str | Path, records: Iterable[Mapping[str, Any]], *, schema: str | None
+) -> None:
+    """Write records atomically, one a line, below a line that names the schema.
+
+    Args:
+        path: the file.
+        records: JSON objects.
+        schema: its name, such as `ixjax.pairs`; None writes no schema line, for files whose form
+            is another library's.
+    """
+    head = [] if schema is None else [{"schema": schema, "version": SCHEMA_VERSION}]
+    lines = [json.dumps(record, ensure_ascii=False) for record in (*head, *records)]
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def read_jsonl(path: str | Path, *, schema: str) -> Iterator[dict[str, Any]]:
+    """Read what `write_jsonl` wrote.
+
+    Raises:
+        InputError: no such file, a line that is not a JSON object, another schema or version.
+    """
+    for number, record in read_json_lines(path):
+        if number == 1:
+            found = (record.get("schema"), record.get("version"))
+            if found != (schema, SCHEMA_VERSION):
+                raise InputError(
+                    f"{path}:1: expected schema {schema} version {SCHEMA_VERSION}, "
+                    f"found {found[0]} version {found[1]}"
+                )
+        else:
+            yield record
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of each line that is not blank.
+
+    Raises:
+        InputError: no such file, not UTF-8, or a line that is not a JSON object.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}:{number}: not JSON (column {error.colno}: {error.msg})"
+            ) from None
+        if not isinstance(record, dict):
+            raise InputError(
+                f"{path}:{number}: expected a JSON object, found {type(record).__name__}"
+            )
+        yield number, record
+
+
+def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Append one line to a log that nothing depends on (metrics.jsonl)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits that change when any part does (JSON values, dataclasses, paths, bytes)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else json.dumps(_plain(part), sort_keys=True).encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """16 hex digits of a file's content."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def folder_fingerprint(path: str | Path) -> str:
+    """16 hex digits of a file, or of all files below a folder with their relative names."""
+    path = Path(path)
+    if path.is_file():
+        return file_fingerprint(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return fingerprint([[str(file.relative_to(path)), file_fingerprint(file)] for file in files])
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """Where everything of a run lies (docs/data-formats.md)."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The run's settings."""
+        return self.root / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """What is finished, and what it was made from."""
+        return self.root / "manifest.json"
+
+    @property
+    def data(self) -> Path:
+        """The splits."""
+        return self.root / "data"
+
+    @property
+    def conditions(self) -> Path:
+        """Every condition with its root."""
+        return self.root / "conditions.jsonl"
+
+    @property
+    def tokenizer(self) -> Path:
+        """A Hugging Face tokenizer folder."""
+        return self.root / "tokenizer"
+
+    @property
+    def policy_sft(self) -> Path:
+        """The fine-tuned policy, DPO's reference."""
+        return self.root / "policy_sft"
+
+    @property
+    def simulator(self) -> Path:
+        """The simulator that the search plays against."""
+        return self.root / "simulator"
+
+    @property
+    def simulator_heldout(self) -> Path:
+        """The simulator that only the evaluation meets."""
+        return self.root / "simulator_heldout"
+
+    @property
+    def trees(self) -> Path:
+        """Shards of finished trees."""
+        return self.root / "trees"
+
+    @property
+    def pairs(self) -> Path:
+        """Preference pairs of the search."""
+        return self.root / "pairs.jsonl"
+
+    @property
+    def pairs_trl(self) -> Path:
+        """The same in TRL's conversational form."""
+        return self.root / "pairs_trl.jsonl"
+
+    @property
+    def human_pairs(self) -> Path:
+        """Preference pairs of the human dialogues."""
+        return self.root / "human_pairs.jsonl"
+
+    @property
+    def policy_dpo(self) -> Path:
+        """The aligned policies."""
+        return self.root / "policy_dpo"
+
+    @property
+    def played(self) -> Path:
+        """The dialogues of the evaluation."""
+        return self.root / "evaluation"
+
+    @property
+    def evaluation(self) -> Path:
+        """The comparison."""
+        return self.root / "evaluation.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Logged steps of every stage."""
+        return self.root / "metrics.jsonl"
+
+
+class Manifest:
+    """Finished stages of a run: stage -> {"inputs": fingerprint, "seconds": ..., facts...}."""
+
+    def __init__(self, path: Path, stages: dict[str, dict[str, Any]]):
+        self.path = path
+        self.stages = stages
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read the manifest; a missing one is empty.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if not path.exists():
+            return cls(path, {})
+        content = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
+            raise InputError(f"{path}: expected an object with `stages`; the manifest is damaged")
+        return cls(path, content["stages"])
+
+    def get(self, stage: str) -> dict[str, Any] | None:
+        """What is recorded of a finished stage."""
+        return self.stages.get(stage)
+
+    def is_done(self, stage: str, inputs: str) -> bool:
+        """Whether the stage was finished from just these inputs."""
+        return self.stages.get(stage, {}).get("inputs") == inputs
+
+    def record(self, stage: str, inputs: str, **facts: Any) -> None:
+        """Mark a stage as finished; the file is rewritten atomically."""
+        self.stages[stage] = {"inputs": inputs, **facts}
+        write_json(
+            self.path,
+            {"schema": "ixjax.manifest", "version": SCHEMA_VERSION, "stages": self.stages},
+        )

@@ -1,0 +1,15 @@
+"""Decoders: their shape, their weights, Hugging Face checkpoints in and out."""
+
+from ixjax.models.config import ModelArguments, ModelConfig
+from ixjax.models.sharding import abstract_params, init_model, param_shardings
+from ixjax.models.transformer import Transformer, attend_pieces
+
+__all__ = [
+    "ModelArguments",
+    "ModelConfig",
+    "Transformer",
+    "abstract_params",
+    "attend_pieces",
+    "init_model",
+    "param_shardings",
+]

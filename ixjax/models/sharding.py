@@ -1,0 +1,38 @@
+"""Where each weight lies: `weight_specs` read through the rules of `ixjax.parallel`."""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from ixjax.models.config import ModelConfig
+from ixjax.models.transformer import Transformer, weight_specs
+from ixjax.parallel import partition_spec
+
+
+def param_shardings(config: ModelConfig, mesh: Mesh) -> nnx.State:
+    """A sharding for each parameter, in the tree that `nnx.split(model)[1]` has."""
+    specs = weight_specs(config)
+
+    def sharding(path: tuple, _: object) -> NamedSharding:
+        spec = specs[".".join(str(p) for p in path)]
+        return NamedSharding(mesh, partition_spec(spec.axes, spec.shape, mesh))
+
+    return nnx.map_state(lambda path, v: v.replace(sharding(path, v)), abstract_params(config))
+
+
+def abstract_params(config: ModelConfig) -> nnx.State:
+    """The parameter tree with `jax.ShapeDtypeStruct` leaves."""
+    return nnx.state(Transformer(config), nnx.Param)
+
+
+def init_model(config: ModelConfig, *, seed: int, mesh: Mesh) -> Transformer:
+    """Draw a new model straight into its shards."""
+    graph = nnx.graphdef(Transformer(config))
+
+    def draw(key: jax.Array) -> nnx.State:
+        return nnx.state(Transformer(config, rngs=nnx.Rngs(params=key)), nnx.Param)
+
+    params = jax.jit(draw, out_shardings=param_shardings(config, mesh))(jax.random.key(seed))
+    return nnx.merge(graph, params)

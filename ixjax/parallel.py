@@ -1,0 +1,106 @@
+"""The device mesh and the one table that says which weight axis lies on which mesh axis.
+
+Three mesh axes: `data` replicates the model, `fsdp` shards it over the axis that it also splits
+the batch on, `tensor` splits heads and the MLP. One device is a mesh of one: no code asks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# logical axis of a weight -> mesh axis
+RULES: Mapping[str, str] = {
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How devices are laid out; -1 takes what is left."""
+
+    data: int = -1
+    """Copies of the model, each on its own slice of the batch."""
+    fsdp: int = 1
+    """Devices that share one copy's weights and optimiser state (and split its batch)."""
+    tensor: int = 1
+    """Devices that split heads and MLP of one layer."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no device count can satisfy."""
+        sizes = dataclasses.astuple(self)
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+            raise ValueError(
+                f"mesh sizes must be positive, at most one of them -1; found "
+                f"data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}"
+            )
+
+
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes (data, fsdp, tensor) over `devices` (default: all).
+
+    Raises:
+        ValueError: the sizes do not multiply to the device count.
+    """
+    config = config or MeshConfig()
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [config.data, config.fsdp, config.tensor]
+    fixed = math.prod(size for size in sizes if size != -1)
+    if len(devices) % fixed:
+        raise ValueError(
+            f"a mesh of data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} needs a "
+            f"multiple of {fixed} devices; {len(devices)} found"
+        )
+    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        raise ValueError(
+            f"a mesh of {sizes[0]} x {sizes[1]} x {sizes[2]} has {math.prod(sizes)} places; "
+            f"{len(devices)} devices found: set one of mesh.data, mesh.fsdp, mesh.tensor to -1"
+        )
+    return Mesh(np.array(devices).reshape(sizes), AXES)
+
+
+def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """Mesh axes of a weight whose dimensions carry the logical names `axes`.
+
+    A dimension that its mesh axis does not divide stays whole (two KV heads on four devices).
+
+    Raises:
+        ValueError: two dimensions of one weight fall on the same mesh axis.
+    """
+    placed = []
+    for name, size in zip(axes, shape, strict=True):
+        axis = RULES.get(name) if name is not None else None
+        placed.append(axis if axis is not None and size % mesh.shape[axis] == 0 else None)
+    used = [axis for axis in placed if axis is not None]
+    if len(used) != len(set(used)):
+        raise ValueError(f"axes {tuple(axes)} fall on the same mesh axis: {placed}")
+    return PartitionSpec(*placed)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis of a batch, split over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def describe(mesh: Mesh) -> str:
+    """One line for people: platform, device count and layout."""
+    kind = mesh.devices.flat[0].platform
+    layout = " x ".join(f"{name}={mesh.shape[name]}" for name in AXES)
+    return f"{mesh.devices.size} {kind} device{'s' * (mesh.devices.size > 1)} ({layout})"

@@ -1,0 +1,48 @@
+"""Everything a run is made of, as one tree of frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ixjax.dialogue.corpora import DataConfig
+from ixjax.dialogue.tokenizer import TokenizerConfig
+from ixjax.evaluation import EvaluationConfig
+from ixjax.generation import ReadOut, SamplingConfig
+from ixjax.models import ModelArguments
+from ixjax.parallel import MeshConfig
+from ixjax.search import PairsConfig, SearchConfig
+from ixjax.training import DPOConfig, SFTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One run: from a corpus of dialogues to an aligned policy and its evaluation."""
+
+    scenario: str = "sandbox"
+    """Whose dialogues these are: esc, p4g, sandbox, or a registered one."""
+    seed: int = 0
+    """Of everything random in the run."""
+    out: str = ""
+    """The run directory; empty: runs/NAME-OF-CONFIG."""
+    readout: ReadOut = "expected"
+    """How engagement is read from the simulator: expected (scored lines) or sampled (a line)."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    """The corpus and its splits."""
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    """A tokenizer to load, or the size of one to train."""
+    model: ModelArguments = dataclasses.field(default_factory=ModelArguments)
+    """The network of both speakers."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    """How devices are laid out in training."""
+    sft: SFTConfig = dataclasses.field(default_factory=SFTConfig)
+    """Training of the policy and the simulators."""
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    """How both speakers draw their turns."""
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    """The tree search."""
+    pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
+    """Which preference pairs are taken."""
+    dpo: DPOConfig = dataclasses.field(default_factory=DPOConfig)
+    """The alignment."""
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    """The comparison on held-out conditions."""

@@ -1,0 +1,130 @@
+"""Held-out conditions in; engagement by method and user, and the simulators' fidelity, out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ixjax import io
+from ixjax.dialogue.scenarios import sandbox
+from ixjax.dialogue.types import Dialogue
+from ixjax.evaluation import Played, cell_metrics, fidelity, play
+from ixjax.generation import Speaker, User
+from ixjax.pipeline.dpo import SOURCES, policy_directory
+from ixjax.pipeline.run import Reporter, Run
+from ixjax.search import BestOfN
+
+SCHEMA = "ixjax.evaluation"
+PLAYED_SCHEMA = "ixjax.played"
+REFERENCE_METHOD = "sft"
+# Seeds apart from those of the search, so that no method meets dialogues it was tuned on.
+EVALUATION_SEED = 1000
+
+
+def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
+    """Let every method meet every user on the same held-out conditions and seeds.
+
+    Returns:
+        The content of evaluation.json.
+    """
+    inputs = io.fingerprint(
+        [run.require(f"dpo/{source}", "dpo")["inputs"] for source in SOURCES],
+        [run.require(f"sft/{name}", "sft")["inputs"] for name in ("simulator", "simulator_heldout")],
+        run.config.evaluation,
+    )
+    with run.stage("evaluate", inputs) as facts:
+        if facts is None:
+            return dict(io.read_json(run.directory.evaluation))
+        roots = [run.root(d) for d in run.dialogues("test")][: run.config.evaluation.conditions]
+        methods, users = _methods(run), _users(run)
+        cells = []
+        reporter.start("evaluate", len(methods) * len(users), "cells")
+        for user_name, make_user in users.items():
+            baseline: list[Played] = []
+            for method, make_policy in methods.items():
+                played = _cell(run, f"{inputs}-{method}-{user_name}", make_policy, make_user, roots)
+                baseline = played if method == REFERENCE_METHOD else baseline
+                cell = cell_metrics(
+                    played, baseline, run.scenario, method=method, user=user_name,
+                    config=run.config.evaluation, seed=run.config.seed,
+                )
+                cells.append(cell)
+                reporter.advance(engagement=cell["engagement"])
+                run.log("evaluate", cell)
+        reporter.finish()
+        result = {
+            "schema": SCHEMA,
+            "version": 1,
+            "conditions": len(roots),
+            "methods": list(methods),
+            "users": list(users),
+            "cells": cells,
+            "fidelity": [_fidelity(run, name) for name in ("simulator", "simulator_heldout")],
+        }
+        io.write_json(run.directory.evaluation, result)
+        facts["cells"] = len(cells)
+    return dict(io.read_json(run.directory.evaluation))
+
+
+def _cell(
+    run: Run,
+    name: str,
+    make_policy: Callable[[], Speaker],
+    make_user: Callable[[], User],
+    roots: list[Dialogue],
+) -> list[Played]:
+    """One method against one user, from disk if it was played before."""
+    path = run.directory.root / "evaluation" / f"{name}.jsonl"
+    if path.exists():
+        return [Played.from_json(r) for r in io.read_jsonl(path, schema=PLAYED_SCHEMA)]
+    played = play(make_policy(), make_user(), roots, config=run.config.evaluation)
+    io.write_jsonl(path, [p.to_json() for p in played], schema=PLAYED_SCHEMA)
+    return played
+
+
+def _methods(run: Run) -> dict[str, Callable[[], Speaker]]:
+    """Each method as something that makes its policy when its turn has come."""
+    policy = functools.partial(run.speaker, role="policy", seed_offset=EVALUATION_SEED)
+
+    def best_of_n() -> Speaker:
+        settings = run.config.evaluation
+        return BestOfN(
+            policy(run.directory.policy_sft),
+            run.speaker(run.directory.simulator, "user", seed_offset=2 * EVALUATION_SEED),
+            candidates=settings.candidates,
+            rollouts=settings.rollouts,
+            max_turns=settings.max_turns,
+        )
+
+    methods: dict[str, Callable[[], Speaker]] = {
+        REFERENCE_METHOD: functools.partial(policy, run.directory.policy_sft),
+        "best_of_n": best_of_n,
+    }
+    for source in SOURCES:
+        methods[f"dpo_{source}"] = functools.partial(policy, policy_directory(run, source))
+    return methods
+
+
+def _users(run: Run) -> dict[str, Callable[[], User]]:
+    """The search's simulator, the held-out one and, in the sandbox, the user itself."""
+    simulator = functools.partial(run.speaker, role="user", seed_offset=EVALUATION_SEED)
+    users: dict[str, Callable[[], User]] = {
+        "simulator": functools.partial(simulator, run.directory.simulator),
+        "simulator_heldout": functools.partial(simulator, run.directory.simulator_heldout),
+    }
+    if run.config.scenario == "sandbox":
+        users["true"] = lambda: sandbox.TrueUser(run.config.seed + EVALUATION_SEED)
+    return users
+
+
+def _fidelity(run: Run, name: str) -> dict[str, Any]:
+    directory = {
+        "simulator": run.directory.simulator,
+        "simulator_heldout": run.directory.simulator_heldout,
+    }[name]
+    speaker = run.speaker(directory, "user")
+    return fidelity(
+        speaker, run.dialogues("test"), name=name, config=run.config.evaluation,
+        train_outcomes=[d.outcome for d in run.dialogues("train") if d.outcome is not None],
+    )

@@ -1,0 +1,83 @@
+"""Corpus in; splits, conditions and tokenizer out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ixjax import io
+from ixjax.dialogue.corpora import read_corpus, split_corpus, write_dialogues
+from ixjax.dialogue.scenarios import Scenario
+from ixjax.dialogue.tokenizer import load_tokenizer, train_tokenizer
+from ixjax.dialogue.types import Dialogue
+from ixjax.pipeline.run import Reporter, Run
+
+SPLITS = ("train", "train_heldout", "valid", "test")
+
+
+def prepare(run: Run, reporter: Reporter) -> dict[str, Any]:
+    """Read the corpus, split it without leakage, train or load the tokenizer.
+
+    Returns:
+        The manifest's facts: the account of what was read and dropped, and the split sizes.
+
+    Raises:
+        InputError: the corpus can't be read, or a split is empty.
+    """
+    config = run.config
+    source = Path(config.data.path) if config.data.path else None
+    read_from = io.folder_fingerprint(source) if source is not None and source.exists() else ""
+    inputs = io.fingerprint(
+        config.data, config.tokenizer, config.scenario, config.seed, read_from
+    )
+    with run.stage("prepare", inputs) as facts:
+        if facts is None:
+            return dict(run.require("prepare", "prepare"))
+        reporter.start("prepare", None, "dialogues")
+        dialogues, account, official = read_corpus(config.data, config.scenario, seed=config.seed)
+        splits = split_corpus(dialogues, config.data, seed=config.seed, official=official)
+        for name in SPLITS:
+            part = getattr(splits, name)
+            if not part:
+                raise io.InputError(
+                    f"the {name} split has no dialogue ({len(dialogues)} were read); give more "
+                    "dialogues or larger data.*_fraction"
+                )
+            write_dialogues(run.directory.data / f"{name}.jsonl", part)
+        _write_conditions(run, splits.train, splits.test)
+        _write_tokenizer(run, [*splits.train, *splits.train_heldout])
+        facts["account"] = [list(row) for row in account.rows()]
+        facts["splits"] = {name: len(getattr(splits, name)) for name in SPLITS}
+        reporter.finish(**facts["splits"])
+    return dict(run.require("prepare", "prepare"))
+
+
+def _write_conditions(run: Run, train: list[Dialogue], test: list[Dialogue]) -> None:
+    """Every condition with the root where the policy first moves: searched or held out."""
+    records = [
+        {"split": split, "root": run.root(dialogue).to_json()}
+        for split, dialogues in (("train", train), ("test", test))
+        for dialogue in dialogues
+    ]
+    io.write_jsonl(run.directory.conditions, records, schema="ixjax.conditions")
+
+
+def _write_tokenizer(run: Run, dialogues: list[Dialogue]) -> None:
+    settings = run.config.tokenizer
+    tokenizer = (
+        load_tokenizer(settings.path)
+        if settings.path
+        else train_tokenizer(_texts(run.scenario, dialogues), vocab_size=settings.vocab_size)
+    )
+    run.directory.tokenizer.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(run.directory.tokenizer)
+
+
+def _texts(scenario: Scenario, dialogues: list[Dialogue]) -> Iterable[str]:
+    """All that either speaker ever reads, held-out splits excepted."""
+    for dialogue in dialogues:
+        yield scenario.policy_prompt
+        yield scenario.simulator_prompt(dialogue.condition)
+        yield from (turn.text for turn in dialogue.turns)
+        yield from (line for line, _ in scenario.outcome_lines(dialogue.condition))

@@ -1,0 +1,199 @@
+"""An open run directory: its configuration, what is finished in it, and what stages share.
+
+Each stage states what it was made from as one fingerprint. A stage whose fingerprint stands in
+the manifest is not done again, so the same command continues an interrupted run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from jax.sharding import Mesh
+
+from ixjax import io
+from ixjax.dialogue.chat import ChatTemplate, View
+from ixjax.dialogue.corpora import read_dialogues
+from ixjax.dialogue.scenarios import Scenario, get_scenario
+from ixjax.dialogue.tokenizer import load_tokenizer
+from ixjax.dialogue.types import Dialogue, Role
+from ixjax.generation import ModelSpeaker
+from ixjax.models import Transformer
+from ixjax.parallel import make_mesh
+from ixjax.pipeline.config import RunConfig
+from ixjax.training import load_model
+
+
+class Reporter(Protocol):
+    """Who is told how a stage goes; `ixjax.commands.progress` draws it."""
+
+    def start(self, stage: str, total: int | None, unit: str) -> None:
+        """A piece of work of `total` units begins."""
+        ...
+
+    def advance(self, count: int = 1, **metrics: float) -> None:
+        """`count` units are done; metrics are the latest figures."""
+        ...
+
+    def finish(self, **facts: Any) -> None:
+        """The piece of work is done."""
+        ...
+
+    def note(self, text: str) -> None:
+        """One line worth reading."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory and what its stages share."""
+
+    config: RunConfig
+    directory: io.RunDirectory
+
+    @functools.cached_property
+    def scenario(self) -> Scenario:
+        """Whose dialogues these are."""
+        return get_scenario(self.config.scenario)
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The devices that train."""
+        return make_mesh(self.config.mesh)
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        """The tokenizer of the run and its chat template."""
+        return ChatTemplate.from_tokenizer(load_tokenizer(self.directory.tokenizer))
+
+    def view(self, role: Role) -> View:
+        """How one side sees a dialogue."""
+        return View(scenario=self.scenario, role=role, template=self.template)
+
+    def dialogues(self, split: str) -> list[Dialogue]:
+        """The dialogues of one split: train, train_heldout, valid or test."""
+        return read_dialogues(self.directory.data / f"{split}.jsonl")
+
+    def load(self, directory: Path) -> Transformer:
+        """A trained model of this run."""
+        return load_model(directory, mesh=self.mesh)
+
+    def speaker(self, directory: Path, role: Role, *, seed_offset: int = 0) -> ModelSpeaker:
+        """A trained model of this run as one side of the dialogue."""
+        return ModelSpeaker(
+            self.load(directory),
+            self.view(role),
+            self.config.sampling,
+            seed=self.config.seed + seed_offset,
+            readout=self.config.readout,
+        )
+
+    def root(self, dialogue: Dialogue) -> Dialogue:
+        """Where the policy first moves under a dialogue's condition."""
+        return dialogue.before(0 if self.scenario.policy_opens else 1)
+
+    def require(self, stage: str, command: str) -> Mapping[str, Any]:
+        """What the manifest says of a finished stage.
+
+        Raises:
+            InputError: it is not finished; names the command that does it.
+        """
+        entry = self.manifest.get(stage)
+        if entry is None:
+            raise io.InputError(
+                f"{self.directory.root}: {stage} is not finished here; run `ixjax {command}` with "
+                "the same --config and --out first"
+            )
+        return entry
+
+    @property
+    def manifest(self) -> io.Manifest:
+        """What is finished, read anew."""
+        return io.Manifest.load(self.directory.manifest)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, inputs: str) -> Iterator[dict[str, Any] | None]:
+        """Do a piece of work once.
+
+        Yields:
+            A dictionary for facts to record with the finished stage; None where the manifest
+            holds it already, made from the same inputs.
+        """
+        if self.manifest.is_done(name, inputs):
+            yield None
+            return
+        facts: dict[str, Any] = {}
+        started = time.monotonic()
+        yield facts
+        self.manifest.record(name, inputs, seconds=round(time.monotonic() - started, 1), **facts)
+
+    def log(self, stage: str, metrics: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in metrics.items()
+        }
+        io.append_jsonl(self.directory.metrics, {"stage": stage, **finite})
+
+
+def open_run(config: RunConfig) -> Run:
+    """Create or continue the run directory `config.out`.
+
+    Raises:
+        InputError: the directory belongs to another configuration (names what differs), or holds
+            something that is not a run.
+    """
+    if not config.out:
+        raise io.InputError("out: no run directory given; set --out RUN")
+    get_scenario(config.scenario)  # an unknown name is said before anything is written
+    directory = io.RunDirectory(Path(config.out))
+    mine = _settings(config)
+    if directory.config.exists():
+        theirs = yaml.safe_load(directory.config.read_text()) or {}
+        _refuse_other_config(directory, _flatten(theirs), _flatten(mine))
+    elif directory.root.exists() and any(directory.root.iterdir()):
+        raise io.InputError(
+            f"{directory.root}: holds files but no config.yaml, so it is not a run directory; "
+            "give an empty or new folder as --out"
+        )
+    else:
+        directory.root.mkdir(parents=True, exist_ok=True)
+        io.write_text(directory.config, yaml.safe_dump(mine, sort_keys=False))
+    return Run(config, directory)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """The configuration as plain values, without the place it is written to."""
+    settings = dataclasses.asdict(config)
+    del settings["out"]
+    return settings
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _refuse_other_config(
+    directory: io.RunDirectory, theirs: Mapping[str, Any], mine: Mapping[str, Any]
+) -> None:
+    differing = [key for key in sorted({*theirs, *mine}) if theirs.get(key) != mine.get(key)]
+    if differing:
+        lines = [f"  {k}: {theirs.get(k)!r} there, {mine.get(k)!r} now" for k in differing]
+        raise io.InputError(
+            f"{directory.config}: this run was made with another configuration:\n"
+            + "\n".join(lines)
+            + "\nGive another --out, or the same settings."
+        )

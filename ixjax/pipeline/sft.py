@@ -1,0 +1,102 @@
+"""Human dialogues in; policy, simulator and held-out simulator out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ixjax import io
+from ixjax.dialogue.types import Role
+from ixjax.models import ModelConfig, Transformer, init_model, load_hf
+from ixjax.pipeline.run import Reporter, Run
+from ixjax.training import sft_examples, train_sft
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeakerPlan:
+    """One of the three models that SFT trains."""
+
+    name: str
+    directory: Path
+    role: Role
+    split: str
+    seed: int
+
+
+def speaker_plans(run: Run) -> list[SpeakerPlan]:
+    """Policy and simulator learn from the same dialogues, the held-out simulator from others."""
+    seed, directory = run.config.seed, run.directory
+    return [
+        SpeakerPlan("policy", directory.policy_sft, "policy", "train", 10 * seed + 1),
+        SpeakerPlan("simulator", directory.simulator, "user", "train", 10 * seed + 2),
+        SpeakerPlan(
+            "simulator_heldout", directory.simulator_heldout, "user", "train_heldout", 10 * seed + 3
+        ),
+    ]
+
+
+def train_speakers(run: Run, reporter: Reporter) -> dict[str, Any]:
+    """Train the three models, each continued from its checkpoint where it was interrupted.
+
+    Returns:
+        The last metrics of each model by name.
+    """
+    prepared = run.require("prepare", "prepare")
+    return {
+        plan.name: _train(run, plan, prepared["inputs"], reporter) for plan in speaker_plans(run)
+    }
+
+
+def _train(run: Run, plan: SpeakerPlan, prepared: str, reporter: Reporter) -> dict[str, Any]:
+    config = run.config
+    stage = f"sft/{plan.name}"
+    inputs = io.fingerprint(prepared, config.sft, config.model, plan.seed)
+    with run.stage(stage, inputs) as facts:
+        if facts is None:
+            return dict(run.require(stage, "sft"))
+        view = run.view(plan.role)
+        rate = config.sft.prefix_outcome_rate
+        train, valid = (
+            sft_examples(
+                run.dialogues(split), view, max_tokens=config.model.max_length,
+                prefix_outcome_rate=rate, seed=plan.seed,
+            )
+            for split in (plan.split, "valid")
+        )
+        started = False
+
+        def on_step(metrics: dict[str, Any]) -> None:
+            nonlocal started
+            if not started:
+                reporter.start(f"sft {plan.name}", metrics["steps"], "steps")
+                started = True
+            reporter.advance(metrics.get("steps_since", 1), **_shown(metrics))
+            run.log(stage, metrics)
+            facts.update(metrics)
+
+        facts["examples"] = len(train)
+        facts["dropped_turns"] = sum(example.dropped_turns for example in train)
+        train_sft(
+            initial_model(run, seed=plan.seed), train, valid, config.sft, mesh=run.mesh,
+            seed=plan.seed, directory=plan.directory, on_step=on_step,
+        )
+        if started:
+            reporter.finish(**_shown(facts))
+    return dict(run.require(stage, "sft"))
+
+
+def initial_model(run: Run, *, seed: int) -> Transformer | ModelConfig:
+    """What SFT starts from: a Hugging Face checkpoint, or fresh weights."""
+    arguments = run.config.model
+    if arguments.path:
+        return load_hf(
+            arguments.path, mesh=run.mesh, dtype=arguments.param_dtype,
+            compute_dtype=arguments.compute_dtype, max_length=arguments.max_length,
+        )
+    vocabulary = run.template.vocab_size
+    return init_model(arguments.to_config(vocabulary), seed=seed, mesh=run.mesh)
+
+
+def _shown(metrics: dict[str, Any]) -> dict[str, float]:
+    return {k: metrics[k] for k in ("loss", "validation_loss") if metrics.get(k) is not None}

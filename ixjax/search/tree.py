@@ -1,0 +1,248 @@
+"""Search trees: as arrays while they grow, as records once they are finished.
+
+While a search runs, many trees grow together as one struct of arrays, `[trees, nodes]`, so that
+selection and back-propagation are a few vectorised operations and no Python object is a node.
+Texts never enter the arrays: they live on the host, by node id. A tree that is done becomes a
+`FinishedTree`: plain records that JSON, pair extraction and reports read.
+
+Two kinds of node alternate (docs/algorithm.md, section 3): at a *decision* node the policy moves,
+at a *response* node the user reacts. The root is a decision node.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ixjax.dialogue.types import Dialogue
+from ixjax.io import InputError
+
+TREE_SCHEMA = "ixjax.tree"
+
+NodeKind = Literal["decision", "response"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tree:
+    """The state of `B` search trees of at most `N` nodes with at most `W` children a node.
+
+    Nodes are numbered in the order in which they were added; a node that is not there yet has
+    `parent == NO_NODE` and no children.
+
+    Attributes:
+        parent: `[B, N]` the parent's index; `NO_NODE` for the root.
+        kind: `[B, N]` `DECISION` or `RESPONSE`.
+        depth: `[B, N]` edges from the root; even for decisions, odd for responses.
+        num_children: `[B, N]` how many slots of `children` are filled.
+        children: `[B, N, W]` indices of the children in the order of their addition.
+        visits: `[B, N]` returns that arrived through the node.
+        pending: `[B, N]` selected paths through the node whose returns are still out.
+        unread: `[B, N]` returns through the node that could not be read: they have no value, but
+            the exploration term remembers that they were tried.
+        value_sum: `[B, N]` sum of the arrived returns, `W` in the formulas (not the axis).
+        terminal: `[B, N]` whether the dialogue is over at the node.
+        terminal_value: `[B, N]` the return of a terminal node, nan when it could not be read.
+        num_nodes: `[B]` nodes in use.
+    """
+
+    parent: jax.Array  # [B, N]
+    kind: jax.Array  # [B, N]
+    depth: jax.Array  # [B, N]
+    num_children: jax.Array  # [B, N]
+    children: jax.Array  # [B, N, W]
+    visits: jax.Array  # [B, N]
+    pending: jax.Array  # [B, N]
+    unread: jax.Array  # [B, N]
+    value_sum: jax.Array  # [B, N]
+    terminal: jax.Array  # [B, N]
+    terminal_value: jax.Array  # [B, N]
+    num_nodes: jax.Array  # [B]
+
+    ROOT: ClassVar[int] = 0
+    NO_NODE: ClassVar[int] = -1
+    DECISION: ClassVar[int] = 0
+    RESPONSE: ClassVar[int] = 1
+
+    @classmethod
+    def create(
+        cls, trees: int, nodes: int, width: int, *, value_dtype: DTypeLike = jnp.float32
+    ) -> Tree:
+        """`trees` trees that hold nothing but an unvisited root.
+
+        Args:
+            trees: how many trees, `B`.
+            nodes: the most nodes that one tree may ever have, `N`, the root included.
+            width: the most children that one node may ever have, `W`.
+            value_dtype: float32 or, with x64 enabled, float64.
+        """
+        if min(trees, nodes, width) < 1:
+            raise ValueError(
+                f"a tree needs at least one tree, node and child slot, got trees={trees}, "
+                f"nodes={nodes}, width={width}"
+            )
+        zeros = jnp.zeros((trees, nodes), jnp.int32)
+        return cls(
+            parent=jnp.full((trees, nodes), cls.NO_NODE, jnp.int32),
+            kind=zeros,
+            depth=zeros,
+            num_children=zeros,
+            children=jnp.full((trees, nodes, width), cls.NO_NODE, jnp.int32),
+            visits=zeros,
+            pending=zeros,
+            unread=zeros,
+            value_sum=jnp.zeros((trees, nodes), value_dtype),
+            terminal=jnp.zeros((trees, nodes), bool),
+            terminal_value=jnp.full((trees, nodes), jnp.nan, value_dtype),
+            num_nodes=jnp.ones((trees,), jnp.int32),
+        )
+
+    @property
+    def capacity(self) -> int:
+        """The most nodes that one tree may have, `N`."""
+        return self.parent.shape[-1]
+
+    @property
+    def width(self) -> int:
+        """The most children that one node may have, `W`."""
+        return self.children.shape[-1]
+
+
+@dataclass(frozen=True)
+class TreeNode:
+    """One node of a finished tree."""
+
+    id: int
+    """Index in `FinishedTree.nodes`; 0 is the root."""
+    parent: int
+    """The parent's id; `Tree.NO_NODE` for the root."""
+    kind: NodeKind
+    """Who moves here: the policy at a decision, the user at a response."""
+    text: str
+    """What was said to get here: a response, a reaction, "" at the root or when the user left
+    without a word."""
+    depth: int
+    """Edges from the root."""
+    visits: int
+    """Returns that arrived through this node, `N`."""
+    value_sum: float
+    """Sum of these returns, `W`."""
+    unread: int = 0
+    """Returns through this node whose outcome could not be read."""
+    terminal: bool = False
+    """Whether the dialogue is over here."""
+    outcome: float | None = None
+    """The engagement read at a terminal node; None when unreadable or not terminal."""
+    multiplicity: int = 1
+    """How many of the samples drawn at the parent had this text."""
+    truncated: bool = False
+    """Whether the text was cut at the token limit."""
+
+    @property
+    def value(self) -> float:
+        """Mean return `Q = W / N`, nan without a visit."""
+        return self.value_sum / self.visits if self.visits else math.nan
+
+
+@dataclass(frozen=True)
+class FinishedTree:
+    """One condition's search, complete: what was said, how often it was tried, what it earned."""
+
+    scenario: str
+    """Name of the scenario."""
+    root: Dialogue
+    """The dialogue up to the root, with the user's condition."""
+    nodes: tuple[TreeNode, ...]
+    """All nodes by id."""
+    account: Mapping[str, int] = field(default_factory=dict)
+    """Counts: nodes, simulations (returns that arrived), unreadable, duplicates (samples equal to
+    a sibling), collisions (leaves selected twice at once), silent (empty utterances),
+    policy_tokens, simulator_tokens."""
+
+    @property
+    def condition_id(self) -> str:
+        """Id of the user condition that was searched."""
+        return self.root.condition.id
+
+    @cached_property
+    def _children(self) -> tuple[tuple[int, ...], ...]:
+        lists: list[list[int]] = [[] for _ in self.nodes]
+        for node in self.nodes:
+            if node.parent != Tree.NO_NODE:
+                lists[node.parent].append(node.id)
+        return tuple(map(tuple, lists))
+
+    def children(self, node: int) -> tuple[TreeNode, ...]:
+        """The children of node `node`, in the order in which they were added."""
+        return tuple(self.nodes[child] for child in self._children[node])
+
+    def value(self, node: int) -> float:
+        """Mean return `Q` of node `node`, nan without a visit."""
+        return self.nodes[node].value
+
+    def dialogue_at(self, node: int) -> Dialogue:
+        """The dialogue from its first turn to node `node`."""
+        path: list[TreeNode] = []
+        index = node
+        while index != Tree.ROOT:
+            path.append(self.nodes[index])
+            index = self.nodes[index].parent
+        dialogue = self.root
+        for step in reversed(path):
+            if step.text:
+                dialogue = dialogue.said("policy" if step.kind == "response" else "user", step.text)
+        return dialogue
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; `io.write_jsonl(..., schema=TREE_SCHEMA)` writes a file of them."""
+        return {
+            "condition_id": self.condition_id,
+            "scenario": self.scenario,
+            "root": self.root.to_json(),
+            "nodes": [dataclasses.asdict(node) for node in self.nodes],
+            "account": dict(self.account),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> FinishedTree:
+        """The inverse of `to_json`.
+
+        Raises:
+            InputError: a field is missing or the nodes do not form one tree.
+        """
+        try:
+            nodes = tuple(TreeNode(**node) for node in record["nodes"])
+            tree = cls(
+                scenario=record["scenario"],
+                root=restored_dialogue(record["root"], record["condition_id"]),
+                nodes=nodes,
+                account=dict(record["account"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"not a search tree: {error}; expected the fields condition_id, scenario, root, "
+                "nodes, account as `ixjax search` writes them"
+            ) from error
+        for index, node in enumerate(nodes):
+            first = node.parent == Tree.NO_NODE
+            if node.id != index or first != (index == 0) or node.parent >= index:
+                raise InputError(
+                    f"tree of condition {tree.condition_id!r}: node {index} has id {node.id} and "
+                    f"parent {node.parent}; expected ids 0, 1, 2... and parents before children"
+                )
+        return tree
+
+
+def restored_dialogue(record: Mapping[str, Any], condition_id: str) -> Dialogue:
+    """A dialogue from its JSON, which leaves out the condition's id where it is not its own."""
+    dialogue = Dialogue.from_json(record)
+    condition = dataclasses.replace(dialogue.condition, id=condition_id)
+    return dataclasses.replace(dialogue, condition=condition)

@@ -1,0 +1,33 @@
+"""Training: objectives, batches, one loop for all of them, checkpoints."""
+
+from ixjax.training.checkpoints import is_finished, load_model, save_model
+from ixjax.training.dpo import (
+    DPOConfig,
+    load_reference,
+    reference_logprobs,
+    save_reference,
+    train_dpo,
+)
+from ixjax.training.examples import sft_examples
+from ixjax.training.objectives import dpo_loss, sft_loss, token_logprobs
+from ixjax.training.sft import SFTConfig, train_sft, validation_loss
+from ixjax.training.trainer import OptimizerConfig
+
+__all__ = [
+    "DPOConfig",
+    "OptimizerConfig",
+    "SFTConfig",
+    "dpo_loss",
+    "is_finished",
+    "load_model",
+    "load_reference",
+    "reference_logprobs",
+    "save_model",
+    "save_reference",
+    "sft_examples",
+    "sft_loss",
+    "token_logprobs",
+    "train_dpo",
+    "train_sft",
+    "validation_loss",
+]

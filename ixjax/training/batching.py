@@ -1,0 +1,250 @@
+"""Rendered examples into arrays of few shapes.
+
+SFT examples are packed: several share a row, told apart by segment ids, so that no position is
+wasted and there is one shape. Pairs are sorted into a few buckets of equal length. In both, a row
+lists the positions whose next token is scored, so that the LM head is applied there alone. The
+batch of a step is a function of (seed, step), through grain's random access: a resumed training
+sees what it would have seen.
+
+Axes: N rows, P pairs, T positions, S scored positions, B rows or pairs of one batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from ixjax.dialogue.chat import Rendered, RenderedPair
+from ixjax.io import InputError
+
+LENGTH_STEP = 32  # padded lengths are multiples of it: data that differ a little share shapes
+MAX_BUCKETS = 4  # each costs a compilation
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Token sequences and which of their tokens are scored; axes may stand before `N`.
+
+    tokens: `[N, T]` int32.
+    positions: `[N, T]` int32, restarting with each segment.
+    segment_ids: `[N, T]` int32 from 1; 0 is padding.
+    scored_at: `[N, S]` int32 positions whose next token is scored, ascending; padded with 0.
+    targets: `[N, S]` int32 those next tokens.
+    weights: `[N, S]` float32, 0 in the padding of `scored_at`.
+    """
+
+    tokens: Any  # [N, T]
+    positions: Any  # [N, T]
+    segment_ids: Any  # [N, T]
+    scored_at: Any  # [N, S]
+    targets: Any  # [N, S]
+    weights: Any  # [N, S]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Preference pairs of one bucket; side 0 is the chosen response, side 1 the rejected.
+
+    rows: fields `[P, 2, T]` and `[P, 2, S]`: prompt and response, the response scored.
+    weights: `[P]` float32, 0 for a padding pair.
+    """
+
+    rows: Rows  # [P, 2, ...]
+    weights: Any  # [P]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """Pairs of similar length: members `[P]`, their places in the caller's list."""
+
+    members: np.ndarray
+    pairs: Pairs
+
+
+def pack(examples: Sequence[Rendered], *, length: int) -> Rows:
+    """First-fit decreasing: each example goes to the first row that has room for it.
+
+    Args:
+        examples: what to train on.
+        length: T, tokens a row.
+
+    Raises:
+        InputError: no example, one longer than a row, or no scored token at all.
+    """
+    if not examples:
+        raise InputError("there is no training example: no dialogue has a turn to learn from")
+    longest = max(len(example.tokens) for example in examples)
+    if longest > length:
+        raise InputError(f"an example has {longest} tokens; a row holds {length}")
+    rows = _first_fit([len(example.tokens) for example in examples], length)
+    sequences = [[(examples[i].tokens, examples[i].scored) for i in members] for members in rows]
+    if not any(any(scored[1:]) for row in sequences for _, scored in row):
+        raise InputError("no token of the training examples is scored: there is nothing to learn")
+    # A quarter of a row as the step: both speakers' sets are then likely to share a shape.
+    return _fill_rows(sequences, length=length, scored_step=max(1, length // 4))
+
+
+def _first_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
+    """Members of each row, the longest example first."""
+    room: list[int] = []
+    rows: list[list[int]] = []
+    first_open = 0  # rows in front are full long before the last are opened
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        row = next((r for r in range(first_open, len(rows)) if room[r] >= sizes[i]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(length)
+        rows[row].append(i)
+        room[row] -= sizes[i]
+        while first_open < len(rows) and room[first_open] < 2:
+            first_open += 1
+    return rows
+
+
+def _fill_rows(
+    rows: Sequence[Sequence[tuple[Sequence[int], Sequence[bool]]]], *, length: int, scored_step: int
+) -> Rows:
+    """Rows of (tokens, scored) segments into arrays; S is rounded up to `scored_step`."""
+    # A segment's first token is predicted by nothing, so it is never a target.
+    counts = [sum(int(any_) for _, scored in row for any_ in scored[1:]) for row in rows]
+    size = min(round_up(max(1, *counts, 1), scored_step), length)
+    tokens, positions, segments = (np.zeros((len(rows), length), np.int32) for _ in range(3))
+    scored_at, targets = (np.zeros((len(rows), size), np.int32) for _ in range(2))
+    weights = np.zeros((len(rows), size), np.float32)
+    for n, row in enumerate(rows):
+        start = filled = 0
+        for segment, (ids, scored) in enumerate(row, start=1):
+            end = start + len(ids)
+            tokens[n, start:end] = ids
+            positions[n, start:end] = np.arange(len(ids))
+            segments[n, start:end] = segment
+            at = np.flatnonzero(np.asarray(scored[1:], bool))
+            scored_at[n, filled : filled + len(at)] = start + at
+            targets[n, filled : filled + len(at)] = np.asarray(ids, np.int32)[1 + at]
+            weights[n, filled : filled + len(at)] = 1.0
+            start, filled = end, filled + len(at)
+    return Rows(tokens, positions, segments, scored_at, targets, weights)
+
+
+def bucket_pairs(
+    pairs: Sequence[RenderedPair], *, max_length: int, batch_size: int
+) -> list[Bucket]:
+    """Sort pairs by the length of their longer side into at most `MAX_BUCKETS` padded lengths.
+
+    A bucket that would not fill a batch joins the next longer one; the last pairs of a bucket are
+    followed by pairs without weight up to a whole number of batches.
+
+    Args:
+        pairs: P pairs.
+        max_length: longest sequence that the model takes.
+        batch_size: pairs a step.
+
+    Raises:
+        InputError: no pair, one longer than `max_length`, or an empty prompt or response.
+    """
+    if not pairs:
+        raise InputError("there is no preference pair to train on")
+    lengths = np.array([len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs])
+    if lengths.max() > max_length:
+        raise InputError(f"a pair has {lengths.max()} tokens; the model's max_length is {max_length}")
+    for i, pair in enumerate(pairs):
+        if not (pair.prompt and pair.chosen and pair.rejected):
+            raise InputError(f"pair {i} has an empty prompt or response; expected tokens in each")
+    buckets, waiting = [], np.zeros(0, np.int64)
+    padded = bucket_lengths(int(lengths.max()), max_length)
+    for low, length in zip([0, *padded[:-1]], padded, strict=True):
+        members = np.flatnonzero((lengths > low) & (lengths <= length))
+        waiting = np.sort(np.concatenate([waiting, members]))
+        if len(waiting) >= batch_size or length == padded[-1]:
+            chosen = [pairs[i] for i in waiting]
+            buckets.append(Bucket(waiting, _fill_pairs(chosen, length=length)))
+            waiting = np.zeros(0, np.int64)
+    return buckets
+
+
+def bucket_lengths(longest: int, max_length: int) -> list[int]:
+    """At most `MAX_BUCKETS` padded lengths, ascending, the last with room for `longest`."""
+    step = round_up(math.ceil(longest / MAX_BUCKETS), LENGTH_STEP)
+    count = math.ceil(longest / step)
+    return [min(step * (i + 1), max_length) for i in range(count)]
+
+
+def _fill_pairs(pairs: Sequence[RenderedPair], *, length: int) -> Pairs:
+    sides = [
+        [(p.prompt + response, (False,) * len(p.prompt) + (True,) * len(response))]
+        for p in pairs
+        for response in (p.chosen, p.rejected)
+    ]
+    rows = _fill_rows(sides, length=length, scored_step=LENGTH_STEP)
+    rows = jax.tree.map(lambda x: x.reshape(len(pairs), 2, *x.shape[1:]), rows)
+    return Pairs(rows=rows, weights=np.ones(len(pairs), np.float32))
+
+
+def round_up(size: int, multiple: int) -> int:
+    """The smallest multiple that is not below `size`."""
+    return -(-size // multiple) * multiple
+
+
+def num_rows(batch: Any) -> int:
+    """Size of the leading axis."""
+    return len(jax.tree.leaves(batch)[0])
+
+
+def pad_rows(batch: Any, *, multiple: int) -> Any:
+    """Append rows of zeros (no weight) until their number is a multiple."""
+    missing = -num_rows(batch) % multiple
+    return jax.tree.map(
+        lambda x: np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)]), batch
+    )
+
+
+def take(batch: Any, index: np.ndarray) -> Any:
+    """Some rows of a batch."""
+    return jax.tree.map(lambda x: x[index], batch)
+
+
+def in_batches(rows: Any, *, batch_size: int) -> list[Any]:
+    """All rows in order; the last batch is filled up with rows that have no weight."""
+    rows = pad_rows(rows, multiple=batch_size)
+    starts = range(0, num_rows(rows), batch_size)
+    return [take(rows, np.arange(start, start + batch_size)) for start in starts]
+
+
+def shuffled_batches(
+    buckets: Sequence[Any], *, batch_size: int, seed: int
+) -> Callable[[int], Any]:
+    """The batch of a step: every row once an epoch, drawn anew each epoch, one bucket a batch.
+
+    Args:
+        buckets: batches of rows; each is padded to a multiple of `batch_size`.
+        batch_size: rows a step.
+        seed: of the order.
+    """
+    padded = [pad_rows(bucket, multiple=batch_size) for bucket in buckets]
+    counts = [num_rows(bucket) // batch_size for bucket in padded]
+    # (bucket, number within it) of each batch of an epoch, in the order before the shuffle
+    slots = [(b, i) for b, count in enumerate(counts) for i in range(count)]
+    slot_order = _endless_shuffle(len(slots), seed)
+    row_orders = [_endless_shuffle(num_rows(b), seed + 1 + n) for n, b in enumerate(padded)]
+
+    def batch(step: int) -> Any:
+        epoch = step // len(slots)
+        bucket, number = slots[slot_order[step]]
+        first = (epoch * counts[bucket] + number) * batch_size
+        order = row_orders[bucket]
+        return take(padded[bucket], np.array([order[first + i] for i in range(batch_size)]))
+
+    return batch
+
+
+def _endless_shuffle(size: int, seed: int) -> grain.MapDataset:
+    """0 .. size-1 in an order of its own each epoch, random access by index."""
+    return grain.MapDataset.range(size).seed(seed % 2**32).shuffle().repeat()

@@ -1,0 +1,122 @@
+"""The losses, as pure functions of log-probabilities: per-element results, the caller reduces.
+
+SFT is the mean negative log-likelihood of the scored tokens. The DPO family compares a policy with
+a fixed reference on pairs of responses. All sums are float32.
+
+Axes: B sequences or pairs, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+DPOVariant = Literal["sigmoid", "ipo", "hinge", "robust"]
+
+
+def token_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Log-probability of each target.
+
+    Args:
+        logits: `[..., V]`.
+        targets: `[...]` int.
+
+    Returns:
+        `[...]` float32.
+    """
+    logits = logits.astype(jnp.float32)
+    # log p(target) = logit(target) - logsumexp(logits): no [..., V] log-softmax is kept.
+    taken = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return taken - jax.nn.logsumexp(logits, axis=-1)
+
+
+def sft_loss(logprobs: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Summed negative log-likelihood and the weight it is to be divided by.
+
+    Sum and weight are returned apart, so that the mean of a whole batch does not depend on how
+    it was cut into parts.
+
+    Args:
+        logprobs: `[B, T]` log-probabilities of the targets.
+        weights: `[B, T]` 1 for scored targets, else 0.
+    """
+    _same_shape(logprobs=logprobs, weights=weights)
+    return -jnp.sum(jnp.where(weights > 0, logprobs * weights, 0.0)), jnp.sum(weights)
+
+
+def dpo_loss(
+    policy_chosen: jax.Array,
+    policy_rejected: jax.Array,
+    reference_chosen: jax.Array,
+    reference_rejected: jax.Array,
+    *,
+    beta: float,
+    variant: DPOVariant = "sigmoid",
+    label_smoothing: float = 0.0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Direct preference optimisation on summed response log-probabilities.
+
+    Args:
+        policy_chosen: `[B]` log pi(y_w | x), summed over response tokens.
+        policy_rejected: `[B]` log pi(y_l | x).
+        reference_chosen: `[B]` log pi_ref(y_w | x).
+        reference_rejected: `[B]` log pi_ref(y_l | x).
+        beta: > 0; how strongly the policy is held to the reference.
+        variant: `sigmoid` (DPO), `ipo`, `hinge` (SLiC) or `robust`.
+        label_smoothing: in [0, 0.5); assumed share of swapped labels (sigmoid: conservative DPO;
+            robust: unbiased under that noise). The other variants take none.
+
+    Returns:
+        losses `[B]`, chosen rewards `[B]`, rejected rewards `[B]`; a reward is
+        `beta * (log pi - log pi_ref)`.
+
+    Raises:
+        ValueError: shapes differ, an unknown variant, or a value out of its range.
+
+    References:
+        Rafailov et al. 2023, eq. 7 (sigmoid); Azar et al. 2023, eq. 17 (ipo);
+        Zhao et al. 2023, SLiC-HF (hinge); Chowdhury et al. 2024, eq. 12 (robust);
+        Mitchell 2023, "A note on DPO with noisy preferences" (conservative).
+    """
+    _same_shape(
+        policy_chosen=policy_chosen,
+        policy_rejected=policy_rejected,
+        reference_chosen=reference_chosen,
+        reference_rejected=reference_rejected,
+    )
+    check_dpo_settings(beta=beta, variant=variant, label_smoothing=label_smoothing)
+    chosen = policy_chosen.astype(jnp.float32) - reference_chosen.astype(jnp.float32)
+    rejected = policy_rejected.astype(jnp.float32) - reference_rejected.astype(jnp.float32)
+    margin = chosen - rejected
+    wins, loses = jax.nn.log_sigmoid(beta * margin), jax.nn.log_sigmoid(-beta * margin)
+    if variant == "sigmoid":
+        losses = -(1 - label_smoothing) * wins - label_smoothing * loses
+    elif variant == "robust":
+        losses = -((1 - label_smoothing) * wins - label_smoothing * loses)
+        losses = losses / (1 - 2 * label_smoothing)
+    elif variant == "ipo":
+        losses = jnp.square(margin - 1 / (2 * beta))
+    else:
+        losses = jax.nn.relu(1 - beta * margin)
+    return losses, beta * chosen, beta * rejected
+
+
+def check_dpo_settings(*, beta: float, variant: str, label_smoothing: float) -> None:
+    """Raise `ValueError` for settings that no DPO loss has."""
+    if variant not in get_args(DPOVariant):
+        raise ValueError(f"variant is {variant!r}; expected one of {get_args(DPOVariant)}")
+    if not beta > 0:
+        raise ValueError(f"beta is {beta}; it must be above 0")
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 0.5)")
+    if label_smoothing and variant in ("ipo", "hinge"):
+        raise ValueError(f"label_smoothing is {label_smoothing}; {variant} takes none")
+
+
+def _same_shape(**arrays: jax.Array) -> None:
+    """Refuse to broadcast silently."""
+    shapes = {name: jnp.shape(array) for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"shapes must be equal, found {shapes}")

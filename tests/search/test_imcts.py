@@ -1,0 +1,314 @@
+"""The search grows the trees that docs/algorithm.md describes, and its values are the world's."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from ixjax.dialogue.types import UserCondition
+from ixjax.io import InputError
+from ixjax.search import FinishedTree, SearchConfig, Tree, run
+from tests.search.doubles import (
+    EVEN,
+    MoodScenario,
+    MoodUser,
+    TablePolicy,
+    even_policy,
+    roots,
+)
+
+SMALL = SearchConfig(trees=2, iterations=6, width=3, max_turns=3)
+
+
+def search(conditions, config, *, user=None, policy=None, scenario=None, seed=0):
+    found = run(
+        policy or even_policy(),
+        user or MoodUser(),
+        scenario or MoodScenario(),
+        conditions,
+        config,
+        seed=seed,
+    )
+    return list(found)
+
+
+def root_responses(tree: FinishedTree) -> dict[str, tuple[float, int]]:
+    return {node.text: (node.value, node.visits) for node in tree.children(Tree.ROOT)}
+
+
+def assert_consistent(tree: FinishedTree, config: SearchConfig) -> None:
+    """Every return that went through a node went through exactly one child or began there."""
+    for node in tree.nodes:
+        children = tree.children(node.id)
+        below = sum(child.visits for child in children)
+        summed = sum(child.value_sum for child in children)
+        if node.kind == "response":
+            assert node.visits == below
+            assert math.isclose(node.value_sum, summed, abs_tol=1e-4)
+        elif node.id == Tree.ROOT and not node.terminal:
+            assert node.visits == below
+        elif not node.terminal:
+            assert node.visits + node.unread == config.rollouts + below + sum(
+                child.unread for child in children
+            )
+        else:
+            assert not children
+        if node.parent != Tree.NO_NODE:
+            assert node.depth == tree.nodes[node.parent].depth + 1
+            assert node.kind != tree.nodes[node.parent].kind
+        if node.visits:
+            assert 0 <= node.value <= 1 + 1e-6
+        assert len({child.text for child in children}) == len(children) or node.kind == "response"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        SearchConfig(trees=3, iterations=8, width=3, leaves=3, rollouts=2, max_turns=4),
+        SearchConfig(
+            trees=2,
+            iterations=12,
+            width=2,
+            max_turns=3,
+            widening_factor=1.0,
+            widening_exponent=0.5,
+        ),
+        SearchConfig(trees=1, iterations=1, width=1, max_turns=1),
+        SearchConfig(trees=1, iterations=5, width=1, max_turns=9, leaves=2),
+    ],
+)
+def test_trees_are_consistent(config):
+    for tree in search(roots(4), config):
+        assert_consistent(tree, config)
+        assert tree.account["nodes"] == len(tree.nodes) <= config.nodes
+        assert tree.account["simulations"] == tree.nodes[Tree.ROOT].visits > 0
+
+
+def test_a_response_ends_the_dialogue_at_max_turns():
+    config = SearchConfig(trees=1, iterations=30, width=3, max_turns=2)
+    (tree,) = search(roots(1), config, user=MoodUser(leaving=0.0))
+    depths = {node.depth for node in tree.nodes if node.terminal}
+    assert depths == {4}  # two policy turns and the reactions to them
+    assert max(node.depth for node in tree.nodes) == 4
+
+
+def test_equal_responses_are_one_child_and_are_counted():
+    config = SearchConfig(trees=1, iterations=1, width=12, max_turns=2)
+    (tree,) = search(roots(1), config)
+    responses = tree.children(Tree.ROOT)
+    assert len(responses) == 3  # the table has three texts
+    assert sum(node.multiplicity for node in responses) == 12
+    assert tree.account["duplicates"] == 9
+
+
+def test_a_tree_does_not_depend_on_what_shares_its_batch():
+    conditions = roots(5)
+    alone = {
+        tree.condition_id: tree
+        for condition in conditions
+        for tree in search([condition], SearchConfig(trees=1, iterations=6, width=3, max_turns=3))
+    }
+    for trees, order in ((2, conditions), (5, conditions[::-1]), (8, conditions[1:])):
+        config = SearchConfig(trees=trees, iterations=6, width=3, max_turns=3)
+        found = search(order, config)
+        assert [tree.condition_id for tree in found] == [d.condition.id for d in order]
+        for tree in found:
+            assert tree.to_json() == alone[tree.condition_id].to_json()
+
+
+def test_another_seed_gives_another_tree():
+    first, second = (search(roots(1), SMALL, seed=seed)[0] for seed in (0, 1))
+    assert first.to_json() != second.to_json()
+
+
+def test_rows_never_change_and_no_history_is_read_twice():
+    """Contexts are started once a batch; everything after is forks of stored rows."""
+    policy, user = even_policy(), MoodUser()
+    config = SearchConfig(trees=3, iterations=6, width=4, leaves=2, rollouts=2, max_turns=4)
+    search(roots(7), config, policy=policy, user=user)
+    slots = 3 * 2 * 4
+    for speaker in (policy, user):
+        assert [rows for name, rows in speaker.calls if name == "start"] == [3, 3, 3]
+        assert [name for name, _ in speaker.calls].count("empty") == 1
+        spoken = {rows for name, rows in speaker.calls if name == "speak"}
+        assert spoken == {slots, 2 * slots}
+        assert {rows for name, rows in speaker.calls if name == "fork"} == {slots, 2 * slots}
+
+
+def test_values_of_last_turns_are_exact_expectations_over_reactions():
+    """With one policy turn left nothing is chosen below a response, so UCT cannot bias its value.
+
+    Every visit samples another reaction (k_w = 2, alpha_w = 1), so a response's mean return is an
+    average of independent draws of g given the response; the exact expectation is enumerated.
+    """
+    config = SearchConfig(
+        trees=3, iterations=200, width=8, max_turns=1, widening_factor=2.0, widening_exponent=1.0
+    )
+    user = MoodUser()
+    for tree, mood in zip(search(roots(3), config), (0, 1, 2), strict=True):
+        for text, (value, visits) in root_responses(tree).items():
+            exact = user.expected(mood, text, EVEN, 1)
+            assert abs(value - exact) < 4 * standard_error(visits), (text, value, exact, visits)
+
+
+def standard_error(visits: int) -> float:
+    # One response moves the mood by a Bernoulli step of 1/TOP, whose deviation is at most half.
+    return 0.5 / MoodUser.TOP / math.sqrt(visits)
+
+
+def test_root_values_converge_to_the_enumerated_ones():
+    """The error of the root's action values falls like one over the root of the visits.
+
+    What converges, exactly: with k_w = 2 and alpha_w = 1 the walk ends at a root response every
+    time, samples a fresh reaction and rolls the policy out from it. Nothing below is ever
+    selected, so no visit is drawn towards better responses than the policy's own, and `Q(root, a)`
+    estimates the policy's action value Q^pi(h, a), which `MoodUser.expected` enumerates. (A deep
+    search estimates the value of its own improved policy instead, which no table holds.)
+    """
+    user, max_turns, trees = MoodUser(), 3, 8
+    errors = []
+    for iterations in (4, 32, 256):
+        config = SearchConfig(
+            trees=trees,
+            iterations=iterations,
+            width=8,
+            max_turns=max_turns,
+            c_uct=2.0,
+            widening_factor=2.0,
+            widening_exponent=1.0,
+        )
+        squared, scaled = [], []
+        for index, tree in enumerate(search(roots(trees), config)):
+            for text, (value, visits) in root_responses(tree).items():
+                error = value - user.expected(index % 3, text, EVEN, max_turns)
+                squared.append(error**2)
+                # Deviation of one return: engagement in [0, 1] moves by at most max_turns steps.
+                scaled.append(abs(error) * math.sqrt(visits) / (max_turns / MoodUser.TOP / 2))
+        errors.append(math.sqrt(np.mean(squared)))
+        assert max(scaled) < 4.0
+    # 4 -> 32 -> 256 iterations: one over the root predicts a factor of up to 2.8 each time.
+    assert errors[1] < errors[0] / 1.5
+    assert errors[2] < errors[1] / 1.5
+    assert errors[2] < 0.03
+
+
+def test_a_deep_search_prefers_the_best_response_and_beats_the_policy():
+    config = SearchConfig(trees=6, iterations=40, width=12, max_turns=3, widening_factor=3.0)
+    trees = search(roots(12), config)
+    visits = [{text: n for text, (_, n) in root_responses(tree).items()} for tree in trees]
+    assert sum(v["good"] for v in visits) > 1.3 * sum(v["bad"] for v in visits)
+    policys_own = [MoodUser().expected(i % 3, None, EVEN, 3) for i in range(12)]
+    assert np.mean([tree.value(Tree.ROOT) for tree in trees]) > np.mean(policys_own) + 0.05
+
+
+def test_unreadable_outcomes_count_no_visit_and_no_value():
+    """The user of this condition gives no readable outcome once it has heard "bad"."""
+    (tree,) = search(roots(1, mute="bad"), SearchConfig(trees=1, iterations=9, width=8))
+    bad = next(node for node in tree.children(Tree.ROOT) if node.text == "bad")
+    assert bad.visits == 0
+    assert bad.unread > 0
+    assert math.isnan(bad.value)
+    assert tree.account["unreadable"] == tree.nodes[Tree.ROOT].unread > 0
+    assert json.loads(json.dumps(tree.to_json(), allow_nan=False))
+
+
+def test_a_run_without_any_readable_outcome_yields_its_trees_then_fails():
+    found = run(even_policy(), MoodUser(), MoodScenario(), roots(3, mute="always"), SMALL)
+    for _ in range(3):
+        tree = next(found)
+        assert tree.account["simulations"] == 0
+        assert tree.account["unreadable"] > 0
+    with pytest.raises(InputError, match=r"not one of the \d+ simulated outcomes could be read"):
+        next(found)
+
+
+def test_a_user_who_leaves_at_once_has_its_outcome_counted_at_every_visit():
+    config = SearchConfig(trees=1, iterations=8, width=4, rollouts=2, max_turns=5)
+    (tree,) = search(roots(1), config, user=MoodUser(leaving=1.0, silent_exit=True))
+    reactions = [node for node in tree.nodes if node.kind == "decision" and node.id != Tree.ROOT]
+    assert all(node.terminal and node.text == "" for node in reactions)
+    responses = tree.children(Tree.ROOT)
+    assert tree.nodes[Tree.ROOT].visits == 2 * len(responses) + 7
+    assert tree.dialogue_at(reactions[0].id).turns[-1].role == "policy"
+
+
+def test_a_root_that_is_over_is_visited_with_its_outcome():
+    (root,) = roots(1, mood=2)
+    for turn in range(2):
+        root = root.said("policy", "good").said("user", f"reply {turn}")
+    config = SearchConfig(trees=1, iterations=5, width=4, max_turns=2)
+    (tree,) = search([root], config)
+    assert len(tree.nodes) == 1
+    assert tree.nodes[0].terminal
+    assert tree.nodes[0].visits == 5
+    assert tree.value(Tree.ROOT) == pytest.approx(0.5)  # mood 2 of 4
+
+
+def test_a_bare_condition_is_opened_by_whose_part_it_is():
+    conditions = [UserCondition(f"c{i}", {"mood": 1}) for i in range(3)]
+    for tree in search(conditions, SMALL, user=MoodUser(leaving=0.0)):
+        assert [turn.role for turn in tree.root.turns] == ["user"]
+    for tree in search(conditions, SMALL, scenario=MoodScenario(policy_opens=True)):
+        assert tree.root.turns == ()
+        assert tree.dialogue_at(tree.children(Tree.ROOT)[0].id).turns[0].role == "policy"
+
+
+def test_a_user_who_leaves_without_a_word_leaves_a_tree_of_one_node():
+    config = SearchConfig(trees=2, iterations=3, width=2)
+    conditions = [UserCondition("c0", {"mood": 2})]
+    (tree,) = search(conditions, config, user=MoodUser(leaving=1.0, silent_exit=True))
+    assert [(node.visits, node.terminal) for node in tree.nodes] == [(3, True)]
+    assert tree.value(Tree.ROOT) == pytest.approx(0.5)
+
+
+def test_silence_is_heard_as_silence():
+    policy = TablePolicy(lambda dialogue: {"": 0.5, "good": 0.5})
+    (tree,) = search(roots(1), SearchConfig(trees=1, iterations=4, width=8), policy=policy)
+    assert {node.text for node in tree.children(Tree.ROOT)} == {"...", "good"}
+    assert tree.account["silent"] > 0
+
+
+def test_leaves_selected_twice_are_expanded_once():
+    config = SearchConfig(trees=1, iterations=1, leaves=3, width=2, max_turns=2)
+    (tree,) = search(roots(1), config)
+    assert tree.account["collisions"] == 2  # a tree of one node has one leaf
+    assert sum(node.multiplicity for node in tree.children(Tree.ROOT)) == 2
+
+
+def test_discounting_counts_the_policy_turns_that_remain():
+    """A user who never leaves and whose mood stands still: g = 1/2 after three turns."""
+    policy = TablePolicy(lambda dialogue: {"hm": 1.0})
+    config = SearchConfig(trees=1, iterations=4, width=1, max_turns=3, gamma=0.5)
+    (tree,) = search(roots(3)[2:], config, policy=policy, user=MoodUser(leaving=0.0))
+    # Node values halve with every policy turn that is still to come after them.
+    assert [tree.value(i) for i in range(5)] == pytest.approx([0.0625, 0.125, 0.125, 0.25, 0.25])
+
+
+def test_tokens_are_counted_by_speaker():
+    config = SearchConfig(trees=1, iterations=1, width=1, max_turns=1)
+    (tree,) = search(roots(1), config)
+    assert (tree.account["policy_tokens"], tree.account["simulator_tokens"]) == (2, 4)
+
+
+def test_roots_that_cannot_be_searched_are_refused():
+    root = roots(1)[0]
+    with pytest.raises(InputError, match="'d0' ends with a turn of the policy's"):
+        search([root.said("policy", "good")], SMALL)
+    with pytest.raises(InputError, match="condition id 'c0' occurs twice"):
+        search([root, root], SMALL)
+
+
+def test_no_conditions_give_no_trees():
+    assert search([], SMALL) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("width", 0), ("conditions", 0), ("widening_exponent", 2), ("c_uct", -1)]
+)
+def test_a_budget_that_makes_no_sense_is_refused(field, value):
+    with pytest.raises(InputError, match=f"search.{field} is {value}; expected"):
+        SearchConfig(**{field: value})
