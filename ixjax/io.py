@@ -97,16 +97,20 @@ def read_jsonl(path: str | Path, *, schema: str) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: no such file, a line that is not a JSON object, another schema or version.
     """
+    head = True
     for number, record in read_json_lines(path):
-        if number == 1:
+        if head:
+            head = False
             found = (record.get("schema"), record.get("version"))
             if found != (schema, SCHEMA_VERSION):
                 raise InputError(
-                    f"{path}:1: expected schema {schema} version {SCHEMA_VERSION}, "
+                    f"{path}:{number}: expected schema {schema} version {SCHEMA_VERSION}, "
                     f"found {found[0]} version {found[1]}"
                 )
         else:
             yield record
+    if head:
+        raise InputError(f"{path}: empty; expected schema {schema} version {SCHEMA_VERSION}")
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:

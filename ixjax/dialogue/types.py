@@ -144,7 +144,9 @@ class OutcomeReading:
 
     engagement: in [0, 1], or its expectation.
     value: in the scenario's unit, or its expectation.
+    released: probability of a full success; None where the reading has no probabilities.
     """
 
     engagement: float
     value: float
+    released: float | None = None

@@ -1,9 +1,10 @@
 """Simulator fidelity: how far a simulated user can be believed.
 
-Measured on held-out human dialogues. Words: the negative log-likelihood of what the human user said.
-Outcomes: what the simulator expects after the human dialogue, and after half of it, against what was
-recorded. A simulator whose error is no smaller than that of always saying the training mean, or whose
-ranking is no better than chance, does not know what helps people: no gain under it means much.
+Measured on held-out human dialogues. Words: the negative log-likelihood of what the human user
+said. Outcomes: what the simulator expects after the human dialogue, and after half of it, against
+what was recorded. A simulator whose error is no smaller than that of always saying the training
+mean, or whose ranking is no better than chance, does not know what helps people: a gain under it
+means little (docs/algorithm.md, "Evaluation").
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -27,7 +29,7 @@ CALIBRATION_BINS = 10
 """Bins of equal width over the predicted engagement."""
 
 NLL_ROWS = 4
-"""Packed rows scored at once: logits of a large vocabulary are the most memory this takes."""
+"""Packed rows a device scores at once: their logits are the most memory that this takes."""
 
 
 def fidelity(
@@ -88,7 +90,7 @@ def utterance_nll(
         model: the speaker's network.
         view: how it sees a dialogue.
         dialogues: human ones; oldest turns that find no room in its context are left out.
-        rows: packed rows scored at once.
+        rows: packed rows scored at once by each device.
 
     Returns:
         nan where this side says nothing in any of them.
@@ -97,12 +99,14 @@ def utterance_nll(
         view.training(d, max_tokens=model.config.max_length, outcome=False) for d in dialogues
     ]
     rendered = [example for example in rendered if any(example.scored)]
-    return validation_loss(model, rendered, batch_size=rows) if rendered else math.nan
+    if not rendered:
+        return math.nan
+    # Each device must get as many rows.
+    devices = len(jax.tree.leaves(nnx.state(model))[0].sharding.device_set)
+    return validation_loss(model, rendered, batch_size=rows * devices)
 
 
-def expected_engagements(
-    user: User, dialogues: Sequence[Dialogue], *, batch: int
-) -> np.ndarray:
+def expected_engagements(user: User, dialogues: Sequence[Dialogue], *, batch: int) -> np.ndarray:
     """`[N]` engagement that the user tells after each dialogue; nan where it is unreadable."""
     found = np.zeros(0)
     rows = min(batch, len(dialogues))
@@ -172,8 +176,7 @@ def _speaker_nll(user: User, dialogues: Sequence[Dialogue]) -> float:
     """A scripted user has no likelihood."""
     if not isinstance(user, ModelSpeaker):
         return math.nan
-    engine = user._engine
-    return utterance_nll(nnx.merge(engine._graph, engine._params), user.view, dialogues)
+    return utterance_nll(user.model, user.view, dialogues)
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -2,11 +2,11 @@
 
 The condition is the unit: samples of one condition are averaged first, and the bootstrap (Efron
 and Tibshirani 1993, percentile interval) resamples conditions. Gains are paired: the difference is
-taken within a condition and sample, where both methods met the same user draws, so that what is hard
-about a condition cancels out.
+taken within a condition and sample, where both methods met the same user draws, so that what is
+hard about a condition cancels out.
 
-A dialogue whose outcome is unreadable has no engagement. It is left out of what is averaged, counted
-in `unreadable_rate`, and never taken for 0; a gain needs both sides readable.
+A dialogue whose outcome is unreadable has no engagement. It is left out of what is averaged,
+counted in `unreadable_rate`, and never taken for 0; a gain needs both sides readable.
 """
 
 from __future__ import annotations
@@ -146,9 +146,7 @@ def _readable(played: Sequence[Played]) -> dict[Key, Played]:
     keys = [(p.condition, p.sample) for p in played]
     if len(set(keys)) < len(keys):
         raise ValueError("two dialogues have the same condition and sample")
-    return {
-        key: p for key, p in zip(keys, played, strict=True) if not math.isnan(p.engagement)
-    }
+    return {key: p for key, p in zip(keys, played, strict=True) if not math.isnan(p.engagement)}
 
 
 def _common(mine: Mapping[Key, Played], theirs: Mapping[Key, Played]) -> list[Key]:
@@ -159,9 +157,9 @@ def _release(played: Played, scenario: Scenario) -> float:
     """Probability of a full success, or whether the value is one.
 
     An expected value is no outcome that a user could have: half a chance of a dollar is 50 cents,
-    which would count as a donation. So a read-out that has probabilities must give this one.
+    which would count as a donation. So a read-out that has probabilities gives this one.
     """
-    if not math.isnan(played.released):
+    if played.released is not None:
         return played.released
     return float(scenario.released(played.dialogue.condition, played.value))
 

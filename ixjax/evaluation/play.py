@@ -1,8 +1,9 @@
 """Play: a policy talks to a user under held-out conditions, many dialogues in lockstep.
 
-What either side draws is a function of (condition, sample, turn, speaker) and of its own seed, never
-of a place in a batch. So every method meets the same user draws under the same condition, which
-makes their differences paired, and the batch size changes nothing (docs/algorithm.md, "Evaluation").
+What either side draws is a function of (condition, sample, turn, speaker) and of its own seed,
+never of a place in a batch. So every method meets the same user draws under the same condition,
+which makes their differences paired, and the batch size changes nothing (docs/algorithm.md,
+"Evaluation").
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Played:
     dialogue: its turns, the root's included.
     engagement: in [0, 1], as the user's read-out gave it; nan where it is unreadable.
     value: in the scenario's unit; nan where it is unreadable.
-    released: probability of a full success, from a read-out that knows it; nan otherwise.
+    released: probability of a full success; None where the read-out has no probabilities.
     ended: whether the user closed the dialogue, before it was cut at `max_turns`.
     response_tokens: tokens of each policy turn played, oldest first.
     """
@@ -69,7 +70,7 @@ class Played:
     dialogue: Dialogue
     engagement: float
     value: float
-    released: float
+    released: float | None
     ended: bool
     response_tokens: tuple[int, ...]
 
@@ -92,7 +93,7 @@ class Played:
             "dialogue": self.dialogue.to_json(),
             "engagement": _or_null(self.engagement),
             "value": _or_null(self.value),
-            "released": _or_null(self.released),
+            "released": self.released,
             "ended": self.ended,
             "response_tokens": list(self.response_tokens),
         }
@@ -108,7 +109,7 @@ class Played:
             dialogue=dataclasses.replace(dialogue, condition=condition),
             engagement=_or_nan(record["engagement"]),
             value=_or_nan(record["value"]),
-            released=_or_nan(record["released"]),
+            released=record["released"],
             ended=record["ended"],
             response_tokens=tuple(record["response_tokens"]),
         )
@@ -205,7 +206,7 @@ def _played(
         dialogue=dialogue,
         engagement=math.nan if reading is None else reading.engagement,
         value=math.nan if reading is None else reading.value,
-        released=_or_nan(getattr(reading, "released", None)),
+        released=None if reading is None else reading.released,
         ended=ended,
         response_tokens=tuple(tokens),
     )
@@ -228,9 +229,7 @@ def _said(utterance: Utterance | None) -> Utterance:
 
 def _heard(utterances: Sequence[Utterance | None], rows: np.ndarray) -> list[str | None]:
     """What the other side hears; None leaves its row as it is."""
-    return [
-        words(_said(said)) if on else None for said, on in zip(utterances, rows, strict=True)
-    ]
+    return [words(_said(said)) if on else None for said, on in zip(utterances, rows, strict=True)]
 
 
 def _or_null(value: float) -> float | None:

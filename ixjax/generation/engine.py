@@ -5,9 +5,9 @@ appending a turn are the same thing), `decode` samples a turn per row until each
 `score` gives the log-probability of given continuations without keeping them. The engine knows
 no text and no roles; `ixjax.generation.speakers` does.
 
-Shapes are static: token counts are padded to `TOKEN_BUCKETS`, and attention reads the cache up to
-a power of two that covers the longest row. Every jitted function takes the parameters as an
-argument, so two models of one shape share their compiled code.
+Shapes are static: token counts are padded to powers of two, and attention reads the cache up to
+one that covers the longest row. Every jitted function takes the parameters as an argument, so two
+models of one shape share their compiled code.
 
 Axes: L layers, S cache rows, K KV heads, T columns, D head size, V vocabulary, C candidates.
 """
@@ -28,7 +28,7 @@ from ixjax.generation import cache as kv
 from ixjax.generation.sampling import SamplingConfig, identity_keys, sample
 from ixjax.models import Transformer, attend_pieces
 
-TOKEN_BUCKETS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+SMALLEST_BUCKET = 4
 SMALLEST_SPAN = 64
 CHUNK_TOKENS = 64  # most tokens read at once on top of a row that holds some already
 
@@ -73,8 +73,9 @@ class Engine:
         self.config = model.config
         self.max_new_tokens = max_new_tokens
         self._graph, self._params = nnx.split(model)
-        # Room behind a full row for one padded chunk (see cache.write).
-        self._columns = self.config.max_length + CHUNK_TOKENS
+        # Behind a full row there is room for one padded chunk or turn (see cache.write).
+        self._room = max(CHUNK_TOKENS, max_new_tokens)
+        self._columns = self.config.max_length + self._room
 
     @property
     def columns(self) -> int:
@@ -143,8 +144,15 @@ class Engine:
             active: `[S]` bool; other rows neither sample nor grow.
             end_ids: tokens that end a turn.
             max_new_tokens: a turn is cut here; default the engine's.
+
+        Raises:
+            ValueError: `max_new_tokens` is more than rows have room for.
         """
         steps = max_new_tokens or self.max_new_tokens
+        if steps > self._room:
+            raise ValueError(
+                f"max_new_tokens is {steps}; this engine was made for turns of at most {self._room}"
+            )
         cache, tokens, counts, kept, logprobs = _decode(
             self._graph, self._params, contexts.cache, contexts.logits,
             jax.random.key(seed), np.asarray(identities, np.uint32), np.asarray(active, bool),
@@ -216,8 +224,8 @@ class Engine:
 
 
 def bucket(size: int) -> int:
-    """The smallest token bucket that holds `size`, or the largest there is."""
-    return next((b for b in TOKEN_BUCKETS if b >= size), TOKEN_BUCKETS[-1])
+    """The power of two, `SMALLEST_BUCKET` or more, that holds `size` tokens."""
+    return max(SMALLEST_BUCKET, 1 << max(size - 1, 0).bit_length())
 
 
 def pad(sequences: Sequence[Sequence[int]], size: int) -> tuple[np.ndarray, np.ndarray]:

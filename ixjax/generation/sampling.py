@@ -72,16 +72,26 @@ def sample(
     kept = jax.lax.cond(
         top_p < 1, lambda p: keep_nucleus(p, top_p), lambda p: p, probabilities
     )
-    cumulative = jnp.cumsum(kept, axis=-1)
     uniform = jax.vmap(jax.random.uniform)(keys)
-    target = uniform[:, None] * cumulative[:, -1:]
-    # The first token whose cumulative probability exceeds the target has probability > 0;
-    # when rounding leaves none, the most likely one stands in.
-    drawn = jnp.sum(cumulative <= target, axis=-1)
-    drawn = jnp.where((drawn >= logits.shape[-1]) | (temperature == 0), greedy, drawn)
+    drawn = jnp.where(temperature == 0, greedy, invert(kept, uniform, otherwise=greedy))
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     chosen = jnp.take_along_axis(logprobs, drawn[:, None], axis=-1)[:, 0]
     return drawn.astype(jnp.int32), chosen
+
+
+def invert(weights: jax.Array, uniform: jax.Array, *, otherwise: jax.Array) -> jax.Array:
+    """The first token of positive weight whose cumulative weight exceeds `uniform` of the total.
+
+    Args:
+        weights: `[S, V]`, not negative.
+        uniform: `[S]` in [0, 1).
+        otherwise: `[S]` tokens for rows where rounding leaves none.
+    """
+    # A parallel sum is not monotonic in its last bit, so that over a stretch of zero weights it
+    # can pass the target: the weight itself must be asked, too.
+    cumulative = jnp.cumsum(weights, axis=-1)
+    passed = (cumulative > uniform[:, None] * cumulative[:, -1:]) & (weights > 0)
+    return jnp.where(passed.any(-1), jnp.argmax(passed, axis=-1), otherwise)
 
 
 def keep_nucleus(probabilities: jax.Array, top_p: jax.Array) -> jax.Array:

@@ -120,6 +120,7 @@ class ModelSpeaker:
         self.readout = readout
         self.sampling = sampling
         self.dropped_turns = 0
+        self.model = model
         self._engine = Engine(model, max_new_tokens=sampling.max_new_tokens)
         # Longest context that still has room for one more turn and an outcome line.
         self._limit = model.config.max_length - sampling.max_new_tokens - OUTCOME_TOKENS
@@ -177,17 +178,16 @@ class ModelSpeaker:
 
     def listen(self, state: Rows, texts: Sequence[str | None]) -> Rows:
         """See `Speaker.listen`. A row that is full is read anew without its oldest turns."""
-        template, other = self.view.template, _other(self.view.role)
+        other = _other(self.view.role)
         dialogues = list(state.dialogues)
         lengths, tokens = state.contexts.lengths.copy(), []
         for row, text in enumerate(texts):
             if text is None:
                 tokens.append([])
                 continue
-            spoke = bool(dialogues[row].turns) and dialogues[row].turns[-1].role == self.view.role
+            new = self.view.continuation(dialogues[row], text)
             dialogues[row] = dialogues[row].said(other, text)
-            new = [*(template.own_suffix if spoke else ()), *template.other(text), *template.own_prefix]
-            if not template.additive or lengths[row] + len(new) > self._limit:
+            if new is None or lengths[row] + len(new) > self._limit:
                 lengths[row], new = 0, self._render(dialogues[row])
             tokens.append(new)
         contexts = self._engine.extend(self._engine.shorten(state.contexts, lengths), tokens)
@@ -249,7 +249,10 @@ class ModelSpeaker:
         scores = self._engine.score(state.contexts, prefixes, tails)
         readings: list[OutcomeReading | None] = [None] * len(active)
         for row in rows:
-            readings[row] = _expectation(scores[row], [outcome for _, outcome in possible[row]])
+            outcomes = [outcome for _, outcome in possible[row]]
+            condition = state.dialogues[row].condition
+            released = [scenario.released(condition, outcome.value) for outcome in outcomes]
+            readings[row] = _expectation(scores[row], outcomes, released)
         return readings
 
     def _sampled_outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
@@ -287,13 +290,16 @@ def _common_prefix(lines: Sequence[Sequence[int]]) -> int:
     return next((i for i, equal in enumerate(same) if not equal), shortest)
 
 
-def _expectation(scores: np.ndarray, outcomes: Sequence[Outcome]) -> OutcomeReading:
+def _expectation(
+    scores: np.ndarray, outcomes: Sequence[Outcome], released: Sequence[bool]
+) -> OutcomeReading:
     """g = sum_i softmax(log p)_i g_i over the possible closing lines."""
     weights = np.exp(scores.astype(np.float64) - scores.max())
     weights /= weights.sum()
     return OutcomeReading(
         engagement=float(weights @ [outcome.engagement for outcome in outcomes]),
         value=float(weights @ [outcome.value for outcome in outcomes]),
+        released=float(weights @ np.array(released, np.float64)),
     )
 
 

@@ -1,6 +1,7 @@
 """Decoders: their shape, their weights, Hugging Face checkpoints in and out."""
 
 from ixjax.models.config import ModelArguments, ModelConfig
+from ixjax.models.hf import load_hf, save_hf
 from ixjax.models.sharding import abstract_params, init_model, param_shardings
 from ixjax.models.transformer import Transformer, attend_pieces
 
@@ -11,5 +12,7 @@ __all__ = [
     "abstract_params",
     "attend_pieces",
     "init_model",
+    "load_hf",
     "param_shardings",
+    "save_hf",
 ]

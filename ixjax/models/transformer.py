@@ -197,7 +197,7 @@ def block(
     def project(y: jax.Array, name: str) -> jax.Array:
         out = y @ getattr(w, name)[...].astype(dtype)
         if config.attention_bias and name != "output":
-            out = out + getattr(w, f"{name}_bias")[...].astype(dtype)
+            out = out + _along_last(getattr(w, f"{name}_bias")[...].astype(dtype), out.ndim)
         return out
 
     def heads(y: jax.Array, count: int) -> jax.Array:

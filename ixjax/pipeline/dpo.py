@@ -11,8 +11,7 @@ import numpy as np
 from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
 from ixjax.pipeline.run import Reporter, Run
-from ixjax.pipeline.search import PAIRS_SCHEMA
-from ixjax.search import PreferencePair
+from ixjax.search import PAIRS_SCHEMA, PreferencePair
 from ixjax.training import load_reference, reference_logprobs, save_reference, train_dpo
 
 SOURCES = ("human", "imcts", "mix")
@@ -92,7 +91,7 @@ def _reference(
     run: Run, source: str, rendered: Sequence[RenderedPair], inputs: str, reporter: Reporter
 ) -> Any:
     """Reference log-probabilities: from disk if they belong to these pairs, else computed now."""
-    path = policy_directory(run, source) / "reference.npz"
+    path = policy_directory(run, source) / "reference.json"
     stored, reason = load_reference(path, inputs)
     if stored is not None:
         return stored

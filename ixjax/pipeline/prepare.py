@@ -9,7 +9,7 @@ from typing import Any
 from ixjax import io
 from ixjax.dialogue.corpora import read_corpus, split_corpus, write_dialogues
 from ixjax.dialogue.scenarios import Scenario
-from ixjax.dialogue.tokenizer import load_tokenizer, train_tokenizer
+from ixjax.dialogue.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from ixjax.dialogue.types import Dialogue
 from ixjax.pipeline.run import Reporter, Run
 
@@ -70,8 +70,7 @@ def _write_tokenizer(run: Run, dialogues: list[Dialogue]) -> None:
         if settings.path
         else train_tokenizer(_texts(run.scenario, dialogues), vocab_size=settings.vocab_size)
     )
-    run.directory.tokenizer.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(run.directory.tokenizer)
+    save_tokenizer(tokenizer, run.directory.tokenizer)
 
 
 def _texts(scenario: Scenario, dialogues: list[Dialogue]) -> Iterable[str]:

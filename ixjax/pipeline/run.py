@@ -26,7 +26,7 @@ from ixjax.dialogue.tokenizer import load_tokenizer
 from ixjax.dialogue.types import Dialogue, Role
 from ixjax.generation import ModelSpeaker
 from ixjax.models import Transformer
-from ixjax.parallel import make_mesh
+from ixjax.parallel import describe, make_mesh
 from ixjax.pipeline.config import RunConfig
 from ixjax.training import load_model
 
@@ -67,6 +67,11 @@ class Run:
     def mesh(self) -> Mesh:
         """The devices that train."""
         return make_mesh(self.config.mesh)
+
+    @property
+    def devices(self) -> str:
+        """One line about the devices, for people."""
+        return describe(self.mesh)
 
     @functools.cached_property
     def template(self) -> ChatTemplate:

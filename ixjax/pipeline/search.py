@@ -10,11 +10,15 @@ from typing import Any
 from ixjax import io
 from ixjax.dialogue.types import Dialogue
 from ixjax.pipeline.run import Reporter, Run
-from ixjax.search import FinishedTree, PreferencePair, extract_pairs, human_pairs
+from ixjax.search import (
+    PAIRS_SCHEMA,
+    TREE_SCHEMA,
+    FinishedTree,
+    PreferencePair,
+    extract_pairs,
+    human_pairs,
+)
 from ixjax.search import run as run_search
-
-PAIRS_SCHEMA = "ixjax.pairs"
-TREE_SCHEMA = "ixjax.tree"
 
 
 def search(run: Run, reporter: Reporter) -> dict[str, Any]:
@@ -103,11 +107,10 @@ def _pairs(run: Run, inputs: str, reporter: Reporter) -> dict[str, Any]:
         if facts is None:
             return dict(run.require("pairs", "search"))
         found: list[PreferencePair] = []
-        dropped: collections.Counter[str] = collections.Counter()
+        account: collections.Counter[str] = collections.Counter()
         for tree in finished_trees(run):
-            pairs, account = extract_pairs_with_account(tree, run)
-            found += pairs
-            dropped.update(account)
+            found += extract_pairs(tree, run.config.pairs, account=account)
+        dropped = +account  # without the rules that never applied
         if not found:
             raise io.InputError(
                 f"{run.directory.trees}: no preference pair was found ({_why(dropped)}). Lower "

@@ -8,7 +8,7 @@ from typing import Any
 
 from ixjax import io
 from ixjax.dialogue.types import Role
-from ixjax.models import ModelConfig, Transformer, init_model, load_hf
+from ixjax.models import Transformer, init_model
 from ixjax.pipeline.run import Reporter, Run
 from ixjax.training import sft_examples, train_sft
 
@@ -86,10 +86,12 @@ def _train(run: Run, plan: SpeakerPlan, prepared: str, reporter: Reporter) -> di
     return dict(run.require(stage, "sft"))
 
 
-def initial_model(run: Run, *, seed: int) -> Transformer | ModelConfig:
+def initial_model(run: Run, *, seed: int) -> Transformer:
     """What SFT starts from: a Hugging Face checkpoint, or fresh weights."""
     arguments = run.config.model
     if arguments.path:
+        from ixjax.models import load_hf
+
         return load_hf(
             arguments.path, mesh=run.mesh, dtype=arguments.param_dtype,
             compute_dtype=arguments.compute_dtype, max_length=arguments.max_length,

@@ -21,7 +21,9 @@ from ixjax.generation import Speaker, User
 from ixjax.search.rollout import (
     POLICY,
     USER,
+    ended,
     engagements,
+    heard,
     identity_base,
     play_on,
     turn_identities,
@@ -161,19 +163,13 @@ class BestOfN:
         simulator_state = self.simulator.fork(
             self.simulator.start(histories), copies // self.candidates
         )
-        heard = [
-            words(responses[row]) if on else None for row, on in zip(copies, playing, strict=True)
-        ]
-        simulator_state = self.simulator.listen(simulator_state, heard)
+        copied = [responses[row] for row in copies.tolist()]
+        simulator_state = self.simulator.listen(simulator_state, heard(copied, playing))
         simulator_state, reactions = self.simulator.speak(
             simulator_state, turn_identities(futures, turns, USER), playing
         )
-        stays = np.array([said is not None and not said.ended for said in reactions])
-        alive = stays & (turns + 1 < self.max_turns)
-        policy_state = self.policy.listen(
-            policy_state,
-            [words(said) if on else None for said, on in zip(reactions, alive, strict=True)],
-        )
+        alive = playing & ~ended(reactions) & (turns + 1 < self.max_turns)
+        policy_state = self.policy.listen(policy_state, heard(reactions, alive))
         played = play_on(
             self.policy,
             self.simulator,
@@ -185,11 +181,15 @@ class BestOfN:
             max_turns=self.max_turns,
         )
         found = engagements(self.simulator.outcomes(played.simulator, playing))
-        found = found.reshape(len(active), self.candidates, self.rollouts)
-        readable = ~np.isnan(found)
-        total = np.where(readable, found, 0.0).sum(axis=-1)
-        count = readable.sum(axis=-1)
-        return np.where(count > 0, total / np.maximum(count, 1), -np.inf)
+        return _mean_readable(found.reshape(len(active), self.candidates, self.rollouts))
+
+
+def _mean_readable(found: np.ndarray) -> np.ndarray:
+    """Means over the last axis of what is not nan; -inf where all of it is."""
+    readable = ~np.isnan(found)
+    total = np.where(readable, found, 0.0).sum(axis=-1)
+    count = readable.sum(axis=-1)
+    return np.where(count > 0, total / np.maximum(count, 1), -np.inf)
 
 
 def _policy_turns(dialogue: Dialogue | None) -> int:

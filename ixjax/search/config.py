@@ -12,8 +12,8 @@ from ixjax.io import InputError
 class SearchConfig:
     """How i×MCTS searches."""
 
-    conditions: int | None = None
-    """Conditions to search, the first ones; None: all."""
+    conditions: int = 64
+    """Training conditions that are searched, one tree each: the first of the split."""
     trees: int = 16
     """Trees that grow side by side, one a condition."""
     iterations: int = 16
@@ -39,7 +39,7 @@ class SearchConfig:
         counts = ("trees", "iterations", "leaves", "width", "rollouts", "max_turns", "conditions")
         for name in counts:
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value < 1:
                 raise InputError(f"search.{name} is {value}; expected 1 or more")
         for name, low, high in (
             ("c_uct", 0, math.inf),

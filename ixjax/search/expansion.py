@@ -24,8 +24,10 @@ from ixjax.search.ledger import NO_ROW, Entry, Ledger
 from ixjax.search.rollout import (
     POLICY,
     USER,
+    ended,
     engagements,
     hashed,
+    heard,
     identity_base,
     play_on,
     turn_identities,
@@ -165,7 +167,7 @@ class Stage:
                 ledger.counts["simulator_tokens"] += said.num_tokens
                 if said.text:
                     ledger.root = ledger.root.said("user", said.text)
-        return simulator_state, _ended(openings)
+        return simulator_state, ended(openings)
 
     def expand(self, ledgers: list[Ledger], slots: Slots) -> Samples:
         """Both speakers' turns at every slot, then on to the end of each dialogue."""
@@ -178,7 +180,7 @@ class Stage:
         fresh = multiplicity > 0
         simulator_state = self.simulator.listen(
             simulator_state,
-            [words(said) if on else None for said, on in zip(responses, fresh, strict=True)],
+            heard(responses, fresh),
         )
         # A response is sampled from again only where there may be more than one reaction to it.
         response_row = _new_rows(ledgers, slots, fresh & (self.config.reactions > 1))
@@ -188,11 +190,11 @@ class Stage:
         simulator_state, reactions = self.simulator.speak(
             simulator_state, turn_identities(slots.base, slots.turns, USER), reacting
         )
-        over = reacting & (_ended(reactions) | (slots.turns + 1 >= self.config.max_turns))
+        over = reacting & (ended(reactions) | (slots.turns + 1 >= self.config.max_turns))
         alive = reacting & ~over
         policy_state = self.policy.listen(
             policy_state,
-            [words(said) if on else None for said, on in zip(reactions, alive, strict=True)],
+            heard(reactions, alive),
         )
         reaction_row = _new_rows(ledgers, slots, alive)
         self._keep(reaction_row, policy_state, simulator_state)
@@ -243,7 +245,7 @@ class Stage:
         outcome = np.where(over, engagement[:, 0], np.nan)
         remaining = (played.turns - turns).reshape(-1, rollouts)
         returns = self.config.gamma**remaining * engagement
-        for slot in np.flatnonzero(alive):
+        for slot in np.flatnonzero(alive).tolist():
             tokens = played.tokens[slot * rollouts : (slot + 1) * rollouts].sum(axis=0)
             counts = ledgers[slots.tree[slot]].counts
             counts["policy_tokens"] += int(tokens[POLICY])
@@ -260,15 +262,11 @@ class Stage:
             )
 
 
-def _ended(utterances: Sequence[Utterance | None]) -> np.ndarray:
-    return np.array([said is not None and said.ended for said in utterances])
-
-
 def _merge_equal(slots: Slots, responses: Sequence[Utterance | None], *, width: int) -> np.ndarray:
     """`[S]` how many samples of the same leaf had this text; 0 for all but the first of them."""
     multiplicity = np.zeros(len(responses), np.int64)
     first: dict[tuple[int, str], int] = {}
-    for slot in np.flatnonzero(slots.responding):
+    for slot in np.flatnonzero(slots.responding).tolist():
         said = responses[slot]
         if said is not None:
             multiplicity[first.setdefault((slot // width, words(said)), slot)] += 1
@@ -278,6 +276,6 @@ def _merge_equal(slots: Slots, responses: Sequence[Utterance | None], *, width: 
 def _new_rows(ledgers: list[Ledger], slots: Slots, wanted: np.ndarray) -> np.ndarray:
     """`[S]` an unused row of the pools for every slot where `wanted`, else `NO_ROW`."""
     rows = np.full(len(wanted), NO_ROW)
-    for slot in np.flatnonzero(wanted):
+    for slot in np.flatnonzero(wanted).tolist():
         rows[slot] = ledgers[slots.tree[slot]].new_row()
     return rows

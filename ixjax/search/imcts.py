@@ -189,9 +189,9 @@ def _add(
         samples.outcome.reshape(shape),
     )
     reactions = np.asarray(ids).ravel()
-    for slot in np.flatnonzero(slots.responding):
+    for slot in np.flatnonzero(slots.responding).tolist():
         _count(ledgers[slots.tree[slot]].counts, "policy", samples.responses[slot])
-    for slot in np.flatnonzero(responses != Tree.NO_NODE):
+    for slot in np.flatnonzero(responses != Tree.NO_NODE).tolist():
         ledger, said = ledgers[slots.tree[slot]], samples.responses[slot]
         assert said is not None
         entry = Entry(
@@ -204,7 +204,7 @@ def _add(
         )
         ledger.add(int(responses[slot]), entry)
         ledger.counts["duplicates"] += entry.multiplicity - 1
-    for slot in np.flatnonzero(reactions != Tree.NO_NODE):
+    for slot in np.flatnonzero(reactions != Tree.NO_NODE).tolist():
         ledger, said = ledgers[slots.tree[slot]], samples.reactions[slot]
         assert said is not None
         _count(ledger.counts, "simulator", said)

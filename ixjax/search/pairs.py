@@ -133,8 +133,8 @@ class PreferencePair:
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise InputError(
-                f"not a preference pair: {error}; expected the fields condition_id, history, chosen, "
-                "rejected, source, ... as `ixjax search` writes them"
+                f"not a preference pair: {error}; expected the fields condition_id, history, "
+                "chosen, rejected, source, ... as `ixjax search` writes them"
             ) from error
 
     def to_trl(self, scenario: Scenario) -> dict[str, list[dict[str, str]]]:

@@ -46,6 +46,24 @@ def words(utterance: Utterance) -> str:
     return utterance.text or SILENCE
 
 
+def heard(utterances: Sequence[Utterance | None], where: np.ndarray) -> list[str | None]:
+    """The words of the rows `where`, None for the others: what the other side listens to."""
+    return [
+        words(said) if on and said is not None else None
+        for said, on in zip(utterances, where, strict=True)
+    ]
+
+
+def ended(utterances: Sequence[Utterance | None]) -> np.ndarray:
+    """`[S]` whether the user closed the dialogue with this turn."""
+    return np.array([said is not None and said.ended for said in utterances])
+
+
+def num_tokens(utterances: Sequence[Utterance | None]) -> np.ndarray:
+    """`[S]` tokens sampled, 0 where nothing was said."""
+    return np.array([0 if said is None else said.num_tokens for said in utterances])
+
+
 def engagements(readings: Sequence[OutcomeReading | None]) -> np.ndarray:
     """`[S]` float64 engagement; nan where it is unreadable and where nothing was read."""
     return np.array([np.nan if reading is None else reading.engagement for reading in readings])
@@ -96,19 +114,13 @@ def play_on(
         policy_state, responses = policy.speak(
             policy_state, turn_identities(base, turns, POLICY), alive
         )
-        simulator_state = simulator.listen(
-            simulator_state, [None if said is None else words(said) for said in responses]
-        )
+        simulator_state = simulator.listen(simulator_state, heard(responses, alive))
         simulator_state, reactions = simulator.speak(
             simulator_state, turn_identities(base, turns, USER), alive
         )
+        tokens += np.stack([num_tokens(responses), num_tokens(reactions)], axis=1)
         turns += alive
-        for row in np.flatnonzero(alive):
-            tokens[row] += responses[row].num_tokens, reactions[row].num_tokens
-            alive[row] = not reactions[row].ended and turns[row] < max_turns
+        alive &= ~ended(reactions) & (turns < max_turns)
         if alive.any():
-            policy_state = policy.listen(
-                policy_state,
-                [words(said) if on else None for said, on in zip(reactions, alive, strict=True)],
-            )
+            policy_state = policy.listen(policy_state, heard(reactions, alive))
     return Played(simulator_state, turns, tokens)

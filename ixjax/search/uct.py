@@ -17,6 +17,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from ixjax.search.tree import Tree
 
@@ -24,14 +25,16 @@ from ixjax.search.tree import Tree
 # then admit a reaction too many. float32 has seven digits, so this is wide enough and invisible.
 _CEIL_SLACK = 1e-5
 
+_Sums = tuple[jax.Array, jax.Array, jax.Array]  # visits, unread, value_sum, each [N]
+
 
 def uct_select(
     tree: Tree,
-    c_uct: float | jax.Array,
+    c_uct: ArrayLike,
     *,
     leaves: int = 1,
-    widening_factor: float | jax.Array = 1.0,
-    widening_exponent: float | jax.Array = 0.0,
+    widening_factor: ArrayLike = 1.0,
+    widening_exponent: ArrayLike = 0.0,
 ) -> tuple[Tree, jax.Array]:
     """Walks down every tree to `leaves` places worth trying next.
 
@@ -65,9 +68,9 @@ def uct_select(
 @jax.jit
 def add_children(
     tree: Tree,
-    parents: jax.Array,
-    terminal: jax.Array | None = None,
-    terminal_value: jax.Array | None = None,
+    parents: ArrayLike,
+    terminal: ArrayLike | None = None,
+    terminal_value: ArrayLike | None = None,
 ) -> tuple[Tree, jax.Array]:
     """Adds up to `K` nodes to every tree, in the given order.
 
@@ -83,21 +86,23 @@ def add_children(
     """
     _require_per_tree(tree, parents=parents)
     if terminal is None:
-        terminal = jnp.zeros(parents.shape, bool)
+        terminal = jnp.zeros(jnp.shape(parents), bool)
     if terminal_value is None:
-        terminal_value = jnp.full(parents.shape, jnp.nan)
+        terminal_value = jnp.full(jnp.shape(parents), jnp.nan)
     _require_same_shape(parents=parents, terminal=terminal, terminal_value=terminal_value)
     with jax.named_scope("add_children"):
-        return jax.vmap(_add_children_one)(tree, parents, terminal, terminal_value)
+        return jax.vmap(_add_children_one)(
+            tree, jnp.asarray(parents), jnp.asarray(terminal), jnp.asarray(terminal_value)
+        )
 
 
 def backpropagate(
     tree: Tree,
-    leaves: jax.Array,
-    returns: jax.Array,
+    leaves: ArrayLike,
+    returns: ArrayLike,
     *,
-    gamma: float | jax.Array = 1.0,
-    selected: jax.Array | None = None,
+    gamma: ArrayLike = 1.0,
+    selected: ArrayLike | None = None,
 ) -> Tree:
     """Sends returns from nodes up to the root: `N += 1`, `W += return` at every node of the path.
 
@@ -118,7 +123,7 @@ def backpropagate(
     _require_per_tree(tree, leaves=leaves, returns=returns)
     _require_same_shape(leaves=leaves, returns=returns)
     if selected is None:
-        selected = jnp.zeros((leaves.shape[0], 0), jnp.int32)
+        selected = jnp.zeros((jnp.shape(leaves)[0], 0), jnp.int32)
     _require_per_tree(tree, selected=selected)
     visits, unread, value_sum, pending = _backpropagate(tree, leaves, returns, selected, gamma)
     return dataclasses.replace(
@@ -133,9 +138,9 @@ def backpropagate(
 @partial(jax.jit, static_argnames=("leaves",))
 def _select(
     tree: Tree,
-    c_uct: float | jax.Array,
-    factor: float | jax.Array,
-    exponent: float | jax.Array,
+    c_uct: ArrayLike,
+    factor: ArrayLike,
+    exponent: ArrayLike,
     *,
     leaves: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -163,10 +168,10 @@ def _select(
 @jax.jit
 def _backpropagate(
     tree: Tree,
-    leaves: jax.Array,
-    returns: jax.Array,
-    selected: jax.Array,
-    gamma: float | jax.Array,
+    leaves: ArrayLike,
+    returns: ArrayLike,
+    selected: ArrayLike,
+    gamma: ArrayLike,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """The `[B, N]` visits, unread, value_sum and pending afterwards."""
     dtype = tree.value_sum.dtype
@@ -174,7 +179,9 @@ def _backpropagate(
         _backpropagate_one, gamma=jnp.asarray(gamma, dtype), steps=jnp.max(tree.depth) + 1
     )
     with jax.named_scope("backpropagate"):
-        return jax.vmap(one)(tree, leaves, returns.astype(dtype), selected)
+        return jax.vmap(one)(
+            tree, jnp.asarray(leaves), jnp.asarray(returns, dtype), jnp.asarray(selected)
+        )
 
 
 def _select_one(
@@ -272,9 +279,8 @@ def _backpropagate_one(
     steps: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Un-batched `backpropagate`: `leaves[K]`, `returns[K]`, `selected[L]`."""
-    Sums = tuple[jax.Array, jax.Array, jax.Array]
 
-    def climb(sums: Sums, leaf_and_return: tuple[jax.Array, jax.Array]) -> tuple[Sums, None]:
+    def climb(sums: _Sums, leaf_and_return: tuple[jax.Array, jax.Array]) -> tuple[_Sums, None]:
         leaf, value = leaf_and_return
         readable = ~jnp.isnan(value)
 
@@ -311,7 +317,7 @@ def _up(parent: jax.Array, node: jax.Array) -> jax.Array:
     return jnp.where(node == Tree.NO_NODE, node, parent[jnp.maximum(node, Tree.ROOT)])
 
 
-def _require_per_tree(tree: Tree, **arrays: jax.Array) -> None:
+def _require_per_tree(tree: Tree, **arrays: ArrayLike) -> None:
     """Refuses anything but `[B, K]`, before a silent broadcast does something else with it."""
     trees = tree.parent.shape[0]
     for name, array in arrays.items():
@@ -322,7 +328,7 @@ def _require_per_tree(tree: Tree, **arrays: jax.Array) -> None:
             )
 
 
-def _require_same_shape(**arrays: jax.Array) -> None:
+def _require_same_shape(**arrays: ArrayLike) -> None:
     shapes = {name: jnp.shape(array) for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"expected one shape for all of these, found {shapes}")

@@ -1,6 +1,6 @@
 """Training: objectives, batches, one loop for all of them, checkpoints."""
 
-from ixjax.training.checkpoints import is_finished, load_model, save_model
+from ixjax.training.checkpoints import is_finished, load_model, model_fingerprint, save_model
 from ixjax.training.dpo import (
     DPOConfig,
     load_reference,
@@ -10,8 +10,8 @@ from ixjax.training.dpo import (
 )
 from ixjax.training.examples import sft_examples
 from ixjax.training.objectives import dpo_loss, sft_loss, token_logprobs
+from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.sft import SFTConfig, train_sft, validation_loss
-from ixjax.training.trainer import OptimizerConfig
 
 __all__ = [
     "DPOConfig",
@@ -21,6 +21,7 @@ __all__ = [
     "is_finished",
     "load_model",
     "load_reference",
+    "model_fingerprint",
     "reference_logprobs",
     "save_model",
     "save_reference",

@@ -23,8 +23,9 @@ import numpy as np
 from ixjax.dialogue.chat import Rendered, RenderedPair
 from ixjax.io import InputError
 
-LENGTH_STEP = 32  # padded lengths are multiples of it: data that differ a little share shapes
-MAX_BUCKETS = 4  # each costs a compilation
+MAX_BUCKETS = 4  # of pairs; each costs a compilation
+LENGTH_STEP = 64  # their lengths are multiples of it: data that differ a little share shapes
+RESPONSE_STEP = 32  # the same for the number of scored positions
 
 
 @jax.tree_util.register_dataclass
@@ -46,6 +47,11 @@ class Rows:
     scored_at: Any  # [N, S]
     targets: Any  # [N, S]
     weights: Any  # [N, S]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens, padding left out (host arrays only)."""
+        return int(np.count_nonzero(self.segment_ids))
 
 
 @jax.tree_util.register_dataclass
@@ -114,8 +120,8 @@ def _fill_rows(
 ) -> Rows:
     """Rows of (tokens, scored) segments into arrays; S is rounded up to `scored_step`."""
     # A segment's first token is predicted by nothing, so it is never a target.
-    counts = [sum(int(any_) for _, scored in row for any_ in scored[1:]) for row in rows]
-    size = min(round_up(max(1, *counts, 1), scored_step), length)
+    counts = [sum(sum(scored[1:]) for _, scored in row) for row in rows]
+    size = min(round_up(max(*counts, 1), scored_step), length)
     tokens, positions, segments = (np.zeros((len(rows), length), np.int32) for _ in range(3))
     scored_at, targets = (np.zeros((len(rows), size), np.int32) for _ in range(2))
     weights = np.zeros((len(rows), size), np.float32)
@@ -139,8 +145,8 @@ def bucket_pairs(
 ) -> list[Bucket]:
     """Sort pairs by the length of their longer side into at most `MAX_BUCKETS` padded lengths.
 
-    A bucket that would not fill a batch joins the next longer one; the last pairs of a bucket are
-    followed by pairs without weight up to a whole number of batches.
+    The longest pairs that do not fill a batch take the next shorter ones in, so that every bucket
+    but the shortest holds a whole number of batches.
 
     Args:
         pairs: P pairs.
@@ -158,15 +164,18 @@ def bucket_pairs(
     for i, pair in enumerate(pairs):
         if not (pair.prompt and pair.chosen and pair.rejected):
             raise InputError(f"pair {i} has an empty prompt or response; expected tokens in each")
-    buckets, waiting = [], np.zeros(0, np.int64)
+    by_length = np.argsort(-lengths, kind="stable")
     padded = bucket_lengths(int(lengths.max()), max_length)
-    for low, length in zip([0, *padded[:-1]], padded, strict=True):
-        members = np.flatnonzero((lengths > low) & (lengths <= length))
-        waiting = np.sort(np.concatenate([waiting, members]))
-        if len(waiting) >= batch_size or length == padded[-1]:
-            chosen = [pairs[i] for i in waiting]
-            buckets.append(Bucket(waiting, _fill_pairs(chosen, length=length)))
-            waiting = np.zeros(0, np.int64)
+    buckets: list[Bucket] = []
+    start = 0
+    for length, shorter in zip(padded[::-1], [*padded[-2::-1], 0], strict=True):
+        longer = int(np.sum(lengths > shorter)) - start  # may be negative: all are placed
+        end = min(start + round_up(max(longer, 0), batch_size), len(pairs))
+        if end > start:
+            members = np.sort(by_length[start:end])
+            filled = _fill_pairs([pairs[i] for i in members], length=length)
+            buckets.append(Bucket(members, filled))
+        start = end
     return buckets
 
 
@@ -183,7 +192,7 @@ def _fill_pairs(pairs: Sequence[RenderedPair], *, length: int) -> Pairs:
         for p in pairs
         for response in (p.chosen, p.rejected)
     ]
-    rows = _fill_rows(sides, length=length, scored_step=LENGTH_STEP)
+    rows = _fill_rows(sides, length=length, scored_step=RESPONSE_STEP)
     rows = jax.tree.map(lambda x: x.reshape(len(pairs), 2, *x.shape[1:]), rows)
     return Pairs(rows=rows, weights=np.ones(len(pairs), np.float32))
 
@@ -218,29 +227,32 @@ def in_batches(rows: Any, *, batch_size: int) -> list[Any]:
     return [take(rows, np.arange(start, start + batch_size)) for start in starts]
 
 
-def shuffled_batches(
-    buckets: Sequence[Any], *, batch_size: int, seed: int
-) -> Callable[[int], Any]:
-    """The batch of a step: every row once an epoch, drawn anew each epoch, one bucket a batch.
+def shuffled_batches(buckets: Sequence[Any], *, batch_size: int, seed: int) -> Callable[[int], Any]:
+    """The batch of a step: every row once an epoch, in an order of its own each epoch.
+
+    One bucket is read without a gap, batches crossing from epoch to epoch. Several are each
+    filled up to whole batches with rows that have no weight, and take turns at random.
 
     Args:
-        buckets: batches of rows; each is padded to a multiple of `batch_size`.
+        buckets: batches of rows.
         batch_size: rows a step.
         seed: of the order.
     """
-    padded = [pad_rows(bucket, multiple=batch_size) for bucket in buckets]
-    counts = [num_rows(bucket) // batch_size for bucket in padded]
-    # (bucket, number within it) of each batch of an epoch, in the order before the shuffle
+    if len(buckets) > 1:
+        buckets = [pad_rows(bucket, multiple=batch_size) for bucket in buckets]
+    counts = [max(1, num_rows(bucket) // batch_size) for bucket in buckets]
+    # (bucket, number within it) of each batch of an epoch, before the shuffle
     slots = [(b, i) for b, count in enumerate(counts) for i in range(count)]
     slot_order = _endless_shuffle(len(slots), seed)
-    row_orders = [_endless_shuffle(num_rows(b), seed + 1 + n) for n, b in enumerate(padded)]
+    row_orders = [_endless_shuffle(num_rows(b), seed + 1 + n) for n, b in enumerate(buckets)]
 
     def batch(step: int) -> Any:
-        epoch = step // len(slots)
-        bucket, number = slots[slot_order[step]]
-        first = (epoch * counts[bucket] + number) * batch_size
-        order = row_orders[bucket]
-        return take(padded[bucket], np.array([order[first + i] for i in range(batch_size)]))
+        bucket, nth = 0, step
+        if len(buckets) > 1:
+            bucket, number = slots[slot_order[step]]
+            nth = step // len(slots) * counts[bucket] + number
+        order, first = row_orders[bucket], nth * batch_size
+        return take(buckets[bucket], np.array([order[first + i] for i in range(batch_size)]))
 
     return batch
 

@@ -1,31 +1,37 @@
 """Models and training states on disk, through Orbax.
 
-A finished model is a folder `model/` with the parameters and, as metadata, their configuration.
-A training in progress keeps its newest states beside it, under `steps/`; Orbax writes each to a
+A finished model is a folder `model/`: the parameters and, written last, their configuration.
+A training in progress keeps its newest state beside it, under `steps/`; Orbax writes each to a
 temporary name and renames it, so one that was cut off while it was written is never read.
+https://orbax.readthedocs.io
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from ixjax import io
 from ixjax.models import ModelConfig, Transformer, abstract_params, param_shardings
+from ixjax.models.config import DType
 from ixjax.parallel import make_mesh
 
 MODEL_SCHEMA = "ixjax.model"
+RECORD = "model.json"  # in the folder of a model: its configuration
 # Orbax and its storage layer tell at WARNING level of things that are as they should be.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -39,38 +45,76 @@ def save_model(model: Transformer, directory: str | Path) -> None:
 def _save_params(params: Any, config: ModelConfig, directory: Path, *, inputs: str) -> None:
     path = directory.absolute() / "model"
     path.mkdir(parents=True, exist_ok=True)
-    (path / "model.json").unlink(missing_ok=True)
+    (path / RECORD).unlink(missing_ok=True)
     ocp.save(path / "params", params, overwrite=True)
     # Written last: a folder without it is not finished.
-    record = {"schema": MODEL_SCHEMA, "inputs": inputs, "config": dataclasses.asdict(config)}
-    io.write_json(path / "model.json", record)
+    record = {
+        "schema": MODEL_SCHEMA,
+        "version": io.SCHEMA_VERSION,
+        "inputs": inputs,
+        "config": dataclasses.asdict(config),
+    }
+    io.write_json(path / RECORD, record)
 
 
 def is_finished(directory: str | Path, inputs: str | None = None) -> bool:
     """Whether `directory` holds a whole model (made from just these inputs, where given)."""
-    path = Path(directory) / "model" / "model.json"
+    path = Path(directory) / "model" / RECORD
     return path.exists() and (inputs is None or io.read_json(path).get("inputs") == inputs)
 
 
-def load_model(directory: str | Path, *, mesh: Mesh | None = None) -> Transformer:
-    """Read what `save_model` wrote, straight into its shards.
+def load_model(
+    directory: str | Path, *, mesh: Mesh | None = None, dtype: DType | None = None
+) -> Transformer:
+    """Read what `save_model` or a finished training wrote, straight into its shards.
+
+    Args:
+        directory: the folder that holds `model/`.
+        mesh: the devices; None: all of them, the model whole on each.
+        dtype: type of the parameters and of the computation; None: as they were written.
 
     Raises:
         InputError: there is no whole model of ours in `directory`.
     """
     path = Path(directory).absolute() / "model"
     if not is_finished(directory):
-        raise io.InputError(f"{directory}: holds no finished model (model/model.json is missing)")
-    record = io.read_json(path / "model.json")
-    if record.get("schema") != MODEL_SCHEMA:
-        raise io.InputError(f"{path / 'model.json'}: expected schema {MODEL_SCHEMA}")
-    settings = record["config"]
-    if settings["rope_scaling"] is not None:
-        settings["rope_scaling"] = tuple(settings["rope_scaling"])
-    config = ModelConfig(**settings)
-    target = abstract_tree(config, mesh or make_mesh())
-    params = ocp.load(path / "params", target)
+        raise io.InputError(
+            f"{directory}: holds no finished model (model/{RECORD} is missing); train it first"
+        )
+    config = _read_config(path / RECORD)
+    if dtype is not None:
+        config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
+    try:
+        params = ocp.load(path / "params", abstract_tree(config, mesh or make_mesh()))
+    except (OSError, ValueError, KeyError) as error:
+        raise io.InputError(
+            f"{path / 'params'}: the parameters can't be read ({error}); remove {path} and train "
+            "again"
+        ) from error
     return nnx.merge(nnx.graphdef(Transformer(config)), params)
+
+
+def _read_config(path: Path) -> ModelConfig:
+    record = io.read_json(path)
+    expected = (MODEL_SCHEMA, io.SCHEMA_VERSION)
+    if not isinstance(record, dict) or (record.get("schema"), record.get("version")) != expected:
+        raise io.InputError(f"{path}: expected schema {expected[0]} version {expected[1]}")
+    try:
+        settings = dict(record["config"])
+        if settings.get("rope_scaling") is not None:
+            settings["rope_scaling"] = tuple(settings["rope_scaling"])
+        return ModelConfig(**settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise io.InputError(f"{path}: `config` does not describe a model ({error})") from None
+
+
+def model_fingerprint(model: Transformer) -> str:
+    """16 hex digits of configuration and parameters, the same however they are sharded."""
+    digest = hashlib.sha256(io.fingerprint(model.config).encode())
+    # Leaf by leaf: the whole model is never in host memory at once.
+    for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def abstract_tree(config: ModelConfig, mesh: Mesh) -> Any:
@@ -80,6 +124,31 @@ def abstract_tree(config: ModelConfig, mesh: Mesh) -> Any:
         nnx.to_pure_dict(abstract_params(config)),
         nnx.to_pure_dict(param_shardings(config, mesh)),
     )
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a training knows of itself beside its arrays.
+
+    step: optimiser steps done.
+    best_loss: lowest validation loss yet.
+    without_gain: validations since then.
+    stopped: early stopping has ended it.
+    """
+
+    step: int = 0
+    best_loss: float = math.inf
+    without_gain: int = 0
+    stopped: bool = False
+
+    def improve(self, loss: float, patience: int) -> bool:
+        """Note a validation loss; whether it is the best yet."""
+        if loss < self.best_loss:
+            self.best_loss, self.without_gain = loss, 0
+            return True
+        self.without_gain += 1
+        self.stopped = 0 < patience <= self.without_gain
+        return False
 
 
 class TrainingCheckpoints:
@@ -94,28 +163,43 @@ class TrainingCheckpoints:
         self._root = Path(directory).absolute() / "steps"
         self._inputs = inputs
 
-    def latest(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """(step, state, facts) of the newest whole state; None if there is none of this training."""
+    def latest(self, abstract_state: Any, abstract_best: Any) -> tuple[Any, Any, Progress] | None:
+        """State, best parameters and progress of the newest whole checkpoint of this training.
+
+        Args:
+            abstract_state: (params, optimiser state) as `jax.ShapeDtypeStruct` with shardings.
+            abstract_best: the parameters alike, or None where no best ones are kept.
+        """
         with self._open() as checkpointer:
-            if checkpointer.latest is None:
+            newest = checkpointer.latest
+            if newest is None:
                 return None
-            step = checkpointer.latest.step
-            metadata = dict(checkpointer.metadata(step).custom_metadata or {})
-            if metadata.get("inputs") == self._inputs:
-                state = checkpointer.load(step, abstract_state)
-                return step, state, json.loads(metadata["facts"])
-        shutil.rmtree(self._root)
+            kept = dict(checkpointer.metadata(newest.step).custom_metadata or {})
+            if kept.get("inputs") == self._inputs:
+                tree = checkpointer.load(newest.step, _to_tree(abstract_state, abstract_best))
+                leaves = [tree["state"][name] for name in sorted(tree["state"])]
+                state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+                return state, tree.get("best"), Progress(**json.loads(kept["progress"]))
+        self.discard()
         return None
 
-    def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
-        """Write the state after `step` steps; older ones go."""
-        metadata = {"inputs": self._inputs, "facts": json.dumps(facts)}
+    def save(self, state: Any, best: Any, progress: Progress) -> None:
+        """Write the state after `progress.step` steps; older ones go."""
+        facts = {
+            "inputs": self._inputs,
+            "progress": json.dumps(dataclasses.asdict(progress)),
+        }
         with self._open() as checkpointer:
-            checkpointer.save(step, state, custom_metadata=metadata, overwrite=True)
+            tree = _to_tree(state, best)
+            checkpointer.save(progress.step, tree, custom_metadata=facts, overwrite=True)
 
     def finish(self, params: Any, config: ModelConfig) -> None:
         """Write the final model, then drop the states."""
         _save_params(params, config, self._root.parent, inputs=self._inputs)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove every state."""
         shutil.rmtree(self._root, ignore_errors=True)
 
     @contextlib.contextmanager
@@ -127,3 +211,9 @@ class TrainingCheckpoints:
             cleanup_tmp_directories=True,
         ) as checkpointer:
             yield checkpointer
+
+
+def _to_tree(state: Any, best: Any) -> dict[str, Any]:
+    """State leaves by number, so that a checkpoint depends on no type of Optax's."""
+    leaves = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+    return {"state": leaves} | ({} if best is None else {"best": best})

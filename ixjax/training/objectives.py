@@ -1,9 +1,10 @@
 """The losses, as pure functions of log-probabilities: per-element results, the caller reduces.
 
 SFT is the mean negative log-likelihood of the scored tokens. The DPO family compares a policy with
-a fixed reference on pairs of responses. All sums are float32.
+a fixed reference on pairs of responses. The LM head is applied to scored positions alone, so that
+`[B, T, V]` logits never exist. All sums are float32.
 
-Axes: B sequences or pairs, T positions, V vocabulary.
+Axes: B sequences or pairs, T positions, S scored positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+
+from ixjax.models import Transformer
+from ixjax.training.batching import Rows
 
 DPOVariant = Literal["sigmoid", "ipo", "hinge", "robust"]
 
@@ -32,6 +36,21 @@ def token_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return taken - jax.nn.logsumexp(logits, axis=-1)
 
 
+def scored_logprobs(model: Transformer, rows: Rows) -> jax.Array:
+    """Log-probability of each scored token given what stands before it in its segment.
+
+    Args:
+        model: any decoder.
+        rows: fields `[B, T]` and `[B, S]`.
+
+    Returns:
+        `[B, S]` float32; meaningless where `rows.weights` is 0.
+    """
+    hidden = model.hidden(rows.tokens, rows.positions, rows.segment_ids)
+    before = jnp.take_along_axis(hidden, rows.scored_at[:, :, None], axis=1)
+    return token_logprobs(model.logits(before), rows.targets)
+
+
 def sft_loss(logprobs: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Summed negative log-likelihood and the weight it is to be divided by.
 
@@ -41,6 +60,10 @@ def sft_loss(logprobs: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Ar
     Args:
         logprobs: `[B, T]` log-probabilities of the targets.
         weights: `[B, T]` 1 for scored targets, else 0.
+
+    References:
+        Radford et al. 2018, `Improving Language Understanding by Generative Pre-Training
+        <https://openai.com/research/language-unsupervised>`_, eq. 1.
     """
     _same_shape(logprobs=logprobs, weights=weights)
     return -jnp.sum(jnp.where(weights > 0, logprobs * weights, 0.0)), jnp.sum(weights)
@@ -75,10 +98,16 @@ def dpo_loss(
     Raises:
         ValueError: shapes differ, an unknown variant, or a value out of its range.
 
+    `ipo` is the paper's, on what it is given. TRL's divides each side's log-ratio by the length of
+    the response first: give means instead of sums for that.
+
     References:
-        Rafailov et al. 2023, eq. 7 (sigmoid); Azar et al. 2023, eq. 17 (ipo);
-        Zhao et al. 2023, SLiC-HF (hinge); Chowdhury et al. 2024, eq. 12 (robust);
-        Mitchell 2023, "A note on DPO with noisy preferences" (conservative).
+        sigmoid: Rafailov et al. 2023, `DPO <https://arxiv.org/abs/2305.18290>`_, eq. 7.
+        ipo: Azar et al. 2023, `IPO <https://arxiv.org/abs/2310.12036>`_, eq. 17.
+        hinge: Zhao et al. 2023, `SLiC-HF <https://arxiv.org/abs/2305.10425>`_, eq. 2, with
+        the log-ratio to the reference for the log-probability.
+        robust: Chowdhury et al. 2024, `rDPO <https://arxiv.org/abs/2403.00409>`_, eq. 12.
+        conservative: Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO".
     """
     _same_shape(
         policy_chosen=policy_chosen,

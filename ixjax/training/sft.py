@@ -5,25 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from ixjax import io
 from ixjax.dialogue.chat import Rendered
 from ixjax.models import Transformer
-from ixjax.training.batching import (
-    PackedRows,
-    batch_order,
-    num_rows,
-    pack,
-    pad_rows,
-    take,
-)
-from ixjax.training.objectives import sft_loss, token_logprobs
-from ixjax.training.trainer import OnStep, OptimizerConfig, Training, mean_loss, train
+from ixjax.training.batching import Rows, in_batches, pack, shuffled_batches
+from ixjax.training.objectives import scored_logprobs, sft_loss
+from ixjax.training.optimizer import OptimizerConfig
+from ixjax.training.trainer import OnStep, Training, mean_loss, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +46,8 @@ class SFTConfig:
         for name in ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.patience < 0:
+            raise ValueError(f"patience is {self.patience}; it must be 0 (never stop) or more")
         if not 0 <= self.prefix_outcome_rate <= 1:
             raise ValueError(
                 f"prefix_outcome_rate is {self.prefix_outcome_rate}; it must be in [0, 1]"
@@ -59,14 +55,10 @@ class SFTConfig:
 
 
 def packed_loss(
-    model: Transformer, batch: PackedRows
+    model: Transformer, rows: Rows
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Negative log-likelihood of the scored targets: sum, number, and summed metrics."""
-    logits = model(batch.tokens, batch.positions, batch.segment_ids)
-    total, weight = sft_loss(token_logprobs(logits, batch.targets), batch.weights)
-    # Metrics are divided by the weight, so what is to be a plain count is multiplied by it.
-    tokens = jnp.sum(batch.segment_ids > 0) * jnp.maximum(weight, 1.0)
-    return total, weight, {"tokens": tokens}
+    """Negative log-likelihood of the scored tokens: sum and number."""
+    return *sft_loss(scored_logprobs(model, rows), rows.weights), {}
 
 
 def train_sft(
@@ -82,21 +74,33 @@ def train_sft(
 ) -> Transformer:
     """Fine-tune `model`; resumes from `directory`, and leaves the best model there.
 
+    Args:
+        model: where to start from; the same at every call that is to resume.
+        train_examples: rendered for the speaker to train.
+        valid_examples: the same of held-out dialogues, for early stopping.
+        config: steps and optimiser.
+        mesh: the devices.
+        seed: of the order of the rows.
+        directory: checkpoints while it runs, the best model after.
+        on_step: called with metrics; see `ixjax.training.trainer.train`.
+
+    Returns:
+        The model with the lowest validation loss. A finished training is read from `directory`.
+
     Raises:
-        InputError: there is nothing to train or to validate on.
+        InputError: there is nothing to train or to validate on, or an example is too long.
     """
     length = model.config.max_length
     rows = pack(train_examples, length=length)
-    order = batch_order(num_rows(rows), batch_size=config.batch_size, seed=seed)
+    validation = pack(valid_examples, length=length)
     training = Training(
         loss=packed_loss,
-        batch=lambda step: take(rows, np.asarray(order[step])),
+        batch=shuffled_batches([rows], batch_size=config.batch_size, seed=seed),
+        num_tokens=lambda batch: batch.num_tokens,
         steps=config.steps,
         optimizer=config.optimizer,
-        inputs=io.fingerprint(
-            "sft", config, seed, model.config, [len(train_examples), len(valid_examples)]
-        ),
-        validation=_in_batches(pack(valid_examples, length=length), config.batch_size),
+        inputs=io.fingerprint("sft", config, seed, model.config, *_bytes(rows), *_bytes(validation)),
+        validation=in_batches(validation, batch_size=config.batch_size),
         eval_every=config.eval_every,
         patience=config.patience,
         checkpoint_every=config.checkpoint_every,
@@ -106,13 +110,14 @@ def train_sft(
 
 
 def validation_loss(model: Transformer, examples: Sequence[Rendered], *, batch_size: int) -> float:
-    """Mean negative log-likelihood of a scored token, in nats."""
+    """Mean negative log-likelihood of a scored token, in nats.
+
+    Raises:
+        InputError: nothing in `examples` is scored, or an example is too long.
+    """
     rows = pack(examples, length=model.config.max_length)
-    return mean_loss(model, packed_loss, _in_batches(rows, batch_size))
+    return mean_loss(model, packed_loss, in_batches(rows, batch_size=batch_size))
 
 
-def _in_batches(rows: PackedRows, batch_size: int) -> list[PackedRows]:
-    """All rows in order; the last batch is filled up with rows that have no weight."""
-    rows = pad_rows(rows, multiple=batch_size)
-    starts = range(0, num_rows(rows), batch_size)
-    return [take(rows, np.arange(start, start + batch_size)) for start in starts]
+def _bytes(tree: Any) -> list[bytes]:
+    return [np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]

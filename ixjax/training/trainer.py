@@ -2,8 +2,8 @@
 
 A training is a function of its inputs alone: the batch of a step follows from (seed, step), so
 one that was interrupted anywhere continues from its newest checkpoint and ends in the same
-parameters, bit for bit, on the same mesh. The step is jitted at module level with everything
-that shapes it as static arguments: trainings of equal shape share one compilation.
+parameters, bit for bit, on the same mesh. Parameters and optimiser state are sharded alike, and
+what the step replaces is donated. Trainings of equal shape share one compilation.
 """
 
 from __future__ import annotations
@@ -21,49 +21,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from ixjax.models import Transformer
-from ixjax.parallel import batch_sharding, replicated
-from ixjax.training.checkpoints import TrainingCheckpoints, abstract_tree, is_finished, load_model
+from ixjax.models import ModelConfig, Transformer
+from ixjax.parallel import batch_sharding, make_mesh, replicated
+from ixjax.training.batching import num_rows
+from ixjax.training.checkpoints import (
+    Progress,
+    TrainingCheckpoints,
+    abstract_tree,
+    is_finished,
+    load_model,
+)
+from ixjax.training.optimizer import OptimizerConfig
 
 OnStep = Callable[[dict[str, Any]], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with warm-up and cosine decay."""
-
-    learning_rate: float = 1e-3
-    """Peak of the schedule."""
-    warmup_fraction: float = 0.05
-    """Share of the steps in which the rate rises from 0."""
-    final_fraction: float = 0.1
-    """The rate at the last step, as a share of the peak."""
-    weight_decay: float = 0.01
-    """Decoupled decay of matrices; norms and biases have none."""
-    beta1: float = 0.9
-    """Decay of the first moment."""
-    beta2: float = 0.95
-    """Decay of the second moment."""
-    clip_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
-
-    def __post_init__(self) -> None:
-        """Refuse values outside their ranges."""
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        if not 0 <= self.warmup_fraction < 1:
-            raise ValueError(f"warmup_fraction is {self.warmup_fraction}; it must be in [0, 1)")
-        if not self.clip_norm > 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0")
-
-
 class LossFunction(Protocol):
-    """What a training minimises; hashable by identity, as it is a static argument."""
+    """What a training minimises; equal objectives must be the same object, it is a cache key."""
 
-    def __call__(self, model: Transformer, batch: Any) -> tuple[jax.Array, jax.Array, dict]:
-        """Summed loss, the weight to divide by, and summed metrics of a batch."""
+    def __call__(
+        self, model: Transformer, batch: Any
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """Summed loss of a batch, the weight to divide by, and metrics summed alike."""
         ...
 
 
@@ -73,19 +54,21 @@ class Training:
 
     loss: the objective.
     batch: host arrays of the batch of a step.
+    num_tokens: tokens of a batch, padding left out.
     steps: optimiser steps in all.
     optimizer: its settings.
+    inputs: fingerprint of all of this and of the data.
     validation: batches that the validation loss is the mean of; empty: none.
     eval_every: steps between validations.
     patience: validations without a better loss after which training stops; 0: never.
     checkpoint_every: steps between checkpoints.
     log_every: steps between reports.
-    inputs: fingerprint of all of this and of the data.
-    check_first: called with the first step's metrics before anything else happens.
+    check_first: called with the first step's metrics before anything of it is kept.
     """
 
     loss: LossFunction
     batch: Callable[[int], Any]
+    num_tokens: Callable[[Any], int]
     steps: int
     optimizer: OptimizerConfig
     inputs: str
@@ -97,61 +80,82 @@ class Training:
     check_first: Callable[[dict[str, float]], None] = lambda metrics: None
 
 
-@functools.lru_cache
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW as configured; equal settings give the same object, so jit caches hold."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            make_schedule(config, steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            weight_decay=config.weight_decay,
-            mask=_decayed,
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The jitted functions of one objective on one mesh.
+
+    abstract_state: (params, optimiser state) as shapes with their shardings.
+    init: params -> optimiser state.
+    train: (state, batch, learning rate) -> (state, metrics); the state is donated.
+    """
+
+    abstract_state: Any
+    init: Callable[..., Any]
+    train: Callable[..., Any]
+
+
+@functools.lru_cache(maxsize=16)
+def make_steps(
+    config: ModelConfig, mesh: Mesh, loss: LossFunction, optimizer: optax.GradientTransformation
+) -> Steps:
+    """Equal arguments give the same functions, and so one compilation per batch shape."""
+    graph = nnx.graphdef(Transformer(config))
+    abstract = _abstract_state(config, mesh, optimizer)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def train_step(state: Any, batch: Any, learning_rate: jax.Array) -> tuple[Any, Any]:
+        params, opt_state = state
+
+        def mean_loss(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            total, weight, sums = loss(nnx.merge(graph, params), batch)
+            weight = jnp.maximum(weight, 1.0)
+            return total / weight, {name: value / weight for name, value in sums.items()}
+
+        (value, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = jax.tree.map(lambda p, u: p - (learning_rate * u).astype(p.dtype), params, updates)
+        metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        return (params, opt_state), metrics
+
+    return Steps(
+        abstract_state=abstract,
+        init=jax.jit(optimizer.init, in_shardings=shardings[:1], out_shardings=shardings[1]),
+        train=jax.jit(
+            train_step,
+            in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+            out_shardings=(shardings, replicated(mesh)),
+            donate_argnums=0,
         ),
     )
 
 
-@functools.lru_cache
-def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, cosine decay."""
-    warmup = max(1, round(config.warmup_fraction * steps))
-    return optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, warmup, max(steps, warmup + 1),
-        config.learning_rate * config.final_fraction,
+@functools.lru_cache(maxsize=16)
+def make_eval_step(config: ModelConfig, mesh: Mesh, function: Callable[..., Any]) -> Any:
+    """`function(model, batch)`, jitted as (params, batch) -> result, which every device holds."""
+    graph = nnx.graphdef(Transformer(config))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_tree(config, mesh))
+    return jax.jit(
+        lambda params, batch: function(nnx.merge(graph, params), batch),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
     )
 
 
-def _decayed(params: Any) -> Any:
-    """Matrices decay; norm weights and biases (one axis beside that of the layers) do not."""
-
-    def is_matrix(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-        return leaf.ndim - (path[0].key == "layers") >= 2
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-
-@functools.partial(
-    jax.jit, static_argnames=("graph", "loss", "optimizer", "steps"), donate_argnames=("state",)
-)
-def _train_step(graph, state, batch, *, loss, optimizer, steps):
-    params, opt_state = state
-
-    def mean_loss(params):
-        total, weight, metrics = loss(nnx.merge(graph, params), batch)
-        weight = jnp.maximum(weight, 1.0)
-        return total / weight, {name: value / weight for name, value in metrics.items()}
-
-    (value, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
-    updates, opt_state = make_optimizer(optimizer, steps).update(grads, opt_state, params)
-    metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
-    return (optax.apply_updates(params, updates), opt_state), metrics
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "loss"))
-def _eval_step(graph, params, batch, *, loss):
-    total, weight, _ = loss(nnx.merge(graph, params), batch)
-    return total, weight
+def _abstract_state(
+    config: ModelConfig, mesh: Mesh, optimizer: optax.GradientTransformation
+) -> tuple[Any, Any]:
+    """(params, optimiser state) as shapes: moments lie as the parameters do, counters everywhere."""
+    params = abstract_tree(config, mesh)
+    opt_state = optax.tree_map_params(
+        optimizer,
+        lambda leaf, param: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=replicated(mesh)
+        ),
+    )
+    return params, opt_state
 
 
 def train(
@@ -162,149 +166,175 @@ def train(
     Args:
         model: where to start from; its parameters are not changed.
         training: what to do.
-        mesh: the devices; the model's parameters lie on it as `param_shardings` says.
+        mesh: the devices.
         directory: checkpoints while it runs, the final model after.
-        on_step: called every `log_every` steps with step, steps, steps_since, metrics.
+        on_step: called every `log_every` steps with step, steps, steps_since (the last report;
+            at first also those of an earlier, interrupted call), learning_rate and metrics.
 
     Returns:
         The trained model: that of the best validation where there is one.
 
     Raises:
+        ValueError: the mesh does not divide the batch.
         FloatingPointError: the loss is not finite; the newest checkpoint is still there.
     """
     checkpoints = TrainingCheckpoints(directory, training.inputs)
     if is_finished(directory, training.inputs):
+        checkpoints.discard()
         return load_model(directory, mesh=mesh)
-    with jax.set_mesh(mesh):
-        params = _run(model, training, mesh, checkpoints, on_step)
+    check_divides(mesh, num_rows(training.batch(0)))
+    params = _Loop(model, training, mesh, checkpoints, on_step).run()
     checkpoints.finish(params, model.config)
     return nnx.merge(nnx.graphdef(model), params)
 
 
-def _run(model, training, mesh, checkpoints, on_step):
-    """The loop; returns the parameters to keep."""
-    graph = nnx.graphdef(model)
-    state, progress = _resume(model, training, mesh, checkpoints)
-    place = functools.partial(jax.device_put, device=batch_sharding(mesh))
-    step_fn = functools.partial(
-        _train_step, loss=training.loss, optimizer=training.optimizer, steps=training.steps
-    )
-    logged_at, clock = progress.step, time.monotonic()
-    while progress.step < training.steps and not progress.stopped:
-        batch = jax.tree.map(place, training.batch(progress.step))
-        state, metrics = step_fn(graph, state, batch)
-        progress.step += 1
-        last = progress.step == training.steps
-        facts: dict[str, Any] = {}
-        if training.validation and (progress.step % training.eval_every == 0 or last):
-            value = _validate(graph, state[0], training, place)
-            if progress.improve(value, training.patience):
-                progress.best = jax.tree.map(jnp.copy, state[0])
-            facts["validation_loss"] = value
-        if facts or last or progress.step == 1 or progress.step % training.log_every == 0:
-            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            if progress.step == 1:
-                training.check_first(metrics)
-            if not math.isfinite(metrics["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {metrics['loss']} at step {progress.step} of {training.steps}; "
-                    "lower the learning rate, or clip harder"
-                )
-            rate = make_schedule(training.optimizer, training.steps)(progress.step - 1)
-            seconds = time.monotonic() - clock
-            since = progress.step - logged_at
-            tokens = metrics.pop("tokens", None)
-            if tokens is not None:
-                facts["tokens_per_second"] = tokens * since / seconds
-            on_step({
-                "step": progress.step, "steps": training.steps, "steps_since": since,
-                "learning_rate": float(rate), **metrics, **facts,
-            })
-            logged_at, clock = progress.step, time.monotonic()
-        if progress.step % training.checkpoint_every == 0 and not last:
-            tree = {"state": _as_tree(state), "best": progress.best}
-            checkpoints.save(progress.step, tree, progress.facts())
-    return progress.best if training.validation else state[0]
+class _Loop:
+    """A training in progress: its state on the devices, and what it knows of itself."""
 
+    def __init__(
+        self,
+        model: Transformer,
+        training: Training,
+        mesh: Mesh,
+        checkpoints: TrainingCheckpoints,
+        on_step: OnStep,
+    ):
+        self.training = training
+        self.config = model.config
+        self.mesh = mesh
+        self.checkpoints = checkpoints
+        self.on_step = on_step
+        self.rates = training.optimizer.learning_rates(training.steps)
+        self.compiled = make_steps(
+            model.config, mesh, training.loss, training.optimizer.to_optax()
+        )
+        self.state, self.best, self.progress = self._resume(model)
+        self.reported_at = 0
+        self.tokens = 0
+        self.clock: float | None = None  # None: nothing was timed yet (the first step compiles)
 
-@dataclasses.dataclass
-class _Progress:
-    """What a training knows of itself beside its parameters."""
+    def _resume(self, model: Transformer) -> tuple[Any, Any, Progress]:
+        """State, best parameters and progress: from the newest checkpoint, or from the start."""
+        abstract = self.compiled.abstract_state
+        best = abstract[0] if self.training.validation else None
+        found = self.checkpoints.latest(abstract, best)
+        if found is not None:
+            return found
+        # Copied: the step donates its state, and the caller's model must live on.
+        params = jax.tree.map(
+            lambda p, leaf: jnp.copy(jax.device_put(p, leaf.sharding)), params_of(model), abstract[0]
+        )
+        best = _copy(params) if self.training.validation else None
+        return (params, self.compiled.init(params)), best, Progress()
 
-    step: int
-    best: Any
-    best_loss: float = math.inf
-    without_gain: int = 0
-    stopped: bool = False
+    def run(self) -> Any:
+        """To the last step; returns the parameters to keep."""
+        training, progress = self.training, self.progress
+        while progress.step < training.steps and not progress.stopped:
+            batch = training.batch(progress.step)
+            rate = self.rates[progress.step]
+            self.tokens += training.num_tokens(batch)
+            self.state, metrics = self.compiled.train(
+                self.state, jax.device_put(batch, batch_sharding(self.mesh)), rate
+            )
+            progress.step += 1
+            last = progress.step == training.steps
+            validates = training.validation and (self._due(training.eval_every) or last)
+            saves = self._due(training.checkpoint_every) and not last
+            reports = self._due(training.log_every) or last or progress.step == 1 or validates
+            if reports or saves:
+                # Checked before a checkpoint, too: one that is kept is good.
+                facts = {"learning_rate": float(rate), **self._fetch(metrics)}
+                facts |= self._speed() if reports else {}
+                if validates:
+                    facts["validation_loss"] = self._validate()
+                if reports:
+                    self._report(facts)
+                if saves:
+                    self.checkpoints.save(self.state, self.best, progress)
+                self.clock = time.monotonic() if reports else self.clock
+        return self.best if training.validation else self.state[0]
 
-    def improve(self, loss: float, patience: int) -> bool:
-        """Note a validation loss; whether it is the best yet."""
-        if loss < self.best_loss:
-            self.best_loss, self.without_gain = loss, 0
-            return True
-        self.without_gain += 1
-        self.stopped = 0 < patience <= self.without_gain
-        return False
+    def _due(self, every: int) -> bool:
+        return self.progress.step % every == 0
 
-    def facts(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {
-            "best_loss": self.best_loss,
-            "without_gain": self.without_gain,
-            "stopped": self.stopped,
-        }
+    def _fetch(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
+        """Metrics of the last step on the host; waits for it."""
+        fetched = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if self.progress.step == 1:
+            self.training.check_first(fetched)
+        if not math.isfinite(fetched["loss"]) or not math.isfinite(fetched["grad_norm"]):
+            raise FloatingPointError(
+                f"at step {self.progress.step} of {self.training.steps} the loss is "
+                f"{fetched['loss']} and the gradient norm {fetched['grad_norm']}; lower "
+                "optimizer.learning_rate or optimizer.clip_norm"
+            )
+        return fetched
 
+    def _speed(self) -> dict[str, float]:
+        """Tokens a second since the last report; none at first, which would time the compiler."""
+        tokens, self.tokens = self.tokens, 0
+        if self.clock is None:
+            return {}
+        return {"tokens_per_second": tokens / (time.monotonic() - self.clock)}
 
-def _resume(model, training, mesh, checkpoints):
-    """Parameters, optimiser state and progress: from the newest checkpoint, or from the start."""
-    optimizer = make_optimizer(training.optimizer, training.steps)
-    abstract = abstract_tree(model.config, mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    # The optimiser's moments lie as the parameters do; its counters are everywhere.
-    abstract_opt = optax.tree_map_params(
-        optimizer,
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(optimizer.init, abstract),
-        shardings,
-        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=replicated(mesh)
-        ),
-    )
-    best = abstract if training.validation else None
-    found = checkpoints.latest({"state": _as_tree((abstract, abstract_opt)), "best": best})
-    if found is not None:
-        step, tree, facts = found
-        leaves = [tree["state"][f"{i:04d}"] for i in range(len(tree["state"]))]
-        state = jax.tree.unflatten(jax.tree.structure((abstract, abstract_opt)), leaves)
-        return state, _Progress(step=step, best=tree["best"], **facts)
-    params = jax.tree.map(
-        lambda p, sharding: jax.device_put(jnp.copy(p), sharding),
-        nnx.to_pure_dict(nnx.state(model, nnx.Param)), shardings,
-    )
-    opt_state = jax.jit(
-        optimizer.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract_opt)
-    )(params)
-    best = jax.tree.map(jnp.copy, params) if training.validation else None
-    return (params, opt_state), _Progress(step=0, best=best)
+    def _validate(self) -> float:
+        """The validation loss; the best parameters yet are kept."""
+        loss = self.training.loss
+        value = _mean_loss(self.state[0], loss, self.training.validation, self.config, self.mesh)
+        if self.progress.improve(value, self.training.patience):
+            self.best = _copy(self.state[0])
+        return value
 
-
-def _as_tree(state: Any) -> dict[str, Any]:
-    """Leaves by number: Orbax then needs to know no Optax type."""
-    return {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
-
-
-def _validate(graph, params, training, place) -> float:
-    batches = (jax.tree.map(place, batch) for batch in training.validation)
-    return _mean_loss(graph, params, training.loss, batches)
+    def _report(self, facts: dict[str, float]) -> None:
+        step = self.progress.step
+        since, self.reported_at = step - self.reported_at, step
+        self.on_step({"step": step, "steps": self.training.steps, "steps_since": since, **facts})
 
 
 def mean_loss(model: Transformer, loss: LossFunction, batches: Sequence[Any]) -> float:
-    """Mean loss over all batches, each weight counting the same."""
-    graph, params = nnx.graphdef(model), nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    return _mean_loss(graph, params, loss, batches)
+    """Mean loss over all batches (host arrays of one shape), each weight counting the same.
+
+    Raises:
+        ValueError: the mesh that the model lies on does not divide the batch.
+    """
+    mesh = mesh_of(model)
+    check_divides(mesh, num_rows(batches[0]))
+    return _mean_loss(params_of(model), loss, batches, model.config, mesh)
 
 
-def _mean_loss(graph, params, loss, batches) -> float:
-    sums = [_eval_step(graph, params, batch, loss=loss) for batch in batches]
+def _mean_loss(
+    params: Any, loss: LossFunction, batches: Sequence[Any], config: ModelConfig, mesh: Mesh
+) -> float:
+    evaluate = make_eval_step(config, mesh, loss)
+    place = functools.partial(jax.device_put, device=batch_sharding(mesh))
+    sums = [evaluate(params, place(batch))[:2] for batch in batches]
     totals = np.array(jax.device_get(sums), np.float64).sum(axis=0)
     return float(totals[0] / max(totals[1], 1.0))
+
+
+def params_of(model: Transformer) -> Any:
+    """The parameters as nested dictionaries of arrays."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def mesh_of(model: Transformer) -> Mesh:
+    """The mesh that the parameters lie on; one of a single device for those made without any."""
+    sharding = jax.tree.leaves(params_of(model))[0].sharding
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        return sharding.mesh
+    return make_mesh(devices=sorted(sharding.device_set, key=lambda device: device.id))
+
+
+def check_divides(mesh: Mesh, batch_size: int) -> None:
+    """Raise `ValueError` if the rows of a batch can't be dealt out equally."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % shards:
+        raise ValueError(
+            f"batch_size is {batch_size}; it must be a multiple of mesh.data x mesh.fsdp "
+            f"({mesh.shape['data']} x {mesh.shape['fsdp']} = {shards}), which split a batch"
+        )
+
+
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -121,7 +121,7 @@ class MoodUser(Rows):
     `mood / TOP`; unreadable where the condition says `mute`.
     """
 
-    LIFT = {"good": 0.8, "odd": 0.5, "bad": 0.1}
+    LIFT: ClassVar[dict[str, float]] = {"good": 0.8, "odd": 0.5, "bad": 0.1}
     TOP = 4
 
     def __init__(self, leaving: float = 0.2, *, silent_exit: bool = False):

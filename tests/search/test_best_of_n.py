@@ -63,7 +63,8 @@ def test_a_whole_dialogue_is_played_with_another_user():
         theirs = user.listen(theirs, [None if u is None else u.text for u in said])
         theirs, heard = user.speak(theirs, identities + 100, alive)
         alive = np.array([u is not None and not u.ended for u in heard])
-        mine = speaker.listen(mine, [u.text if on else None for u, on in zip(heard, alive)])
+        replies = [u.text if on else None for u, on in zip(heard, alive, strict=True)]
+        mine = speaker.listen(mine, replies)
     for row, guest, on in zip(mine.dialogues, theirs.rows, alive, strict=True):
         last = None if on else -1  # the user's parting words were heard by nobody
         assert row.turns == guest.dialogue.turns[:last]

@@ -157,7 +157,7 @@ def test_json_round_trip(pair):
 def test_a_record_that_is_no_pair_is_refused():
     record = PreferencePair(ROOT, "a", "b").to_json()
     del record["rejected"]
-    with pytest.raises(InputError, match="not a preference pair: .*rejected"):
+    with pytest.raises(InputError, match=r"not a preference pair: .*rejected"):
         PreferencePair.from_json(record)
 
 

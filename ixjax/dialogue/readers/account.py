@@ -40,8 +40,8 @@ class ReadingAccount:
 def merge_turns(said: Sequence[tuple[Role, str]], account: ReadingAccount) -> tuple[Turn, ...]:
     """Join what one side said in a row, with single spaces; empty texts vanish."""
     merged: list[tuple[Role, str]] = []
-    for role, text in said:
-        text = " ".join(text.split())
+    for role, raw in said:
+        text = " ".join(raw.split())
         if not text:
             account.turns["empty, left out"] += 1
         elif merged and merged[-1][0] == role:

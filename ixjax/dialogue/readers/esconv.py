@@ -24,9 +24,11 @@ ROLES: dict[str, Role] = {"usr": "user", "seeker": "user", "speaker": "user",
 # Talk about the platform in the last turns: leaving the chat, the survey, the pay.
 CHATTER = re.compile(
     r"\b(survey|mturk|this hit|quit button|(press|click|hit|select|need to|can you|please)\W+"
-    r"(the |on |first |finish & )*\W*(quit|finish)|finish & quit|questionn?arie?"
-    r"|(end|ending|exit|leave|close) (the|this|our) (chat|conversation|session)|minute mark"
-    r"|press quit|quit (first|from your))",
+    r"(the |on |first |finish & )*\W*(quit|finish)|questionn?arie?|(finish|quit|end)\W+"
+    r"((and|or)\W+)?(finish|quit)\b|(finish\w*|ends?) (the|this|a)( stupid)? hit\b|hit timer"
+    r"|(end|ending|exit|leave|close|quit) (the|this|our) (chat|conversation|session)|minute mark"
+    r"|press quit|quit (first|from your|your end)|(earn|for) the (full )?bonus"
+    r"|bonus for this task)",
     re.IGNORECASE,
 )
 LAST_TURNS = 6  # chatter is looked for here alone: in the middle the words mean something else

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from ixjax.dialogue.scenarios.esc import relief
 from ixjax.dialogue.types import Dialogue, UserCondition
+from ixjax.io import InputError
 
 Need = Literal["listening", "advice", "courage", "distraction"]
 Act = Literal["listening", "advice", "courage", "distraction", "question", "other"]
@@ -21,19 +23,44 @@ Change = Literal["relief", "unmoved", "upset", "reveal", "tired", "lost"]
 
 NEEDS: tuple[Need, ...] = ("listening", "advice", "courage", "distraction")
 SCALE = 5  # distress runs from 1 to 5
-RELIEF = 2  # points of distress that a fitting act takes away
+MOST_PATIENCE = 9
 
 # What the policy may say. A response is read by its keyword; one that has the keywords of no act,
 # or of several, is "other".
-RESPONSES: dict[Act, tuple[str, ...]] = {
-    "listening": ("i hear you .", "i am here and i hear you .", "tell me more , i hear you ."),
-    "advice": ("let us make a plan .", "you could make a plan today .", "a small plan may help ."),
-    "courage": ("you are strong .", "i know you are strong .", "you are strong and you can do it ."),
-    "distraction": ("let us play a game .", "a game may be nice .", "how about a game today ?"),
-    "question": ("what do you need ?", "tell me , what do you need ?", "what do you need today ?"),
-    "other": ("okay .", "i see .", "hello ."),
+RESPONSES: Mapping[Act, tuple[str, ...]] = {
+    "listening": (
+        "i hear you .",
+        "i am here and i hear you .",
+        "tell me more , i hear you .",
+        "take your time , i hear you .",
+    ),
+    "advice": (
+        "let us make a plan .",
+        "you could make a plan today .",
+        "a small plan may help .",
+        "how about a plan for today ?",
+    ),
+    "courage": (
+        "you are strong .",
+        "i know you are strong .",
+        "you are strong and you can do it .",
+        "you were strong before .",
+    ),
+    "distraction": (
+        "let us play a game .",
+        "a game may be nice .",
+        "how about a game today ?",
+        "do you know a good game ?",
+    ),
+    "question": (
+        "what do you need ?",
+        "tell me , what do you need ?",
+        "what do you need today ?",
+        "do you know what you need ?",
+    ),
+    "other": ("okay .", "i see .", "hello .", "that is life ."),
 }
-KEYWORDS: dict[str, Act] = {
+KEYWORDS: Mapping[str, Act] = {
     "hear": "listening",
     "plan": "advice",
     "strong": "courage",
@@ -42,13 +69,13 @@ KEYWORDS: dict[str, Act] = {
 }
 
 # How a need shows in passing, and what the user says when asked.
-HINTS: dict[Need, tuple[str, ...]] = {
+HINTS: Mapping[Need, tuple[str, ...]] = {
     "listening": ("nobody ever listens to me .", "i am so alone with this ."),
     "advice": ("i do not know what to do .", "i can not find a way out ."),
     "courage": ("i am afraid to fail .", "i do not believe in myself ."),
     "distraction": ("i think about it all day .", "i can not stop thinking ."),
 }
-CONFESSIONS: dict[Need, str] = {
+CONFESSIONS: Mapping[Need, str] = {
     "listening": "i want someone who listens .",
     "advice": "i want to know what to do .",
     "courage": "i want to believe in myself .",
@@ -58,10 +85,10 @@ GREETINGS = ("hi .", "hello .")
 VAGUE = "i feel bad today ."
 
 # The first words of a reaction tell the change, whatever follows.
-REACTIONS: dict[Change, str] = {
+REACTIONS: Mapping[Change, str] = {
     "relief": "thank you , that helps .",
     "unmoved": "that does not help .",
-    "upset": "no , that makes it worse .",
+    "upset": "that makes it worse .",
     "reveal": "well ,",
     "tired": "so many questions .",
     "lost": "what do you mean ?",
@@ -71,13 +98,14 @@ LEAVING = "i have to go ."
 
 OPENING_HINT = 0.85  # chance that the opening shows the need
 REACTION_HINT = 0.5  # chance that a reaction that did not help shows it again
-# change -> (chance, distress, patience) by how the act relates to the need
-FITTING: dict[Change, float] = {"relief": 0.85, "unmoved": 0.15}
-WRONG: dict[Change, float] = {"unmoved": 0.55, "upset": 0.45}
-ASKED: dict[Change, float] = {"reveal": 0.7, "tired": 0.3}
-IDLE: dict[Change, float] = {"lost": 1.0}
-EFFECTS: dict[Change, tuple[int, int]] = {
-    "relief": (-RELIEF, 0),
+# change -> chance, by how the act relates to the need
+FITTING: Mapping[Change, float] = {"relief": 0.85, "unmoved": 0.15}
+WRONG: Mapping[Change, float] = {"unmoved": 0.55, "upset": 0.45}
+ASKED: Mapping[Change, float] = {"reveal": 0.7, "tired": 0.3}
+IDLE: Mapping[Change, float] = {"lost": 1.0}
+# change -> what it adds to (distress, patience)
+EFFECTS: Mapping[Change, tuple[int, int]] = {
+    "relief": (-2, 0),
     "unmoved": (0, -1),
     "upset": (1, -1),
     "reveal": (0, 0),
@@ -105,7 +133,7 @@ class Mood:
 
 
 class Reaction(NamedTuple):
-    """One thing that the user may say, and how likely."""
+    """One thing that the user may say, how likely it is, and the state it tells."""
 
     probability: float
     text: str
@@ -115,29 +143,52 @@ class Reaction(NamedTuple):
 def act_of(response: str) -> Act:
     """How the user reads a response: by the one keyword in it."""
     words = {word.strip(".,?!") for word in response.lower().split()}
-    acts = {act for keyword, act in KEYWORDS.items() if keyword in words}
-    return acts.pop() if len(acts) == 1 else "other"
+    acts: list[Act] = [act for keyword, act in KEYWORDS.items() if keyword in words]
+    return acts[0] if len(acts) == 1 else "other"
 
 
 def need_of(condition: UserCondition) -> Need:
-    """The hidden need."""
-    need = condition.attributes["need"]
-    return next(known for known in NEEDS if known == need)
+    """The hidden need.
+
+    Raises:
+        InputError: the condition has none that this world knows.
+    """
+    for need in NEEDS:
+        if condition.attributes.get("need") == need:
+            return need
+    raise _bad_condition(condition, "need", f"one of {', '.join(NEEDS)}")
 
 
 def initial_mood(condition: UserCondition) -> Mood:
-    """The state before anything is said."""
-    return Mood(int(condition.attributes["distress"]), int(condition.attributes["patience"]))
+    """The state before anything is said.
+
+    Raises:
+        InputError: distress or patience is missing or out of range.
+    """
+    distress = _whole_number(condition, "distress", 2, SCALE)
+    return Mood(distress, _whole_number(condition, "patience", 1, MOST_PATIENCE))
+
+
+def _whole_number(condition: UserCondition, name: str, low: int, high: int) -> int:
+    value = condition.attributes.get(name)
+    # A corpus from a JSON file may say 4.0.
+    if isinstance(value, int | float) and value in range(low, high + 1):
+        return int(value)
+    raise _bad_condition(condition, name, f"a whole number from {low} to {high}")
+
+
+def _bad_condition(condition: UserCondition, name: str, expected: str) -> InputError:
+    found = repr(condition.attributes[name]) if name in condition.attributes else "missing"
+    return InputError(f"condition {condition.id!r}: {name} is {found}; expected {expected}")
 
 
 def openings(condition: UserCondition) -> list[tuple[float, str]]:
     """(probability, text) of everything that the user may open with."""
-    hints = [(OPENING_HINT / 2, hint) for hint in HINTS[need_of(condition)]]
+    hints = HINTS[need_of(condition)]
+    told = [(OPENING_HINT / len(hints), hint) for hint in hints]
     return [
         (p / len(GREETINGS), f"{greeting} {text}")
-        for (p, text), greeting in itertools.product(
-            [*hints, (1 - OPENING_HINT, VAGUE)], GREETINGS
-        )
+        for (p, text), greeting in itertools.product([*told, (1 - OPENING_HINT, VAGUE)], GREETINGS)
     ]
 
 
@@ -151,7 +202,7 @@ def reactions(need: Need, mood: Mood, response: str) -> list[Reaction]:
     return found
 
 
-def _changes(need: Need, act: Act) -> dict[Change, float]:
+def _changes(need: Need, act: Act) -> Mapping[Change, float]:
     if act == "other":
         return IDLE
     if act == "question":
@@ -169,7 +220,7 @@ def _wordings(need: Need, change: Change, after: Mood) -> list[tuple[float, str]
         return [(1.0, f"{start} {CONFESSIONS[need]}")]
     if change == "relief":
         return [(1.0, start)]
-    hints = [(REACTION_HINT / 2, f"{start} {hint}") for hint in HINTS[need]]
+    hints = [(REACTION_HINT / len(HINTS[need]), f"{start} {hint}") for hint in HINTS[need]]
     return [(1 - REACTION_HINT, start), *hints]
 
 
@@ -186,11 +237,25 @@ def mood_in(dialogue: Dialogue) -> Mood:
 
 
 def _change_told(text: str) -> Change:
-    return next((c for c, start in REACTIONS.items() if text.startswith(start)), "lost")
+    for change, start in REACTIONS.items():
+        if text.startswith(start):
+            return change
+    return "lost"
+
+
+def shown_need(dialogue: Dialogue) -> Need | None:
+    """The need that the user's words have shown so far; None while they were vague.
+
+    This is all that a policy can find out: it reads the turns, never the condition.
+    """
+    for turn in reversed(dialogue.turns):
+        if turn.role == "user":
+            for need in NEEDS:
+                if any(turn.text.endswith(told) for told in (*HINTS[need], CONFESSIONS[need])):
+                    return need
+    return None
 
 
 def engagement(condition: UserCondition, mood: Mood) -> float:
     """Relief in [0, 1], as in emotional support."""
-    initial = initial_mood(condition).distress
-    return relief(initial, mood.distress)
-
+    return relief(initial_mood(condition).distress, mood.distress)

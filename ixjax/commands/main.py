@@ -1,0 +1,96 @@
+"""The console command: `ixjax STAGE [flags]`.
+
+Bad input ends with one line and exit code 2, an interruption with 130; anything else is a bug and
+shows its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ixjax.io import InputError
+
+STAGES = {
+    "prepare": "corpus to splits and tokenizer",
+    "sft": "train policy, simulator and held-out simulator",
+    "search": "i×MCTS, and preference pairs from its trees",
+    "dpo": "align the policy",
+    "evaluate": "compare the methods on held-out users",
+    "pipeline": "all of them in turn",
+}
+CACHE_SWITCH = "IXJAX_COMPILATION_CACHE"  # a folder, or "off"
+
+
+def main(stage: str | None = None, arguments: Sequence[str] | None = None) -> None:
+    """Run a stage and end the process with its exit code.
+
+    Args:
+        stage: which one; None takes it from the command line.
+        arguments: the command line behind the stage; default that of the process.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if stage is None:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            _usage()
+            sys.exit(0 if arguments else 2)
+        stage = arguments.pop(0)
+    try:
+        _run(stage, arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(stage: str, arguments: Sequence[str]) -> None:
+    if stage not in STAGES:
+        raise InputError(f"unknown stage {stage!r}; expected one of {', '.join(STAGES)}")
+    # Heavy imports wait until it is known that there is work to do.
+    from rich.console import Console
+
+    from ixjax.commands.arguments import parse
+    from ixjax.commands.progress import ProgressReporter
+    from ixjax.pipeline import RunConfig, open_run
+
+    module = importlib.import_module(f"ixjax.commands.{stage}")
+    config = parse(RunConfig, arguments, stage=stage, summary=module.SUMMARY)
+    use_compilation_cache()
+    # Tables keep their columns where no terminal says how wide it is.
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    reporter = ProgressReporter(console)
+    try:
+        run = open_run(config)
+        console.print(f"run {run.directory.root} on {run.devices}", highlight=False)
+        module.execute(run, reporter, console)
+    finally:
+        reporter.close()
+
+
+def use_compilation_cache() -> None:
+    """Keep what XLA compiled for the next start, under the user's cache folder."""
+    import jax
+    import platformdirs
+
+    place = os.environ.get(CACHE_SWITCH, "")
+    if place == "off":
+        return
+    folder = Path(place) if place else Path(platformdirs.user_cache_dir("ixjax")) / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _usage() -> None:
+    print("usage: ixjax STAGE [--config PATH-or-preset] [--out RUN] [flags]\n\nstages:")
+    for name, what in STAGES.items():
+        print(f"  {name:<10} {what}")
+    print("\n`ixjax STAGE --help` lists every flag.")
+
+
+if __name__ == "__main__":
+    main()

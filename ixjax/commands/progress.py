@@ -1,0 +1,110 @@
+"""How far a stage is: a bar on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LINE_SECONDS = 10.0  # between lines where there is no terminal
+
+
+class ProgressReporter:
+    """Draws what `ixjax.pipeline.Reporter` is told.
+
+    Args:
+        console: where to draw.
+    """
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage, self._unit, self._total = "", "", None
+        self._count, self._started, self._last_line = 0, 0.0, 0.0
+
+    def start(self, stage: str, total: int | None, unit: str) -> None:
+        """See `ixjax.pipeline.Reporter`."""
+        self.close()
+        self._stage, self._unit, self._total = stage, unit, total
+        self._count, self._started = 0, time.monotonic()
+        self._last_line = self._started
+        if self._console.is_terminal:
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description:<22}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(stage, total=total, rate="", figures="")
+
+    def advance(self, count: int = 1, **metrics: float) -> None:
+        """See `ixjax.pipeline.Reporter`."""
+        self._count += count
+        if self._bar is not None and self._task is not None:
+            self._bar.update(
+                self._task, advance=count, rate=self._rate(), figures=_figures(metrics)
+            )
+        elif time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._last_line = time.monotonic()
+            of = f"/{self._total}" if self._total else ""
+            self._console.print(
+                f"{self._stage}: {self._count}{of} {self._unit}, {self._rate()}{self._left()}  "
+                f"{_figures(metrics)}",
+                highlight=False,
+            )
+
+    def finish(self, **facts: Any) -> None:
+        """See `ixjax.pipeline.Reporter`."""
+        self.close()
+        seconds = time.monotonic() - self._started
+        shown = {name: value for name, value in facts.items() if isinstance(value, (int, float))}
+        self._console.print(
+            f"{self._stage:<22} {seconds:6.1f} s  {_figures(shown)}", highlight=False
+        )
+
+    def note(self, text: str) -> None:
+        """See `ixjax.pipeline.Reporter`."""
+        self._console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+    def _rate(self) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        return f"{self._count / seconds:.2g} {self._unit}/s"
+
+    def _left(self) -> str:
+        if not self._total or not self._count:
+            return ""
+        seconds = (time.monotonic() - self._started) * (self._total / self._count - 1)
+        return f", {seconds:.0f} s left"
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    known = {name: value for name, value in metrics.items() if value is not None}
+    return "  ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}"
+        for name, value in known.items()
+    )

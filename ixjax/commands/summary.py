@@ -1,0 +1,131 @@
+"""The tables at the end of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_prepare(console: Console, facts: Mapping[str, Any]) -> None:
+    """What was read, merged and dropped, and how the corpus was divided."""
+    rows = [*facts["account"], *((f"split: {k}", n) for k, n in facts["splits"].items())]
+    _print(console, "Corpus", ("what", "count"), rows)
+
+
+def print_sft(console: Console, models: Mapping[str, Mapping[str, Any]]) -> None:
+    """The last figures of the three models."""
+    _print(
+        console,
+        "Fine-tuning",
+        ("model", "examples", "turns dropped", "steps", "loss", "validation loss", "seconds"),
+        (
+            (
+                name, m["examples"], m["dropped_turns"], m.get("step"), m.get("loss"),
+                m.get("validation_loss"), m.get("seconds"),
+            )
+            for name, m in models.items()
+        ),
+    )
+
+
+def print_search(console: Console, facts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Sums over all trees, and what became pairs."""
+    trees, pairs = facts["trees"], facts["pairs"]
+    rows = [(key.replace("_", " "), trees[key]) for key in trees if key != "inputs"]
+    rows += [("pairs from trees", pairs["imcts"]), ("pairs from people", pairs["human"])]
+    rows += [(f"pair rule: {rule.replace('_', ' ')}", n) for rule, n in pairs["dropped"].items()]
+    _print(console, "Search", ("what", "count"), rows)
+
+
+def print_dpo(console: Console, sources: Mapping[str, Mapping[str, Any]]) -> None:
+    """The last figures of the aligned policies."""
+    _print(
+        console,
+        "Alignment",
+        ("pairs of", "pairs", "steps", "loss", "accuracy", "margin", "seconds"),
+        (
+            (
+                name, m.get("pairs"), m.get("step"), m.get("loss"), m.get("rewards/accuracies"),
+                m.get("rewards/margins"), m.get("seconds"),
+            )
+            for name, m in sources.items()
+        ),
+    )
+
+
+def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
+    """A table for each user, and the simulators' fidelity."""
+    for user in result["users"]:
+        cells = [cell for cell in result["cells"] if cell["user"] == user]
+        _print(
+            console,
+            f"Engagement with the user: {user} ({result['conditions']} held-out conditions)",
+            (
+                "method", "engagement", "95 % interval", "gain over SFT", "95 % interval",
+                "relative", "released", "win rate", "turns", "distinct-1/2", "tokens", "unreadable",
+            ),
+            (_evaluation_row(cell) for cell in cells),
+        )
+    _print(
+        console,
+        "Fidelity of the simulators, on held-out human dialogues",
+        (
+            "simulator", "dialogues", "utterance NLL", "outcome MAE", "MAE of the mean",
+            "Spearman", "Spearman half-way", "calibration error",
+        ),
+        (
+            (
+                f["simulator"], f["dialogues"], f["utterance_nll"], f["outcome_mae"],
+                f["outcome_mae_baseline"], f["outcome_spearman"], f["outcome_spearman_half"],
+                f["calibration_error"],
+            )
+            for f in result["fidelity"]
+        ),
+    )
+
+
+def _evaluation_row(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (
+        cell["method"],
+        cell["engagement"],
+        _interval(cell["low"], cell["high"]),
+        cell["gain"],
+        _interval(cell["gain_low"], cell["gain_high"]),
+        _percent(cell["relative_gain"]),
+        _percent(cell["release_rate"]),
+        _percent(cell["win_rate"]),
+        cell["turns"],
+        f"{_show(cell['distinct_1'])}/{_show(cell['distinct_2'])}",
+        cell["response_tokens"],
+        _percent(cell["unreadable_rate"]),
+    )
+
+
+def _print(
+    console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*map(_show, row))
+    console.print(table)
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "n/a"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _percent(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:.1f} %"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "n/a" if low is None or high is None else f"{low:.3f} to {high:.3f}"

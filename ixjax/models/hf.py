@@ -1,0 +1,327 @@
+"""Hugging Face checkpoints in and out: config.json and safetensors, nothing that executes.
+
+One table, `TENSORS`, says what differs between Hugging Face's weights and ours. A folder is checked
+whole, by its headers, before the first weight is read. Then every weight is filled shard by shard
+from memory-mapped files: each device's part is read on its own and cast on the way, so the host
+never holds more than one (stacked) weight. `ixjax.models.hf_config` reads the config.json.
+
+Format: https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ixjax.io import InputError, read_json, write_json
+from ixjax.models.config import DType, ModelConfig
+from ixjax.models.hf_config import CONFIG, read_config, to_json
+from ixjax.models.sharding import param_shardings
+from ixjax.models.transformer import Transformer, weight_specs
+from ixjax.parallel import make_mesh
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+FLOATS = ("F64", "F32", "F16", "BF16")
+HEAD = "lm_head.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One of Hugging Face's tensors."""
+
+    name: str
+    """Full name; `{}` stands for the layer."""
+    transposed: bool = False
+    """Linear weights are [out, in] there and [in, out] here."""
+
+
+def _linear(name: str) -> Tensor:
+    return Tensor(name, transposed=True)
+
+
+# attribute path of `weight_specs` -> tensor
+TENSORS: Mapping[str, Tensor] = {
+    "embedding": Tensor("model.embed_tokens.weight"),
+    "layers.attention_norm": Tensor("model.layers.{}.input_layernorm.weight"),
+    "layers.query": _linear("model.layers.{}.self_attn.q_proj.weight"),
+    "layers.key": _linear("model.layers.{}.self_attn.k_proj.weight"),
+    "layers.value": _linear("model.layers.{}.self_attn.v_proj.weight"),
+    "layers.query_bias": Tensor("model.layers.{}.self_attn.q_proj.bias"),
+    "layers.key_bias": Tensor("model.layers.{}.self_attn.k_proj.bias"),
+    "layers.value_bias": Tensor("model.layers.{}.self_attn.v_proj.bias"),
+    "layers.output": _linear("model.layers.{}.self_attn.o_proj.weight"),
+    "layers.mlp_norm": Tensor("model.layers.{}.post_attention_layernorm.weight"),
+    "layers.gate": _linear("model.layers.{}.mlp.gate_proj.weight"),
+    "layers.up": _linear("model.layers.{}.mlp.up_proj.weight"),
+    "layers.down": _linear("model.layers.{}.mlp.down_proj.weight"),
+    "norm": Tensor("model.norm.weight"),
+    "head": _linear(HEAD),
+}
+RECOMPUTED = ".rotary_emb.inv_freq"  # a buffer that old Llama exports carry
+
+
+def load_hf(
+    path: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: DType = "bfloat16",
+    compute_dtype: DType | None = None,
+    max_length: int | None = None,
+) -> Transformer:
+    """Read a Hugging Face folder into a sharded model.
+
+    Args:
+        path: folder with config.json and safetensors, one file or several with an index.
+        mesh: where the weights go; default: the first device alone.
+        dtype: type that the weights are stored in; they are cast while they are read.
+        compute_dtype: type of activations; default `dtype`.
+        max_length: longest context in tokens that caches are sized for; default the checkpoint's
+            own, 4096 at most.
+
+    Raises:
+        InputError: the folder is not such a checkpoint, or one of a model that we would not
+            compute as transformers does. Names the file and the field or tensor.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder; expected a Hugging Face checkpoint (config.json and "
+            f"*.safetensors), as `hf download NAME --local-dir FOLDER` writes it"
+        )
+    config = read_config(
+        folder / CONFIG, dtype=dtype, compute_dtype=compute_dtype, max_length=max_length
+    )
+    mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
+    with contextlib.ExitStack() as files:
+        checkpoint = _open(folder, files)
+        _check(checkpoint, config)
+
+        def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+            name = ".".join(map(str, path))
+            return variable.replace(_place(checkpoint, name, config, variable.get_value()))
+
+        params = nnx.map_state(place, param_shardings(config, mesh))
+    return nnx.merge(nnx.graphdef(Transformer(config)), params)
+
+
+def save_hf(
+    model: Transformer, path: str | Path, tokenizer: Any = None, *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads.
+
+    Args:
+        model: the decoder; weights keep their type.
+        path: the folder, made where it is missing; weights that it held before are replaced.
+        tokenizer: saved beside the model; its special tokens are named in config.json.
+        shard_bytes: a file is closed before it outgrows this.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = _plan_shards(model.config, shard_bytes)
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    names = names if len(names) > 1 else [WEIGHTS]
+    fetch = functools.lru_cache(maxsize=1)(functools.partial(_fetch, model))
+    for name, shard in zip(names, shards, strict=True):
+        tensors = {hf_name: _export(fetch(path), path, layer) for hf_name, path, layer in shard}
+        partial = folder / f".{name}.partial"
+        save_file(tensors, partial, metadata={"format": "pt"})
+        os.replace(partial, folder / name)
+    for stale in folder.glob("model*.safetensors*"):
+        if stale.name not in names:
+            stale.unlink()
+    if len(shards) > 1:
+        weight_map = {t[0]: n for n, shard in zip(names, shards, strict=True) for t in shard}
+        total = sum(spec.nbytes for spec in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(folder / CONFIG, to_json(model.config, tokenizer))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+class _Checkpoint:
+    """Tensors of a folder by name. Only headers are read until a part is asked for."""
+
+    def __init__(self, source: Path):
+        self.source = source
+        self._tensors: dict[str, tuple[Path, Any]] = {}
+
+    def add(self, file: Path, handle: Any, names: Iterable[str]) -> None:
+        present = set(handle.keys())
+        for name in names:
+            if name not in present:
+                raise InputError(f"{file}: tensor {name} is missing; {self.source} says it is here")
+            if not name.endswith(RECOMPUTED):
+                self._tensors[name] = (file, handle.get_slice(name))
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._tensors)
+
+    def file(self, name: str) -> Path:
+        return self._tensors[name][0]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name][1].get_shape())
+
+    def dtype(self, name: str) -> str:
+        return self._tensors[name][1].get_dtype()
+
+    def read(self, name: str, part: tuple[slice, ...], *, transposed: bool) -> np.ndarray:
+        """A part of a tensor; with `transposed`, `part` indexes its transpose."""
+        tensor = self._tensors[name][1]
+        return tensor[part[::-1]].T if transposed else tensor[part]
+
+
+def _open(folder: Path, files: contextlib.ExitStack) -> _Checkpoint:
+    if (folder / WEIGHTS).is_file():
+        handle = _open_file(folder / WEIGHTS, files)
+        checkpoint = _Checkpoint(folder / WEIGHTS)
+        checkpoint.add(folder / WEIGHTS, handle, handle.keys())
+        return checkpoint
+    if not (folder / INDEX).is_file():
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+        found = f"only {pickled[0]}, which is not read: pickles execute code" if pickled else "none"
+        raise InputError(
+            f"{folder}: expected {WEIGHTS} or {INDEX}, found {found}; save the model again with "
+            f"`model.save_pretrained(folder)` of a recent transformers"
+        )
+    index = read_json(folder / INDEX)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{folder / INDEX}: weight_map is missing; expected tensor: file")
+    checkpoint = _Checkpoint(folder / INDEX)
+    for name in sorted({str(name) for name in weight_map.values()}):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(f"{folder / INDEX}: {name!r} is not a *.safetensors of this folder")
+        handle = _open_file(folder / name, files)
+        checkpoint.add(folder / name, handle, [t for t, file in weight_map.items() if file == name])
+    return checkpoint
+
+
+def _open_file(file: Path, files: contextlib.ExitStack) -> Any:
+    try:
+        return files.enter_context(safe_open(file, framework="numpy"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file; {INDEX} lists it") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: not a whole safetensors file ({error})") from None
+
+
+def _layout(config: ModelConfig) -> Iterator[tuple[str, str, int | None, tuple[int, ...]]]:
+    """Hugging Face's tensors for this shape: (their name, our path, layer, their shape)."""
+    specs = weight_specs(config)
+    for path, tensor in TENSORS.items():
+        if path not in specs:
+            continue
+        stacked = path.startswith("layers.")
+        shape = specs[path].shape[1:] if stacked else specs[path].shape
+        shape = shape[::-1] if tensor.transposed else shape
+        for layer in range(config.num_layers) if stacked else [None]:
+            yield tensor.name.format(layer), path, layer, shape
+
+
+def _check(checkpoint: _Checkpoint, config: ModelConfig) -> None:
+    """Refuse missing, surplus, misshapen and quantised tensors by their headers."""
+    expected = {name: shape for name, _, _, shape in _layout(config)}
+    source = checkpoint.source
+    for name, shape in expected.items():
+        if name not in checkpoint.names:
+            raise InputError(f"{source}: tensor {name} is missing; expected shape {list(shape)}")
+        where, found = checkpoint.file(name), checkpoint.shape(name)
+        if found != shape:
+            raise InputError(
+                f"{where}: tensor {name} has shape {list(found)}; {CONFIG} implies {list(shape)}"
+            )
+        if checkpoint.dtype(name) not in FLOATS:
+            raise InputError(
+                f"{where}: tensor {name} has type {checkpoint.dtype(name)}; "
+                f"expected one of {', '.join(FLOATS)}"
+            )
+    surplus = checkpoint.names - set(expected)
+    if config.tie_embeddings and HEAD in surplus:
+        _check_tied(checkpoint)
+        surplus.remove(HEAD)
+    if surplus:
+        name = min(surplus)
+        raise InputError(
+            f"{checkpoint.file(name)}: tensor {name} is not part of the model that {CONFIG} "
+            f"describes ({len(surplus)} such)"
+        )
+
+
+def _check_tied(checkpoint: _Checkpoint) -> None:
+    """Some exports repeat the tied embedding as the head; another head would be lost silently."""
+    whole = (slice(None), slice(None))
+    embedding = checkpoint.read(TENSORS["embedding"].name, whole, transposed=False)
+    if not np.array_equal(embedding, checkpoint.read(HEAD, whole, transposed=False)):
+        raise InputError(
+            f"{checkpoint.file(HEAD)}: tensor {HEAD} differs from the embedding, but {CONFIG} has "
+            f"tie_word_embeddings true; set it to false"
+        )
+
+
+def _place(
+    checkpoint: _Checkpoint, path: str, config: ModelConfig, sharding: NamedSharding
+) -> jax.Array:
+    """One of our weights, read into its shards."""
+    tensor, spec = TENSORS[path], weight_specs(config)[path]
+    dtype = jax.numpy.dtype(config.param_dtype)
+
+    @functools.cache  # devices that hold the same part share one read
+    def read(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+        part = tuple(slice(*bound) for bound in bounds)
+        if not path.startswith("layers."):
+            value = checkpoint.read(tensor.name, part, transposed=tensor.transposed)
+            return np.ascontiguousarray(value, dtype)
+        stacked = np.empty([stop - start for start, stop in bounds], dtype)
+        for i, layer in enumerate(range(*bounds[0])):
+            name = tensor.name.format(layer)
+            stacked[i] = checkpoint.read(name, part[1:], transposed=tensor.transposed)
+        return stacked
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        return read(tuple(s.indices(n)[:2] for s, n in zip(index, spec.shape, strict=True)))
+
+    return jax.make_array_from_callback(spec.shape, sharding, part)
+
+
+def _plan_shards(config: ModelConfig, limit: int) -> list[list[tuple[str, str, int | None]]]:
+    """Tensors (name, path, layer) of each file, filled in order up to `limit` bytes."""
+    item_bytes = jax.numpy.dtype(config.param_dtype).itemsize
+    shards: list[list[tuple[str, str, int | None]]] = [[]]
+    used = 0
+    for name, path, layer, shape in _layout(config):
+        size = math.prod(shape) * item_bytes
+        if shards[-1] and used + size > limit:
+            shards.append([])
+            used = 0
+        shards[-1].append((name, path, layer))
+        used += size
+    return shards
+
+
+def _fetch(model: Transformer, path: str) -> np.ndarray:
+    """One of our weights, whole, on the host."""
+    parameter: Any = functools.reduce(getattr, path.split("."), model)
+    return np.asarray(parameter[...])
+
+
+def _export(value: np.ndarray, path: str, layer: int | None) -> np.ndarray:
+    value = value if layer is None else value[layer]
+    return np.ascontiguousarray(value.T if TENSORS[path].transposed else value)

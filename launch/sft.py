@@ -1,0 +1,5 @@
+"""`python -m launch.sft`: the same as `ixjax sft`."""
+
+from ixjax.commands.main import main
+
+main("sft")

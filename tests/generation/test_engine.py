@@ -1,0 +1,320 @@
+"""However tokens reach a row (chunks, forks, decoding), it predicts what one full pass predicts.
+
+The reference is `Transformer.__call__` over the whole sequence, which knows no cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ixjax.generation import Engine, SamplingConfig, generate
+from ixjax.generation.engine import bucket
+from ixjax.models import ModelConfig
+from tests.models.tiny import random_model
+
+CONFIG = ModelConfig(
+    vocab_size=50,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    intermediate_size=24,
+    max_length=160,
+    attention_bias=True,
+)
+MODEL = random_model(CONFIG)
+ROWS = 3
+STEPS = 8
+GREEDY, FREE = SamplingConfig(temperature=0.0), SamplingConfig(temperature=1.0, top_p=0.9)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine(MODEL, max_new_tokens=STEPS)
+
+
+_full = jax.jit(lambda model, tokens: jax.nn.log_softmax(model(tokens)))
+
+
+def full_logprobs(sequences) -> list[np.ndarray]:
+    """Log-probabilities `[n, V]` behind each token of each sequence, by one pass without cache."""
+    padded = np.zeros((ROWS, CONFIG.max_length + 40), np.int32)
+    for row, sequence in enumerate(sequences):
+        padded[row, : len(sequence)] = sequence
+    logprobs = np.asarray(_full(MODEL, padded))
+    return [logprobs[row, : len(sequence)] for row, sequence in enumerate(sequences)]
+
+
+def draw(*lengths: int, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng([seed, *lengths])
+    return [rng.integers(0, CONFIG.vocab_size, n).tolist() for n in lengths]
+
+
+def assert_predicts(contexts, sequences, *, atol: float = 1e-4) -> None:
+    """Each row's logits are those behind the last token of its sequence."""
+    np.testing.assert_array_equal(contexts.lengths, [len(s) for s in sequences])
+    np.testing.assert_array_equal(contexts.cache.lengths, contexts.lengths)
+    expected = [logprobs[-1] for logprobs in full_logprobs(sequences)]
+    found = jax.nn.log_softmax(contexts.logits)[: len(sequences)]
+    np.testing.assert_allclose(found, expected, atol=atol)
+
+
+def start(engine, sequences):
+    return engine.extend(engine.empty(len(sequences)), sequences)
+
+
+def decode(
+    engine, contexts, *, sampling=FREE, active=(True,) * ROWS, end_ids=(-1,), ids=(0, 1, 2), **more
+):
+    return engine.decode(
+        contexts,
+        sampling=sampling,
+        seed=5,
+        identities=np.array(ids, np.uint32)[:, None],
+        active=np.array(active),
+        end_ids=end_ids,
+        **more,
+    )
+
+
+def sampled(decoded) -> list[list[int]]:
+    return [row[:n].tolist() for row, n in zip(decoded.tokens, decoded.counts, strict=True)]
+
+
+# Reading.
+
+
+pieces = st.lists(st.tuples(*[st.integers(0, 16)] * ROWS), min_size=1, max_size=4)
+
+
+@settings(max_examples=25)
+@given(pieces)
+def test_any_split_predicts_what_a_full_pass_does(engine, sizes):
+    # Pieces of at most 16 tokens, some empty: few shapes, so that examples don't recompile.
+    sizes = [(1,) * ROWS, *sizes]
+    sequences = draw(*np.sum(sizes, axis=0))
+    contexts, read = engine.empty(ROWS), np.zeros(ROWS, int)
+    for piece in sizes:
+        parts = [s[at : at + n] for s, at, n in zip(sequences, read, piece, strict=True)]
+        contexts = engine.extend(contexts, parts)
+        read += piece
+    assert_predicts(contexts, sequences)
+
+
+def test_long_pieces_are_read_in_chunks_and_rows_may_fill_up(engine):
+    sequences = draw(160, 100, 12)
+    contexts = start(engine, [s[:n] for s, n in zip(sequences, (20, 100, 0), strict=True)])
+    contexts = engine.extend(contexts, [sequences[0][20:150], [], sequences[2]])
+    # Row 0 is almost full: the padding of what it reads now lies behind max_length.
+    assert_predicts(engine.extend(contexts, [sequences[0][150:], [], []]), sequences)
+
+
+def test_one_prefill_may_fill_the_row(engine):
+    sequences = draw(160, 129, 1)
+    assert_predicts(start(engine, sequences), sequences)
+
+
+def test_reading_nothing_changes_nothing(engine):
+    contexts = start(engine, draw(5, 3, 9))
+    logits = np.asarray(contexts.logits)
+    again = engine.extend(contexts, [[], [], []])
+    np.testing.assert_array_equal(again.logits, logits)
+
+
+def test_a_row_that_would_outgrow_the_model_is_refused(engine):
+    contexts = start(engine, draw(5, 100, 9))
+    with pytest.raises(
+        ValueError,
+        match="row 1 holds 100 tokens and was given 61 more; the model's max_length is 160",
+    ):
+        engine.extend(contexts, [[], [1] * 61, []])
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(0, 4), (1, 4), (4, 4), (5, 8), (64, 64), (65, 128), (9000, 16384)]
+)
+def test_token_counts_are_padded_to_powers_of_two(size, expected):
+    assert bucket(size) == expected
+
+
+# Copying and shortening rows.
+
+
+def test_fork_equals_independent_prefills(engine):
+    base, more = draw(20, 7, 33), draw(3, 6, 4, seed=1)
+    source = start(engine, base)
+    forked = engine.extend(engine.fork(source, np.array([2, 0, 2])), more)
+    chosen = [base[2], base[0], base[2]]
+    assert_predicts(forked, [a + b for a, b in zip(chosen, more, strict=True)])
+    assert_predicts(engine.extend(source, more), [a + b for a, b in zip(base, more, strict=True)])
+
+
+def test_store_moves_the_named_rows_and_leaves_the_others(engine):
+    old, new = draw(20, 7, 33), draw(30, 11, 2, seed=2)
+    source = start(engine, new)
+    pool = engine.store(start(engine, old), np.array([2, 0]), source, np.array([0, 2]))
+    more = draw(3, 6, 4, seed=3)
+    now = [new[2], old[1], new[0]]
+    assert_predicts(pool, now)
+    assert_predicts(engine.extend(pool, more), [a + b for a, b in zip(now, more, strict=True)])
+    assert_predicts(source, new)
+
+
+def test_a_shortened_row_extends_like_a_fresh_one(engine):
+    base, more = draw(20, 7, 33), draw(9, 6, 4, seed=4)
+    contexts = engine.shorten(start(engine, base), np.array([11, 7, 0]))
+    kept = [base[0][:11], base[1], []]
+    assert_predicts(engine.extend(contexts, more), [a + b for a, b in zip(kept, more, strict=True)])
+
+
+def test_shortening_never_lengthens(engine):
+    contexts = engine.shorten(start(engine, draw(5, 7, 9)), np.array([99, 3, 9]))
+    np.testing.assert_array_equal(contexts.lengths, [5, 3, 9])
+
+
+# Decoding.
+
+
+def greedy(sequences, steps: int) -> list[list[int]]:
+    """Argmax, one full pass a token."""
+    grown = [list(s) for s in sequences]
+    for _ in range(steps):
+        for row, logprobs in zip(grown, full_logprobs(grown), strict=True):
+            row.append(int(logprobs[-1].argmax()))
+    return [row[len(s) :] for row, s in zip(grown, sequences, strict=True)]
+
+
+def test_greedy_decoding_equals_argmax_over_full_passes(engine):
+    prompts = draw(20, 7, 60)
+    _, decoded = decode(engine, start(engine, prompts), sampling=GREEDY)
+    assert sampled(decoded) == greedy(prompts, STEPS)
+
+
+def test_log_probabilities_of_what_was_sampled_are_teacher_forced_ones(engine):
+    prompts = draw(20, 7, 60)
+    _, decoded = decode(engine, start(engine, prompts))
+    answers = sampled(decoded)
+    assert len({tuple(a) for a in answers}) == ROWS
+    full = full_logprobs([p + a for p, a in zip(prompts, answers, strict=True)])
+    for prompt, answer, logprobs, found in zip(
+        prompts, answers, full, decoded.logprobs, strict=True
+    ):
+        expected = logprobs[np.arange(len(prompt) - 1, len(prompt) + STEPS - 1), answer]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_turn_ends_with_its_end_token_which_is_not_read(engine):
+    prompts = draw(20, 7, 60)
+    _, unended = decode(engine, start(engine, prompts))
+    free = sampled(unended)
+    ends = [free[0][2], free[1][5]]
+    expected = [
+        list(itertools.takewhile(lambda token: token not in ends, answer)) for answer in free
+    ]
+    contexts, decoded = decode(engine, start(engine, prompts), end_ids=ends)
+    for full, kept, found in zip(free, expected, sampled(decoded), strict=True):
+        assert found == full[: len(kept) + 1]
+    assert decoded.counts[0] == 3
+    # What follows is read behind the kept tokens, as if the end token had never been sampled.
+    more = draw(3, 6, 4, seed=5)
+    now = [p + k + m for p, k, m in zip(prompts, expected, more, strict=True)]
+    assert_predicts(engine.extend(contexts, more), now)
+
+
+def test_inactive_rows_are_untouched(engine):
+    prompts = draw(20, 7, 60)
+    contexts, decoded = decode(engine, start(engine, prompts), active=(True, False, True))
+    assert decoded.counts.tolist() == [STEPS, 0, STEPS]
+    more = draw(3, 6, 4, seed=6)
+    answers = sampled(decoded)
+    now = [p + a + m for p, a, m in zip(prompts, answers, more, strict=True)]
+    assert_predicts(engine.extend(contexts, more), now)
+
+
+def test_a_turn_longer_than_a_chunk_leaves_full_rows_whole():
+    steps = 100  # a slice update that does not fit would be shifted onto what is there
+    engine = Engine(MODEL, max_new_tokens=steps)
+    prompts = draw(20, 7, 155)
+    contexts, decoded = decode(engine, start(engine, prompts), active=(True, True, False))
+    now = [p + a for p, a in zip(prompts, sampled(decoded), strict=True)]
+    more = [[1], [2], [3]]
+    assert_predicts(engine.extend(contexts, more), [a + b for a, b in zip(now, more, strict=True)])
+
+
+def test_a_turn_that_rows_have_no_room_for_is_refused(engine):
+    with pytest.raises(ValueError, match="max_new_tokens is 65; .* turns of at most 64"):
+        decode(engine, start(engine, draw(1, 1, 1)), max_new_tokens=65)
+
+
+def test_neither_neighbours_nor_the_row_number_change_what_is_sampled(engine):
+    prompt, *others = draw(20, 7, 30, 12, 25)
+    _, first = decode(engine, start(engine, [prompt, *others[:2]]), ids=(9, 1, 2))
+    _, last = decode(engine, start(engine, [*others[2:], prompt]), ids=(3, 4, 9))
+    np.testing.assert_array_equal(first.tokens[0], last.tokens[2])
+    np.testing.assert_array_equal(first.logprobs[0], last.logprobs[2])  # to the bit
+
+
+def test_another_identity_samples_another_turn(engine):
+    (prompt,) = draw(20)
+    _, decoded = decode(engine, start(engine, [prompt] * ROWS), ids=(0, 1, 0))
+    one, two, same = sampled(decoded)
+    assert one == same
+    assert one != two
+
+
+# Scoring.
+
+
+def test_scores_are_sums_of_teacher_forced_log_probabilities(engine):
+    base, prefixes = draw(20, 7, 60), draw(2, 1, 4, seed=7)
+    candidates = [draw(3, 1, 4, 2, seed=row) for row in range(ROWS)]
+    contexts = start(engine, base)
+    found = engine.score(contexts, prefixes, candidates)
+    assert found.shape == (ROWS, 4)
+    for column in range(4):
+        tails = [row[column] for row in candidates]
+        known = [b + p for b, p in zip(base, prefixes, strict=True)]
+        full = full_logprobs([k + t for k, t in zip(known, tails, strict=True)])
+        for row, (k, tail, logprobs) in enumerate(zip(known, tails, full, strict=True)):
+            taken = logprobs[np.arange(len(k) - 1, len(k) + len(tail) - 1), tail]
+            np.testing.assert_allclose(found[row, column], taken.sum(), atol=2e-4)
+    assert_predicts(contexts, base)  # nothing was kept
+
+
+def test_scores_need_no_history(engine):
+    prefixes, tails = draw(2, 1, 4), draw(3, 3, 3, seed=8)
+    found = engine.score(engine.empty(ROWS), prefixes, [[t] for t in tails])[:, 0]
+    full = full_logprobs([p + t for p, t in zip(prefixes, tails, strict=True)])
+    for score, p, t, logprobs in zip(found, prefixes, tails, full, strict=True):
+        expected = logprobs[np.arange(len(p) - 1, len(p) + 2), t].sum()
+        np.testing.assert_allclose(score, expected, atol=2e-4)
+
+
+# Whole prompts.
+
+
+def test_generate_continues_each_prompt():
+    prompts = draw(20, 7, 30)
+    found = generate(MODEL, prompts, GREEDY, max_new_tokens=5, seed=0)
+    assert found == greedy(prompts, 5)
+    end = found[0][2]
+    ended = generate(MODEL, prompts, GREEDY, max_new_tokens=5, seed=0, end_ids=[end])
+    assert ended[0] == found[0][: found[0].index(end) + 1]
+
+
+@pytest.mark.parametrize("prompts", [[], [[1], []]])
+def test_generate_refuses_prompts_without_a_token(prompts):
+    with pytest.raises(ValueError, match="at least one prompt, each with at least one token"):
+        generate(MODEL, prompts, GREEDY, max_new_tokens=5, seed=0)
+
+
+def test_generate_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="a prompt of 158 tokens and max_new_tokens=5 exceed"):
+        generate(MODEL, draw(158), GREEDY, max_new_tokens=5, seed=0)
