@@ -147,7 +147,9 @@ def fingerprint(*parts: Any) -> str:
     """16 hex digits that change when any part does (JSON values, dataclasses, paths, bytes)."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part if isinstance(part, bytes) else json.dumps(_plain(part), sort_keys=True).encode()
+        data = (
+            part if isinstance(part, bytes) else json.dumps(_plain(part), sort_keys=True).encode()
+        )
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()[:16]
 

@@ -50,6 +50,12 @@ class DataConfig:
         for name in ("valid_fraction", "test_fraction", "heldout_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in (0, 1)")
+        if self.max_dialogues < 0:
+            raise ValueError(f"max_dialogues is {self.max_dialogues}; it must be 0 (all) or more")
+        if self.sandbox_dialogues < 1:
+            raise ValueError(
+                f"sandbox_dialogues is {self.sandbox_dialogues}; it must be at least 1"
+            )
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError("valid_fraction and test_fraction leave nothing to train on")
 
@@ -95,7 +101,8 @@ def read_corpus(
             raise io.InputError(f"data.path: {found}; set --data.path to the {format_} corpus")
         if format_ == "jsonl":
             dialogues = read_user_jsonl(
-                path, account=account,
+                path,
+                account=account,
                 engagement=lambda c, v: getattr(scenario.outcome(c, v), "engagement", None),
             )
         else:
@@ -151,9 +158,11 @@ def split_corpus(
                 break
         placed[home].append(free[i])
     train, heldout = _halve(placed["train"], config.heldout_fraction, seed)
-    return Splits(
-        train, heldout, *(_in_order(sum(placed[name], [])) for name in ("valid", "test"))
+    valid, test = (
+        _in_order(dialogue for members in placed[name] for dialogue in members)
+        for name in ("valid", "test")
     )
+    return Splits(train, heldout, valid, test)
 
 
 def _fractions(config: DataConfig, placed: Mapping[str, Sequence]) -> dict[str, float]:

@@ -347,7 +347,8 @@ def _score(graph, params, cache, prefix, prefix_counts, tails, tail_counts, *, s
         logits = jnp.concatenate([first_logits[:, None], model.logits(hidden[:, :-1])], axis=1)
         logprobs = jax.nn.log_softmax(logits, axis=-1)
         taken = jnp.take_along_axis(logprobs, tokens[:, :, None], axis=-1)[:, :, 0]
-        return jnp.sum(jnp.where(jnp.arange(tokens.shape[1])[None] < counts[:, None], taken, 0.0), -1)
+        given = jnp.arange(tokens.shape[1])[None] < counts[:, None]
+        return jnp.sum(jnp.where(given, taken, 0.0), -1)
 
     return jax.lax.map(one, (tails, tail_counts)).T
 

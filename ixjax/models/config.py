@@ -65,7 +65,8 @@ class ModelConfig:
     @property
     def num_parameters(self) -> int:
         """Weights of the network, tied embeddings counted once."""
-        h, q, k = self.hidden_size, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        h = self.hidden_size
+        q, k = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         block = h * (2 * q + 2 * k) + 3 * h * self.intermediate_size + 2 * h
         block += (q + 2 * k) if self.attention_bias else 0
         embeddings = self.vocab_size * h * (1 if self.tie_embeddings else 2)

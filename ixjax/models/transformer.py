@@ -85,6 +85,12 @@ def weight_specs(config: ModelConfig) -> dict[str, WeightSpec]:
 class Blocks(nnx.Module):
     """All decoder blocks, each weight stacked to `[L, ...]`."""
 
+    attention_norm: nnx.Param
+    mlp_norm: nnx.Param
+    gate: nnx.Param
+    up: nnx.Param
+    down: nnx.Param
+
 
 class Transformer(nnx.Module):
     """A decoder: token ids in, float32 logits out.
@@ -94,6 +100,10 @@ class Transformer(nnx.Module):
         rngs: draws the initial weights; None leaves every parameter an abstract
             `jax.ShapeDtypeStruct`, for whoever restores values into it.
     """
+
+    embedding: nnx.Param
+    norm: nnx.Param
+    head: nnx.Param  # absent with tied embeddings
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs | None = None):
         self.config = config
@@ -246,8 +256,8 @@ def attend_pieces(
     weights = [jnp.exp(s - top) for s in scores]
     total = sum(w.sum(-1, keepdims=True) for w in weights)
     out = 0.0
-    for w, (_, values, _) in zip(weights, pieces, strict=True):
-        w = (w / total).astype(values.dtype).reshape(batch, num_kv_heads, -1, values.shape[2])
+    for weight, (_, values, _) in zip(weights, pieces, strict=True):
+        w = (weight / total).astype(values.dtype).reshape(batch, num_kv_heads, -1, values.shape[2])
         out = out + jnp.einsum("bkqn,bknd->bkqd", w, values, preferred_element_type=jnp.float32)
     return jnp.asarray(out).astype(q.dtype).reshape(batch, num_heads, length, head_dim)
 

@@ -24,7 +24,7 @@ from ixjax.dialogue.chat import Rendered, RenderedPair
 from ixjax.io import InputError
 
 MAX_BUCKETS = 4  # of pairs; each costs a compilation
-LENGTH_STEP = 64  # their lengths are multiples of it: data that differ a little share shapes
+LENGTH_STEP = 128  # their lengths are multiples of it: data that differ a little share shapes
 RESPONSE_STEP = 32  # the same for the number of scored positions
 
 
@@ -160,7 +160,9 @@ def bucket_pairs(
         raise InputError("there is no preference pair to train on")
     lengths = np.array([len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs])
     if lengths.max() > max_length:
-        raise InputError(f"a pair has {lengths.max()} tokens; the model's max_length is {max_length}")
+        raise InputError(
+            f"a pair has {lengths.max()} tokens; the model's max_length is {max_length}"
+        )
     for i, pair in enumerate(pairs):
         if not (pair.prompt and pair.chosen and pair.rejected):
             raise InputError(f"pair {i} has an empty prompt or response; expected tokens in each")
@@ -213,6 +215,11 @@ def pad_rows(batch: Any, *, multiple: int) -> Any:
     return jax.tree.map(
         lambda x: np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)]), batch
     )
+
+
+def tree_bytes(tree: Any) -> list[bytes]:
+    """Content of every array, for a fingerprint."""
+    return [np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def take(batch: Any, index: np.ndarray) -> Any:

@@ -24,7 +24,14 @@ from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
 from ixjax.models import Transformer
 from ixjax.parallel import batch_sharding
-from ixjax.training.batching import Bucket, Pairs, bucket_pairs, in_batches, shuffled_batches
+from ixjax.training.batching import (
+    Bucket,
+    Pairs,
+    bucket_pairs,
+    in_batches,
+    shuffled_batches,
+    tree_bytes,
+)
 from ixjax.training.objectives import DPOVariant, check_dpo_settings, dpo_loss, scored_logprobs
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.trainer import (
@@ -33,7 +40,7 @@ from ixjax.training.trainer import (
     Training,
     check_divides,
     make_eval_step,
-    params_of,
+    place_params,
     train,
 )
 
@@ -140,7 +147,7 @@ def reference_logprobs(
     """
     check_divides(mesh, config.batch_size)
     evaluate = make_eval_step(model.config, mesh, response_logprobs)
-    params = params_of(model)
+    params = place_params(model, mesh)
     found = np.zeros((len(pairs), 2), np.float32)
     for bucket in _buckets(model, pairs, config):
         batches = in_batches(bucket.pairs, batch_size=config.batch_size)
@@ -149,9 +156,7 @@ def reference_logprobs(
     return found
 
 
-def _buckets(
-    model: Transformer, pairs: Sequence[RenderedPair], config: DPOConfig
-) -> list[Bucket]:
+def _buckets(model: Transformer, pairs: Sequence[RenderedPair], config: DPOConfig) -> list[Bucket]:
     return bucket_pairs(pairs, max_length=model.config.max_length, batch_size=config.batch_size)
 
 
@@ -218,14 +223,13 @@ def train_dpo(
         raise ValueError(f"reference has shape {reference.shape}; expected ({len(pairs)}, 2)")
     reference = reference.astype(np.float32)
     rows = [PairBatch(b.pairs, reference[b.members]) for b in buckets]
-    leaves = [np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(rows)]
     training = Training(
         loss=pair_loss(config.beta, config.variant, config.label_smoothing),
         batch=shuffled_batches(rows, batch_size=config.batch_size, seed=seed),
         num_tokens=lambda batch: batch.pairs.rows.num_tokens,
         steps=config.steps,
         optimizer=config.optimizer,
-        inputs=io.fingerprint("dpo", config, seed, model.config, *leaves),
+        inputs=io.fingerprint("dpo", config, seed, model.config, *tree_bytes(rows)),
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
         check_first=functools.partial(_check_first, config, model.config.compute_dtype),

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from ixjax import io
 from ixjax.dialogue.chat import Rendered
 from ixjax.models import Transformer
-from ixjax.training.batching import Rows, in_batches, pack, shuffled_batches
+from ixjax.training.batching import Rows, in_batches, pack, shuffled_batches, tree_bytes
 from ixjax.training.objectives import scored_logprobs, sft_loss
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.trainer import OnStep, Training, mean_loss, train
@@ -99,7 +97,7 @@ def train_sft(
         num_tokens=lambda batch: batch.num_tokens,
         steps=config.steps,
         optimizer=config.optimizer,
-        inputs=io.fingerprint("sft", config, seed, model.config, *_bytes(rows), *_bytes(validation)),
+        inputs=io.fingerprint("sft", config, seed, model.config, *tree_bytes([rows, validation])),
         validation=in_batches(validation, batch_size=config.batch_size),
         eval_every=config.eval_every,
         patience=config.patience,
@@ -117,7 +115,3 @@ def validation_loss(model: Transformer, examples: Sequence[Rendered], *, batch_s
     """
     rows = pack(examples, length=model.config.max_length)
     return mean_loss(model, packed_loss, in_batches(rows, batch_size=batch_size))
-
-
-def _bytes(tree: Any) -> list[bytes]:
-    return [np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]

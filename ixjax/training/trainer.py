@@ -144,7 +144,7 @@ def make_eval_step(config: ModelConfig, mesh: Mesh, function: Callable[..., Any]
 def _abstract_state(
     config: ModelConfig, mesh: Mesh, optimizer: optax.GradientTransformation
 ) -> tuple[Any, Any]:
-    """(params, optimiser state) as shapes: moments lie as the parameters do, counters everywhere."""
+    """(params, optimiser state) as shapes: moments lie as parameters do, counters everywhere."""
     params = abstract_tree(config, mesh)
     opt_state = optax.tree_map_params(
         optimizer,
@@ -205,9 +205,7 @@ class _Loop:
         self.checkpoints = checkpoints
         self.on_step = on_step
         self.rates = training.optimizer.learning_rates(training.steps)
-        self.compiled = make_steps(
-            model.config, mesh, training.loss, training.optimizer.to_optax()
-        )
+        self.compiled = make_steps(model.config, mesh, training.loss, training.optimizer.to_optax())
         self.state, self.best, self.progress = self._resume(model)
         self.reported_at = 0
         self.tokens = 0
@@ -221,9 +219,7 @@ class _Loop:
         if found is not None:
             return found
         # Copied: the step donates its state, and the caller's model must live on.
-        params = jax.tree.map(
-            lambda p, leaf: jnp.copy(jax.device_put(p, leaf.sharding)), params_of(model), abstract[0]
-        )
+        params = _copy(place_params(model, self.mesh))
         best = _copy(params) if self.training.validation else None
         return (params, self.compiled.init(params)), best, Progress()
 
@@ -300,7 +296,7 @@ def mean_loss(model: Transformer, loss: LossFunction, batches: Sequence[Any]) ->
     """
     mesh = mesh_of(model)
     check_divides(mesh, num_rows(batches[0]))
-    return _mean_loss(params_of(model), loss, batches, model.config, mesh)
+    return _mean_loss(place_params(model, mesh), loss, batches, model.config, mesh)
 
 
 def _mean_loss(
@@ -313,14 +309,18 @@ def _mean_loss(
     return float(totals[0] / max(totals[1], 1.0))
 
 
-def params_of(model: Transformer) -> Any:
-    """The parameters as nested dictionaries of arrays."""
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+def place_params(model: Transformer, mesh: Mesh) -> Any:
+    """The parameters as a training on `mesh` holds them; nothing moves if they lie so already."""
+    abstract = abstract_tree(model.config, mesh)
+    return jax.device_put(
+        nnx.to_pure_dict(nnx.state(model, nnx.Param)),
+        jax.tree.map(lambda leaf: leaf.sharding, abstract),
+    )
 
 
 def mesh_of(model: Transformer) -> Mesh:
     """The mesh that the parameters lie on; one of a single device for those made without any."""
-    sharding = jax.tree.leaves(params_of(model))[0].sharding
+    sharding = jax.tree.leaves(nnx.state(model, nnx.Param))[0].sharding
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
         return sharding.mesh
     return make_mesh(devices=sorted(sharding.device_set, key=lambda device: device.id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 
@@ -10,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ixjax.dialogue.readers import ReadingAccount, read_esconv, read_p4g, read_user_jsonl
+from ixjax.dialogue.readers import ReadingAccount, read_esconv, read_p4g
 from ixjax.dialogue.readers.account import merge_turns
-from ixjax.dialogue.scenarios import get_scenario
 from ixjax.io import InputError
 from tests.dialogue.test_types import texts
 
@@ -34,131 +34,10 @@ def changed(record: dict, **changes) -> dict:
 def test_merging_alternates_and_loses_no_word(said):
     account = ReadingAccount()
     turns = merge_turns(said, account)
-    assert all(a.role != b.role for a, b in zip(turns, turns[1:], strict=False))
+    assert all(a.role != b.role for a, b in itertools.pairwise(turns))
     words = [(role, word) for role, text in said for word in text.split()]
     assert [(turn.role, word) for turn in turns for word in turn.text.split()] == words
     assert len(said) == len(turns) + sum(account.turns.values())
-
-
-# --- a person's own corpus ----------------------------------------------------------------------
-
-LINE = {
-    "id": "d1",
-    "condition": {"intensity": 4, "problem": "a lost parcel"},
-    "turns": [{"role": "user", "text": "Hi."}, {"role": "policy", "text": "Hello."}],
-    "outcome": {"value": 2, "engagement": 0.75},
-}
-
-
-def read_lines(tmp_path, *lines: dict | str):
-    """Reads and the path, lines being records or raw text."""
-    path = tmp_path / "own.jsonl"
-    raw = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-    path.write_text("".join(line + "\n" for line in raw))
-    account = ReadingAccount()
-    scenario = get_scenario("esc")
-    dialogues = read_user_jsonl(
-        path,
-        account=account,
-        engagement=lambda c, v: getattr(scenario.outcome(c, v), "engagement", None),
-    )
-    return dialogues, account
-
-
-def test_a_line_is_a_dialogue(tmp_path):
-    (dialogue,), account = read_lines(tmp_path, changed(LINE, groups=["p1"]))
-    assert dialogue.id == dialogue.condition.id == "d1"
-    assert dialogue.condition.attributes == LINE["condition"]
-    assert [(turn.role, turn.text) for turn in dialogue.turns] == [
-        ("user", "Hi."),
-        ("policy", "Hello."),
-    ]
-    assert (dialogue.outcome.value, dialogue.outcome.engagement) == (2, 0.75)
-    assert dialogue.groups == ("p1",)
-    assert (account.read, account.kept) == (1, 1)
-
-
-def test_the_schema_line_is_optional(tmp_path):
-    head = {"schema": "ixjax.dialogues", "version": 1}
-    assert read_lines(tmp_path, head, LINE)[0] == read_lines(tmp_path, LINE)[0]
-
-
-def test_a_version_of_tomorrow_is_refused(tmp_path):
-    with refused("own.jsonl:1: expected schema ixjax.dialogues version 1, found version 2"):
-        read_lines(tmp_path, {"schema": "ixjax.dialogues", "version": 2}, LINE)
-
-
-def test_an_engagement_left_out_is_the_scenarios(tmp_path):
-    (dialogue,), _ = read_lines(tmp_path, changed(LINE, outcome={"value": 2}))
-    assert dialogue.outcome.engagement == pytest.approx((4 - 2) / (4 - 1))
-
-
-def test_an_unknown_outcome_is_counted(tmp_path):
-    (first, second), account = read_lines(tmp_path, LINE, {**LINE, "id": "d2", "outcome": None})
-    assert first.outcome is not None
-    assert second.outcome is None
-    assert dict(account.outcomes) == {"null": 1}
-
-
-def test_turns_of_one_side_in_a_row_are_merged_and_counted(tmp_path):
-    turns = [*LINE["turns"], {"role": "policy", "text": "What is it?"}]
-    (dialogue,), account = read_lines(tmp_path, changed(LINE, turns=turns))
-    assert dialogue.turns[-1].text == "Hello. What is it?"
-    assert account.turns["merged into the one before"] == 1
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{not json", "not JSON (column 2: "),
-        ("[1, 2]", "expected a JSON object, found list"),
-        (changed(LINE, id=None), "lacks the field 'id'"),
-        (changed(LINE, condition=None), "lacks the field 'condition'"),
-        (changed(LINE, turns=None), "lacks the field 'turns'"),
-        (changed(LINE, id=3), "id is 3; expected a non-empty string"),
-        (changed(LINE, id=""), "id is ''; expected a non-empty string"),
-        (changed(LINE, condition=[]), "condition is list; expected an object of texts and numbers"),
-        (changed(LINE, condition={"a": True}), "condition.a is bool; expected a string"),
-        (changed(LINE, condition={"a": "x\0"}), "condition.a holds a NUL character at 1"),
-        (changed(LINE, condition={"a": float("nan")}), "condition.a is nan; expected"),
-        (changed(LINE, turns="hi"), "turns is str; expected a list"),
-        (changed(LINE, turns=[]), "turns is empty; a dialogue needs turns of both sides"),
-        (changed(LINE, turns=LINE["turns"][:1]), "turns has the user alone; a dialogue takes two"),
-        (changed(LINE, turns=["hi"]), "turns[0] must be an object with `role` and `text`"),
-        (changed(LINE, turns=[{"role": "user"}]), "turns[0] must be an object with `role` and"),
-        (changed(LINE, turns=[{"role": "bot", "text": "x"}]),
-         "turns[0].role is 'bot'; expected 'user' or 'policy'"),
-        (changed(LINE, turns=[*LINE["turns"], {"role": "user", "text": " "}]),
-         "turns[2].text is empty"),
-        (changed(LINE, turns=[{"role": "user", "text": "a\0b"}]),
-         "turns[0].text holds a NUL character at 1"),
-        (changed(LINE, turns=[{"role": "user", "text": "ab\ud83d"}]),
-         "turns[0].text holds a lone surrogate (U+D83D) at 2"),
-        (changed(LINE, turns=[{"role": "user", "text": 7}]),
-         "turns[0].text is int; expected a string"),
-        (changed(LINE, outcome=3), "outcome is 3; expected null or an object with a number"),
-        (changed(LINE, outcome={"engagement": 1}), "expected null or an object with a number"),
-        (changed(LINE, outcome={"value": "2"}), "expected null or an object with a number"),
-        (changed(LINE, outcome={"value": float("inf")}), "expected null or an object with a number"),
-        (changed(LINE, outcome={"value": 6}), "outcome.value is 6, out of the scenario's range"),
-        (changed(LINE, outcome={"value": 2, "engagement": 1.5}),
-         "outcome.engagement is 1.5; expected 0 to 1"),
-        (changed(LINE, outcome={"value": 2, "engagement": "all"}),
-         "outcome.engagement is 'all'; expected 0 to 1"),
-        (changed(LINE, groups="p1"), "groups is 'p1'; expected a list of strings"),
-        (LINE, "id 'd1' stands on line 1 already"),
-    ],
-)  # fmt: skip
-def test_a_bad_line_is_named_with_its_field(tmp_path, line, message):
-    good = LINE if line is LINE else {**LINE, "id": "good"}
-    with refused(f"{tmp_path / 'own.jsonl'}:3: ") as caught:
-        read_lines(tmp_path, good, "", line)
-    assert message in str(caught.value)
-
-
-def test_a_corpus_without_dialogues_is_refused(tmp_path):
-    with refused("own.jsonl: holds no dialogue"):
-        read_lines(tmp_path, {"schema": "ixjax.dialogues", "version": 1})
 
 
 # --- ESConv -------------------------------------------------------------------------------------
@@ -425,7 +304,7 @@ def test_what_p4g_drops_is_counted_with_its_reason(tmp_path, said, people, why):
     [
         ([("Hi", "0"), ("a\0", "1")], None, "full_dialog.csv:3: Unit holds a NUL"),
         ([("Hi", "2")], None, "full_dialog.csv:2: B4 is '2'; expected 0 or 1"),
-        (None, [person("1", "u2", "much")], "full_info.csv: dialogue x1: B6 is 'much'; expected"),
+        (None, [person("1", "u2", "much")], "full_info.csv: dialogue x1: B6 is 'much'; expected a"),
         (None, [person("1", "u2", "-1")], "full_info.csv: dialogue x1: B6 is '-1'; expected"),
         (None, [person("1", "u2", "nan")], "full_info.csv: dialogue x1: B6 is 'nan'; expected"),
         (None, [person("1", "u2", "1", **{"age.x": "old"})],
@@ -447,6 +326,12 @@ def test_a_row_with_too_few_columns_is_named(tmp_path):
         file.write("3,Bye\n")
     with refused("full_dialog.csv:5: the row has too few columns"):
         read_p4g(tmp_path, account=ReadingAccount())
+
+
+def test_line_separators_inside_a_text_end_no_row(tmp_path):
+    write_p4g(tmp_path, said=[("Hello\u2028you", "0"), ("two\nlines", "1"), ("one\x0bmore", "0")])
+    (dialogue,), _ = read_p4g(tmp_path, account=ReadingAccount())
+    assert [turn.text for turn in dialogue.turns] == ["Hello you", "two lines", "one more"]
 
 
 @pytest.mark.parametrize("name", ["full_dialog.csv", "full_info.csv"])

@@ -1,7 +1,8 @@
-"""The sandbox: its user is the program that docs/sandbox.md says, and its expectations are exact."""
+"""The sandbox: its user is the program of docs/sandbox.md, and its expectations are exact."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -71,6 +72,7 @@ def within_standard_errors(values, expected: float, errors: float = 3.0) -> bool
     )
 
 
+@functools.cache
 def expectation_over_users(policy, *, max_turns: int) -> float:
     """Exact mean over every condition that is sampled (all equally likely) and every opening."""
     values = []
@@ -376,9 +378,8 @@ def test_every_outcome_line_reads_back():
     assert isinstance(SCENARIO, Scenario)
     condition = user(distress=4)
     lines = SCENARIO.outcome_lines(condition)
-    assert [outcome for _, outcome in lines] == [
-        Outcome(1.0, 1.0), Outcome(2.0, 2 / 3), Outcome(3.0, 1 / 3), Outcome(4.0, 0.0), Outcome(5.0, 0.0)
-    ]  # fmt: skip
+    reliefs = [(outcome.value, outcome.engagement) for _, outcome in lines]
+    assert reliefs == [(1, 1), (2, 2 / 3), (3, 1 / 3), (4, 0), (5, 0)]
     for line, outcome in lines:
         assert SCENARIO.read_outcome(condition, line) == outcome
         assert SCENARIO.outcome_line(condition, outcome) == line
@@ -415,11 +416,14 @@ def test_a_bad_condition_is_named(change, message):
         SCENARIO.simulator_prompt(bad)
 
 
+def page() -> str:
+    return (Path(__file__).parents[2] / "docs" / "sandbox.md").read_text(encoding="utf-8")
+
+
 def test_the_page_lists_what_the_world_says():
-    page = (Path(__file__).parents[2] / "docs" / "sandbox.md").read_text(encoding="utf-8")
     rows = {
         tuple(cell.strip().strip("`") for cell in line.strip("|").split("|"))
-        for line in page.splitlines()
+        for line in page().splitlines()
         if line.startswith("|")
     }
     for relation, chances in (
@@ -435,3 +439,10 @@ def test_the_page_lists_what_the_world_says():
             assert (*(cell.replace("+0", "0") for cell in row), start) in rows, row
     for keyword, act in world.KEYWORDS.items():
         assert any(row[:2] == (act, keyword) for row in rows), keyword
+
+
+def test_the_example_on_the_page_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", page(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert isinstance(names["user"], sandbox.TrueUser)

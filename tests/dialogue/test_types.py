@@ -18,17 +18,17 @@ outcomes = st.builds(Outcome, st.floats(-1e6, 1e6), st.floats(0, 1))
 
 
 @st.composite
-def dialogues(draw, *, names=texts, groups=st.lists(texts, max_size=3)):
+def dialogues(draw):
     """Any valid dialogue."""
     said = draw(st.lists(texts, max_size=6))
     order = draw(st.sampled_from([("user", "policy"), ("policy", "user")]))
-    name = draw(names)
+    name = draw(texts)
     return Dialogue(
         id=name,
         condition=UserCondition(name, draw(st.dictionaries(texts, texts | numbers, max_size=4))),
         turns=tuple(Turn(order[i % 2], text) for i, text in enumerate(said)),
         outcome=draw(st.none() | outcomes),
-        groups=tuple(draw(groups)),
+        groups=tuple(draw(st.lists(texts, max_size=3))),
     )
 
 

@@ -91,10 +91,10 @@ def sampled(decoded) -> list[list[int]]:
 # Reading.
 
 
-pieces = st.lists(st.tuples(*[st.integers(0, 16)] * ROWS), min_size=1, max_size=4)
+pieces = st.lists(st.tuples(*[st.integers(0, 16)] * ROWS), min_size=1, max_size=3)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(pieces)
 def test_any_split_predicts_what_a_full_pass_does(engine, sizes):
     # Pieces of at most 16 tokens, some empty: few shapes, so that examples don't recompile.
@@ -110,8 +110,8 @@ def test_any_split_predicts_what_a_full_pass_does(engine, sizes):
 
 def test_long_pieces_are_read_in_chunks_and_rows_may_fill_up(engine):
     sequences = draw(160, 100, 12)
-    contexts = start(engine, [s[:n] for s, n in zip(sequences, (20, 100, 0), strict=True)])
-    contexts = engine.extend(contexts, [sequences[0][20:150], [], sequences[2]])
+    contexts = start(engine, [s[:n] for s, n in zip(sequences, (60, 20, 0), strict=True)])
+    contexts = engine.extend(contexts, [sequences[0][60:150], sequences[1][20:], sequences[2]])
     # Row 0 is almost full: the padding of what it reads now lies behind max_length.
     assert_predicts(engine.extend(contexts, [sequences[0][150:], [], []]), sequences)
 
@@ -122,19 +122,19 @@ def test_one_prefill_may_fill_the_row(engine):
 
 
 def test_reading_nothing_changes_nothing(engine):
-    contexts = start(engine, draw(5, 3, 9))
+    contexts = start(engine, draw(20, 7, 33))
     logits = np.asarray(contexts.logits)
     again = engine.extend(contexts, [[], [], []])
     np.testing.assert_array_equal(again.logits, logits)
 
 
 def test_a_row_that_would_outgrow_the_model_is_refused(engine):
-    contexts = start(engine, draw(5, 100, 9))
+    contexts = start(engine, draw(5, 60, 9))
     with pytest.raises(
         ValueError,
-        match="row 1 holds 100 tokens and was given 61 more; the model's max_length is 160",
+        match="row 1 holds 60 tokens and was given 101 more; the model's max_length is 160",
     ):
-        engine.extend(contexts, [[], [1] * 61, []])
+        engine.extend(contexts, [[], [1] * 101, []])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_fork_equals_independent_prefills(engine):
 
 
 def test_store_moves_the_named_rows_and_leaves_the_others(engine):
-    old, new = draw(20, 7, 33), draw(30, 11, 2, seed=2)
+    old, new = draw(20, 7, 33), draw(35, 11, 2, seed=2)
     source = start(engine, new)
     pool = engine.store(start(engine, old), np.array([2, 0]), source, np.array([0, 2]))
     more = draw(3, 6, 4, seed=3)
@@ -175,7 +175,7 @@ def test_a_shortened_row_extends_like_a_fresh_one(engine):
 
 
 def test_shortening_never_lengthens(engine):
-    contexts = engine.shorten(start(engine, draw(5, 7, 9)), np.array([99, 3, 9]))
+    contexts = engine.shorten(start(engine, draw(5, 7, 33)), np.array([99, 3, 9]))
     np.testing.assert_array_equal(contexts.lengths, [5, 3, 9])
 
 
@@ -214,7 +214,7 @@ def test_a_turn_ends_with_its_end_token_which_is_not_read(engine):
     prompts = draw(20, 7, 60)
     _, unended = decode(engine, start(engine, prompts))
     free = sampled(unended)
-    ends = [free[0][2], free[1][5]]
+    ends = [free[0][2]]
     expected = [
         list(itertools.takewhile(lambda token: token not in ends, answer)) for answer in free
     ]
@@ -249,12 +249,12 @@ def test_a_turn_longer_than_a_chunk_leaves_full_rows_whole():
 
 
 def test_a_turn_that_rows_have_no_room_for_is_refused(engine):
-    with pytest.raises(ValueError, match="max_new_tokens is 65; .* turns of at most 64"):
+    with pytest.raises(ValueError, match=r"max_new_tokens is 65; .* turns of at most 64"):
         decode(engine, start(engine, draw(1, 1, 1)), max_new_tokens=65)
 
 
 def test_neither_neighbours_nor_the_row_number_change_what_is_sampled(engine):
-    prompt, *others = draw(20, 7, 30, 12, 25)
+    prompt, *others = draw(20, 7, 33, 12, 35)
     _, first = decode(engine, start(engine, [prompt, *others[:2]]), ids=(9, 1, 2))
     _, last = decode(engine, start(engine, [*others[2:], prompt]), ids=(3, 4, 9))
     np.testing.assert_array_equal(first.tokens[0], last.tokens[2])
@@ -262,7 +262,7 @@ def test_neither_neighbours_nor_the_row_number_change_what_is_sampled(engine):
 
 
 def test_another_identity_samples_another_turn(engine):
-    (prompt,) = draw(20)
+    (prompt,) = draw(40)
     _, decoded = decode(engine, start(engine, [prompt] * ROWS), ids=(0, 1, 0))
     one, two, same = sampled(decoded)
     assert one == same
@@ -301,11 +301,11 @@ def test_scores_need_no_history(engine):
 
 
 def test_generate_continues_each_prompt():
-    prompts = draw(20, 7, 30)
-    found = generate(MODEL, prompts, GREEDY, max_new_tokens=5, seed=0)
-    assert found == greedy(prompts, 5)
+    prompts = draw(20, 7, 33)
+    found = generate(MODEL, prompts, GREEDY, max_new_tokens=STEPS, seed=0)
+    assert found == greedy(prompts, STEPS)
     end = found[0][2]
-    ended = generate(MODEL, prompts, GREEDY, max_new_tokens=5, seed=0, end_ids=[end])
+    ended = generate(MODEL, prompts, GREEDY, max_new_tokens=STEPS, seed=0, end_ids=[end])
     assert ended[0] == found[0][: found[0].index(end) + 1]
 
 

@@ -175,12 +175,14 @@ def test_our_shards_are_read_by_transformers_and_replace_older_ones(tmp_path, fo
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json"}
 
 
-def test_weights_are_read_into_their_shards(folders):
+def test_weights_are_read_into_their_shards_and_saved_from_them(folders, tmp_path):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     model = load_hf(folders["qwen2-gqa"], mesh=mesh, dtype="float32")
     shardings = jax.tree.leaves(param_shardings(model.config, mesh))
     assert [leaf.sharding for leaf in jax.tree.leaves(model)] == shardings
     assert_same_weights(model, load_hf(folders["qwen2-gqa"], dtype="float32"))
+    save_hf(model, tmp_path)
+    assert_same_weights(load_hf(tmp_path, dtype="float32"), model)
 
 
 def test_the_tokenizer_is_saved_and_its_special_tokens_named(folders, tmp_path):

@@ -19,8 +19,14 @@ from ixjax.dialogue.types import Dialogue, Outcome, Role, Turn, UserCondition
 
 SPLITS = {"train.txt": "train", "valid.txt": "valid", "test.txt": "test"}
 FILES = (*SPLITS, "ESConv.json", "FailedESConv.json")
-ROLES: dict[str, Role] = {"usr": "user", "seeker": "user", "speaker": "user",
-                          "sys": "policy", "supporter": "policy", "listener": "policy"}
+ROLES: dict[str, Role] = {
+    "usr": "user",
+    "seeker": "user",
+    "speaker": "user",
+    "sys": "policy",
+    "supporter": "policy",
+    "listener": "policy",
+}
 # Talk about the platform in the last turns: leaving the chat, the survey, the pay.
 CHATTER = re.compile(
     r"\b(survey|mturk|this hit|quit button|(press|click|hit|select|need to|can you|please)\W+"
@@ -34,9 +40,7 @@ CHATTER = re.compile(
 LAST_TURNS = 6  # chatter is looked for here alone: in the middle the words mean something else
 
 
-def read_esconv(
-    path: Path, *, account: ReadingAccount
-) -> tuple[list[Dialogue], dict[str, str]]:
+def read_esconv(path: Path, *, account: ReadingAccount) -> tuple[list[Dialogue], dict[str, str]]:
     """Read a folder that holds some of `FILES`, or one such file.
 
     Args:
@@ -85,6 +89,9 @@ def _dialogue(
     scores = _field(where, _field(where, record, "survey_score", dict), "seeker", dict)
     said = []
     for i, entry in enumerate(_field(where, record, "dialog", list)):
+        if not isinstance(entry, dict):
+            found = type(entry).__name__
+            raise io.InputError(f"{where}: dialog[{i}] is {found}; expected an object")
         speaker, text = entry.get("speaker"), entry.get("text", entry.get("content"))
         if speaker not in ROLES:
             raise io.InputError(f"{where}: dialog[{i}].speaker is {speaker!r}; expected usr or sys")
@@ -110,12 +117,15 @@ def _dialogue(
     if final is None:
         account.outcomes["no final intensity"] += 1
     outcome = None if final is None else Outcome(float(final), relief(initial, final))
-    condition = UserCondition(name, {
-        "emotion": _field(where, record, "emotion_type", str),
-        "problem": _field(where, record, "problem_type", str),
-        "situation": situation,
-        "intensity": initial,
-    })
+    condition = UserCondition(
+        name,
+        {
+            "emotion": _field(where, record, "emotion_type", str),
+            "problem": _field(where, record, "problem_type", str),
+            "situation": situation,
+            "intensity": initial,
+        },
+    )
     return Dialogue(name, condition, turns, outcome, groups=(f"situation:{situation.lower()}",))
 
 
@@ -125,6 +135,8 @@ def _field(where: str, record: Mapping[str, Any], name: str, kind: type) -> Any:
     if not isinstance(record[name], kind):
         found = type(record[name]).__name__
         raise io.InputError(f"{where}: {name} is {found}; expected {kind.__name__}")
+    if not is_readable(record[name]) and kind is str:
+        raise io.InputError(f"{where}: {name} holds a NUL or a lone surrogate")
     return record[name]
 
 
@@ -132,7 +144,7 @@ def _intensity(where: str, scores: Mapping[str, Any], name: str) -> int | None:
     value = scores.get(name)
     if value is None or value == "":
         return None
-    if str(value) not in "12345":
+    if str(value) not in ("1", "2", "3", "4", "5"):
         raise io.InputError(f"{where}: {name} is {value!r}; expected 1 to 5")
     return int(value)
 

@@ -31,9 +31,14 @@ def read_user_jsonl(
     dialogues: list[Dialogue] = []
     seen: dict[str, int] = {}
     for line, record in io.read_json_lines(path):
-        if line == 1 and record.get("schema") == SCHEMA:
-            continue
         where = f"{path}:{line}"
+        if line == 1 and record.get("schema") == SCHEMA:
+            if record.get("version") != io.SCHEMA_VERSION:
+                raise io.InputError(
+                    f"{where}: expected schema {SCHEMA} version {io.SCHEMA_VERSION}, "
+                    f"found version {record.get('version')}"
+                )
+            continue
         dialogue = read_dialogue(where, record, account, engagement)
         if dialogue.id in seen:
             raise io.InputError(
@@ -75,6 +80,8 @@ def _condition(where: str, value: Any) -> dict[str, str | int | float]:
             f"{where}: condition is {type(value).__name__}; expected an object of texts and numbers"
         )
     for key, item in value.items():
+        if isinstance(item, float) and not math.isfinite(item):
+            raise io.InputError(f"{where}: condition.{key} is {item}; expected a finite number")
         is_number = isinstance(item, (int, float)) and not isinstance(item, bool)
         problem = None if is_number else text_problem(item)
         if problem:

@@ -7,7 +7,9 @@ participant: actual donation, personality, demographics).
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 
 from ixjax import io
@@ -19,22 +21,30 @@ DIALOGUES, PARTICIPANTS = "full_dialog.csv", "full_info.csv"
 ROLES: dict[str, Role] = {"0": "policy", "1": "user"}
 ADULT = 18
 BIG_FIVE = {
-    "extrovert.x": "extraversion", "agreeable.x": "agreeableness",
-    "conscientious.x": "conscientiousness", "neurotic.x": "neuroticism", "open.x": "openness",
+    "extrovert.x": "extraversion",
+    "agreeable.x": "agreeableness",
+    "conscientious.x": "conscientiousness",
+    "neurotic.x": "neuroticism",
+    "open.x": "openness",
 }
 DEMOGRAPHICS = {
-    "sex.x": "sex", "edu.x": "education", "marital.x": "marital status",
-    "employment.x": "employment", "religion.x": "religion", "ideology.x": "ideology",
+    "sex.x": "sex",
+    "edu.x": "education",
+    "marital.x": "marital status",
+    "employment.x": "employment",
+    "religion.x": "religion",
+    "ideology.x": "ideology",
 }
 NUMBERS = {
-    "income.x": "income", "care.x": "care", "fairness.x": "fairness",
-    "benevolence.x": "benevolence", "universalism.x": "universalism",
+    "income.x": "income",
+    "care.x": "care",
+    "fairness.x": "fairness",
+    "benevolence.x": "benevolence",
+    "universalism.x": "universalism",
 }
 
 
-def read_p4g(
-    path: Path, *, account: ReadingAccount
-) -> tuple[list[Dialogue], dict[str, str]]:
+def read_p4g(path: Path, *, account: ReadingAccount) -> tuple[list[Dialogue], dict[str, str]]:
     """Read a folder that holds the two files.
 
     Args:
@@ -72,11 +82,14 @@ def read_p4g(
         if persuadee is None:
             account.dropped[f"no persuadee in {PARTICIPANTS}"] += 1
             continue
+        where = f"{path / PARTICIPANTS}: dialogue {name}"
         both = [person for role in ROLES if (person := people.get((name, role)))]
         dialogues.append(
             Dialogue(
-                f"p4g-{name}", UserCondition(f"p4g-{name}", _attributes(persuadee)), turns,
-                _outcome(f"{path / PARTICIPANTS}: dialogue {name}", persuadee, account),
+                f"p4g-{name}",
+                UserCondition(f"p4g-{name}", _attributes(where, persuadee)),
+                turns,
+                _outcome(where, persuadee, account),
                 groups=tuple(f"participant:{person['B3']}" for person in both),
             )
         )
@@ -86,7 +99,8 @@ def read_p4g(
 
 def _rows(file: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
     """(line, row) of a CSV file that must have these columns."""
-    reader = csv.DictReader(io.read_text(file).splitlines(keepends=True))
+    # Not by splitlines: what is typed may hold other separators than those of rows.
+    reader = csv.DictReader(StringIO(io.read_text(file), newline=""))
     missing = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing:
         raise io.InputError(f"{file}:1: lacks the column {missing[0]!r}")
@@ -100,29 +114,37 @@ def _rows(file: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str
 
 def _outcome(where: str, person: Mapping[str, str], account: ReadingAccount) -> Outcome | None:
     """The actual donation; above the payment it is a typing error or cents, and says nothing."""
-    text = person["B6"]
-    if not text:
+    if not person["B6"]:
         account.outcomes["no donation recorded"] += 1
         return None
-    try:
-        dollars = float(text)
-    except ValueError:
-        raise io.InputError(f"{where}: B6 is {text!r}; expected dollars") from None
-    if not 0 <= dollars <= PAYMENT:
+    dollars = _number(where, person, "B6")
+    if dollars < 0:
+        raise io.InputError(f"{where}: B6 is {person['B6']!r}; expected dollars")
+    if dollars > PAYMENT:
         account.outcomes[f"donation above {PAYMENT:g} dollars"] += 1
         return None
     return Outcome(dollars, donated(dollars))
 
 
-def _attributes(person: Mapping[str, str]) -> dict[str, str | int | float]:
+def _number(where: str, person: Mapping[str, str], column: str) -> float:
+    try:
+        value = float(person[column])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise io.InputError(f"{where}: {column} is {person[column]!r}; expected a number")
+    return value
+
+
+def _attributes(where: str, person: Mapping[str, str]) -> dict[str, str | int | float]:
     """What the persuadee said of itself in the survey; what is missing is left out."""
     found: dict[str, str | int | float] = {}
-    age = float(person.get("age.x") or 0)
+    age = _number(where, person, "age.x") if person.get("age.x") else 0
     if age >= ADULT:  # one participant typed 3
         found["age"] = int(age)
     found |= {name: person[column] for column, name in DEMOGRAPHICS.items() if person.get(column)}
     found |= {
-        name: float(person[column])
+        name: _number(where, person, column)
         for column, name in (BIG_FIVE | NUMBERS).items()
         if person.get(column)
     }

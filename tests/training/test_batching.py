@@ -1,0 +1,240 @@
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ixjax.dialogue.chat import Rendered, RenderedPair
+from ixjax.io import InputError
+from ixjax.training import sft_loss, token_logprobs
+from ixjax.training.batching import (
+    bucket_lengths,
+    bucket_pairs,
+    in_batches,
+    num_rows,
+    pack,
+    pad_rows,
+    shuffled_batches,
+)
+from ixjax.training.objectives import scored_logprobs
+from tests.training.doubles import counting_examples, random_pairs, tiny_model
+
+
+@nnx.jit
+def jit_loss(model, rows):
+    return sft_loss(scored_logprobs(model, rows), rows.weights)
+
+
+@jax.jit
+def _gradient(model, rows):
+    graph, params = nnx.split(model)
+    loss = lambda p: sft_loss(scored_logprobs(nnx.merge(graph, p), rows), rows.weights)[0]
+    return jax.grad(loss)(params)
+
+
+def widened(rows):
+    """The same rows with S = T, so that rows of all tests have one shape."""
+    missing = rows.tokens.shape[1] - rows.scored_at.shape[1]
+    widen = lambda x: np.pad(x, ((0, 0), (0, missing)))
+    return dataclasses.replace(
+        rows,
+        scored_at=widen(rows.scored_at),
+        targets=widen(rows.targets),
+        weights=widen(rows.weights),
+    )
+
+
+def jit_gradient(model, rows):
+    """Gradients of the summed loss, leaf by leaf."""
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(_gradient(model, rows))]
+
+
+examples_strategy = st.lists(
+    st.lists(st.tuples(st.integers(1, 30), st.booleans()), min_size=1, max_size=16),
+    min_size=1,
+    max_size=30,
+).map(lambda rows: [Rendered(*map(tuple, zip(*row, strict=True)), 0) for row in rows])
+
+
+def scored_pairs(rows):
+    """Every (token, next token) that is scored, read back from the arrays."""
+    found = []
+    for n, s in zip(*np.nonzero(rows.weights), strict=True):
+        at = rows.scored_at[n, s]
+        assert rows.segment_ids[n, at] == rows.segment_ids[n, at + 1]
+        assert rows.tokens[n, at + 1] == rows.targets[n, s]
+        found.append((rows.positions[n, at], rows.tokens[n, at], rows.targets[n, s]))
+    return sorted(found)
+
+
+@given(examples_strategy)
+def test_packing_keeps_every_token_and_every_scored_target(examples):
+    expected = sorted(
+        (i, e.tokens[i], e.tokens[i + 1])
+        for e in examples
+        for i in range(len(e.tokens) - 1)
+        if e.scored[i + 1]
+    )
+    if not expected:
+        with pytest.raises(InputError, match="no token of the training examples is scored"):
+            pack(examples, length=16)
+        return
+    rows = pack(examples, length=16)
+    assert rows.num_tokens == sum(len(e.tokens) for e in examples)
+    assert scored_pairs(rows) == expected
+    # Positions restart in each segment and count up by one.
+    for tokens, positions, segments in zip(
+        rows.tokens, rows.positions, rows.segment_ids, strict=True
+    ):
+        for segment in range(1, segments.max() + 1):
+            inside = positions[segments == segment]
+            np.testing.assert_array_equal(inside, np.arange(len(inside)))
+        assert not tokens[segments == 0].any()
+
+
+@given(examples_strategy)
+def test_first_fit_leaves_no_two_rows_that_would_fit_into_one(examples):
+    # One token alone has nothing to predict it: rows with a single place left count as full.
+    sizes = [max(2, len(e.tokens)) for e in examples]
+    examples = [Rendered((1,) * size, (True,) * size, 0) for size in sizes]
+    filled = np.sort((pack(examples, length=16).segment_ids > 0).sum(axis=1))
+    assert len(filled) == 1 or filled[0] + filled[1] > 16
+    assert filled.sum() == sum(sizes)
+
+
+def test_packed_loss_equals_the_loss_of_each_example_alone():
+    examples = counting_examples(20)
+    model = tiny_model()
+    rows = pack(examples, length=64)
+    assert num_rows(rows) < len(examples)
+    packed, weight = jit_loss(model, rows)
+    alone = count = 0
+    forward = nnx.jit(lambda model, tokens: model(tokens))
+    for example in examples:
+        size = len(example.tokens)
+        # Padded behind its end, where a causal model can't see: one shape, one compilation.
+        tokens = np.array([(*example.tokens, *(0,) * (25 - size))])
+        logits = forward(model, tokens)[:, : size - 1]
+        scored = np.array([example.scored[1:]], np.float32)
+        alone += float(-(token_logprobs(logits, tokens[:, 1:size]) * scored).sum())
+        count += scored.sum()
+    assert weight == count
+    assert packed / weight == pytest.approx(alone / count, rel=1e-6)
+
+
+def test_gradients_of_packed_rows_equal_those_of_single_rows():
+    examples = counting_examples(6)
+    model = tiny_model()
+    packed = pack(examples, length=64)
+    assert num_rows(packed) < 6
+    single = jax.tree.map(
+        lambda *rows: np.concatenate(rows), *(widened(pack([e], length=64)) for e in examples)
+    )
+    packed = jit_gradient(model, pad_rows(widened(packed), multiple=6))
+    for a, b in zip(packed, jit_gradient(model, single), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4)
+
+
+def test_what_is_not_scored_has_no_effect_on_the_gradient_as_a_target():
+    scored = (False, False, True, True, False, False)
+    model = tiny_model()
+    six, other = (
+        jit_gradient(
+            model,
+            pad_rows(
+                widened(pack([Rendered((*range(5), last), scored, 0)], length=64)), multiple=6
+            ),
+        )
+        for last in (6, 21)
+    )
+    for a, b in zip(six, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_too_long_or_missing_examples_are_refused():
+    with pytest.raises(InputError, match="there is no training example"):
+        pack([], length=8)
+    with pytest.raises(InputError, match="an example has 9 tokens; a row holds 8"):
+        pack([Rendered((1,) * 9, (True,) * 9, 0)], length=8)
+
+
+def test_pairs_keep_their_tokens_and_score_the_response_alone():
+    pairs = random_pairs(13, longest=120)
+    buckets = bucket_pairs(pairs, max_length=256, batch_size=4)
+    assert sorted(np.concatenate([b.members for b in buckets])) == list(range(13))
+    for bucket in buckets:
+        rows = bucket.pairs.rows
+        for p, i in enumerate(bucket.members):
+            for side, response in enumerate((pairs[i].chosen, pairs[i].rejected)):
+                whole = pairs[i].prompt + response
+                size = (rows.segment_ids[p, side] > 0).sum()
+                assert tuple(rows.tokens[p, side, :size]) == whole
+                scored = rows.weights[p, side] > 0
+                assert tuple(rows.targets[p, side][scored]) == response
+                expected = np.arange(len(pairs[i].prompt) - 1, len(whole) - 1)
+                np.testing.assert_array_equal(rows.scored_at[p, side][scored], expected)
+
+
+def test_only_the_shortest_bucket_is_padded_to_whole_batches():
+    rng = np.random.default_rng(0)
+    pairs = [RenderedPair((1,) * int(n), (2, 3), (4,), 0) for n in rng.integers(10, 500, size=101)]
+    buckets = bucket_pairs(pairs, max_length=512, batch_size=8)
+    sizes = [len(b.members) for b in buckets]
+    lengths = [b.pairs.rows.tokens.shape[-1] for b in buckets]
+    assert lengths == [512, 384, 256, 128]
+    assert all(size % 8 == 0 for size in sizes[:-1])
+    assert sum(sizes) == 101
+
+
+@given(st.integers(1, 5000))
+def test_bucket_lengths_are_few_ascending_and_cover_the_longest(longest):
+    lengths = bucket_lengths(longest, 5000)
+    assert len(lengths) <= 4
+    assert lengths == sorted(set(lengths))
+    assert longest <= lengths[-1] <= 5000
+
+
+def test_bad_pairs_are_refused():
+    with pytest.raises(InputError, match="there is no preference pair"):
+        bucket_pairs([], max_length=8, batch_size=2)
+    with pytest.raises(InputError, match="a pair has 10 tokens; the model's max_length is 8"):
+        bucket_pairs([RenderedPair((1,) * 7, (2, 3, 4), (5,), 0)], max_length=8, batch_size=2)
+    with pytest.raises(InputError, match="pair 0 has an empty prompt or response"):
+        bucket_pairs([RenderedPair((1,), (2,), (), 0)], max_length=8, batch_size=2)
+
+
+@pytest.mark.parametrize("sizes", [[10], [3], [8, 5], [4, 12, 7]])
+def test_an_epoch_draws_every_row_once_in_an_order_of_its_own(sizes):
+    starts = np.cumsum([0, *sizes])
+    buckets = [{"id": np.arange(a + 1, b + 1)} for a, b in itertools.pairwise(starts)]
+    batch = shuffled_batches(buckets, batch_size=4, seed=5)
+    if len(sizes) == 1:
+        steps = 2 * sizes[0]  # eight epochs, exactly
+        drawn = np.concatenate([batch(s)["id"] for s in range(steps)]).reshape(-1, sizes[0])
+    else:
+        slots = sum(-(-size // 4) for size in sizes)
+        drawn = np.concatenate([batch(s)["id"] for s in range(3 * slots)]).reshape(3, -1)
+    epochs = [sorted(x for x in epoch if x > 0) for epoch in drawn]
+    assert all(epoch == list(range(1, sum(sizes) + 1)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in drawn}) > 1
+
+
+def test_the_batch_of_a_step_depends_on_seed_and_step_alone():
+    buckets = [{"id": np.arange(40)}, {"id": np.arange(100, 120)}]
+    first, second = (shuffled_batches(buckets, batch_size=4, seed=1) for _ in range(2))
+    other = shuffled_batches(buckets, batch_size=4, seed=2)
+    for step in (11, 3, 29):  # as after a resume: no step before it was drawn
+        np.testing.assert_array_equal(first(step)["id"], second(step)["id"])
+    assert any((first(s)["id"] != other(s)["id"]).any() for s in range(4))
+
+
+def test_in_batches_covers_all_rows_and_pads_with_rows_of_no_weight():
+    rows = pack(counting_examples(9), length=24)
+    batches = in_batches(rows, batch_size=4)
+    assert {num_rows(b) for b in batches} == {4}
+    assert sum(b.weights.sum() for b in batches) == rows.weights.sum()
+    assert sum(b.num_tokens for b in batches) == rows.num_tokens

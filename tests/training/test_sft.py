@@ -1,0 +1,169 @@
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ixjax.dialogue.chat import Rendered
+from ixjax.io import InputError
+from ixjax.training import OptimizerConfig, SFTConfig, train_sft, validation_loss
+from tests.training.doubles import (
+    CONFIG,
+    SFT,
+    VOCABULARY,
+    counting_examples,
+    ignore,
+    one_device,
+    params,
+    tiny_model,
+)
+
+
+def fine_tune(directory, *, config=SFT, train=None, valid=None, on_step=ignore, model=None):
+    return train_sft(
+        model or tiny_model(),
+        train or counting_examples(60),
+        valid or counting_examples(10, seed=1),
+        config,
+        mesh=one_device(),
+        seed=3,
+        directory=directory,
+        on_step=on_step,
+    )
+
+
+def test_training_learns_to_count(tmp_path):
+    reports = []
+    config = dataclasses.replace(SFT, steps=60, eval_every=60, checkpoint_every=100)
+    model = fine_tune(tmp_path, config=config, on_step=reports.append)
+    assert reports[0]["loss"] == pytest.approx(np.log(VOCABULARY), rel=0.05)
+    assert reports[-1]["loss"] < 0.3
+    logits = model(jnp.array([[3, 4, 5, 6], [20, 21, 22, 23]]))
+    np.testing.assert_array_equal(logits[:, -1].argmax(-1), [7, 24])
+
+
+def test_reports_carry_what_the_user_guide_lists(tmp_path):
+    reports = []
+    fine_tune(tmp_path, on_step=reports.append)
+    assert [r["step"] for r in reports] == list(range(1, 13))
+    expected = {"step", "steps", "steps_since", "loss", "learning_rate", "grad_norm"}
+    assert set(reports[0]) == expected
+    assert set(reports[1]) == expected | {"tokens_per_second"}
+    assert [r["step"] for r in reports if "validation_loss" in r] == [4, 8, 12]
+
+
+def test_the_returned_model_is_that_of_the_best_validation(tmp_path):
+    # Validated on counting down while it learns to count up: it gets worse once it has learnt.
+    down = [Rendered(e.tokens[::-1], e.scored, 0) for e in counting_examples(10, seed=1)]
+    reports = []
+    config = dataclasses.replace(SFT, steps=40, eval_every=2, patience=2)
+    model = fine_tune(tmp_path, config=config, valid=down, on_step=reports.append)
+    values = [r["validation_loss"] for r in reports if "validation_loss" in r]
+    assert len(values) < 20, "early stopping did not stop"
+    assert values.index(min(values)) == len(values) - 3  # patience 2
+    found = validation_loss(model, down, batch_size=config.batch_size)
+    assert found == pytest.approx(min(values), rel=1e-6)
+
+
+def test_validation_loss_is_the_mean_over_tokens_of_the_plain_forward_pass():
+    examples = counting_examples(7, seed=2)
+    model = tiny_model()
+    total = count = 0.0
+    for e in examples:
+        padded = np.zeros((1, 24), np.int32)
+        padded[0, : len(e.tokens)] = e.tokens
+        logits = np.asarray(model(padded), np.float64)[0]
+        logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        for i in range(1, len(e.tokens)):
+            if e.scored[i]:
+                total -= logprobs[i - 1, e.tokens[i]]
+                count += 1
+    found = validation_loss(model, examples, batch_size=4)
+    assert found == pytest.approx(total / count, rel=1e-5)
+
+
+def test_the_callers_model_is_left_as_it_was(tmp_path):
+    model = tiny_model()
+    before = params(model)
+    fine_tune(tmp_path, model=model)
+    for a, b in zip(before, params(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_to_learn_or_validate_on_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no token of the training examples is scored"):
+        fine_tune(tmp_path, train=[Rendered((1, 2), (False, False), 0)])
+    too_long = [Rendered((1,) * 65, (True,) * 65, 0)]
+    with pytest.raises(InputError, match="an example has 65 tokens; a row holds 64"):
+        fine_tune(tmp_path, valid=too_long)
+    assert CONFIG.max_length == 64
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"patience": -1}, "patience is -1"),
+        ({"prefix_outcome_rate": 1.5}, r"prefix_outcome_rate is 1.5; it must be in \[0, 1\]"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SFTConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"beta2": 1.0}, r"beta2 is 1.0; it must be in \[0, 1\)"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1; it must be 0 or more"),
+        ({"final_fraction": 2.0}, "final_fraction is 2.0"),
+    ],
+)
+def test_optimizer_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**settings)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+def test_learning_rate_rises_to_its_peak_and_falls_along_a_cosine(warmup):
+    config = OptimizerConfig(learning_rate=0.5, warmup_fraction=warmup, final_fraction=0.2)
+    rates = config.learning_rates(50)
+    rising = max(1, round(50 * warmup))
+    for step in range(1, 51):
+        if step <= rising:
+            expected = 0.5 * step / rising
+        else:
+            done = (step - rising) / (50 - rising)
+            expected = 0.5 * (0.2 + 0.8 * 0.5 * (1 + np.cos(np.pi * done)))
+        assert rates[step - 1] == pytest.approx(expected, rel=1e-5)
+    assert rates.min() > 0
+    assert config.learning_rates(1) == pytest.approx([0.5])
+
+
+def test_matrices_decay_and_norms_do_not(tmp_path):
+    examples = counting_examples(20)
+    plain, decayed = (
+        fine_tune(
+            tmp_path / str(decay),
+            config=dataclasses.replace(
+                SFT, steps=1, optimizer=OptimizerConfig(learning_rate=0.1, weight_decay=decay)
+            ),
+            train=examples,
+            valid=examples,
+        )
+        for decay in (0.0, 0.5)
+    )
+    start = tiny_model()
+    np.testing.assert_array_equal(plain.norm[...], decayed.norm[...])
+    np.testing.assert_array_equal(
+        plain.layers.attention_norm[...], decayed.layers.attention_norm[...]
+    )
+    # Loshchilov and Hutter 2019: the decay is rate * decay * weight, apart from Adam's step.
+    np.testing.assert_allclose(
+        plain.layers.query[...] - decayed.layers.query[...],
+        0.1 * 0.5 * start.layers.query[...],
+        atol=1e-6,
+    )
