@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from ixjax.models.config import ModelConfig
 
@@ -183,18 +184,15 @@ class Transformer(nnx.Module):
             weights, layer_cache = layer
             return block(config, nnx.merge(graph, weights), x, rotary, attend, layer_cache)
 
-        unroll = config.num_layers <= FULL_UNROLL_LAYERS and cache is not None
+        unroll = config.num_layers <= FULL_UNROLL_LAYERS
         x, kept = jax.lax.scan(body, x, (params, cache), unroll=unroll)
         return rms_norm(x, self.norm[...], config.norm_eps), kept
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The LM head: `[..., hidden_size]` to float32 `[..., V]`."""
         with jax.named_scope("head"):
-            dtype = self.config.compute_dtype
-            weight = (
-                self.embedding[...].T if self.config.tie_embeddings else self.head[...]
-            ).astype(dtype)
-            return jnp.matmul(hidden, weight, preferred_element_type=jnp.float32)
+            weight = self.embedding[...].T if self.config.tie_embeddings else self.head[...]
+            return linear(hidden, weight, out_dtype=jnp.float32)
 
 
 def block(
@@ -205,7 +203,7 @@ def block(
     dtype = x.dtype
 
     def project(y: jax.Array, name: str) -> jax.Array:
-        out = y @ getattr(w, name)[...].astype(dtype)
+        out = linear(y, getattr(w, name)[...])
         if config.attention_bias and name != "output":
             out = out + _along_last(getattr(w, f"{name}_bias")[...].astype(dtype), out.ndim)
         return out
@@ -222,10 +220,21 @@ def block(
         x = x + project(out.swapaxes(1, 2).reshape(batch, length, -1), "output")
     with jax.named_scope("mlp"):
         y = rms_norm(x, w.mlp_norm[...], config.norm_eps)
-        gate = y @ w.gate[...].astype(dtype)
-        up = y @ w.up[...].astype(dtype)
-        x = x + (jax.nn.silu(gate) * up) @ w.down[...].astype(dtype)
+        gate = linear(y, w.gate[...])
+        up = linear(y, w.up[...])
+        x = x + linear(jax.nn.silu(gate) * up, w.down[...])
     return x, kept
+
+
+def linear(x: jax.Array, weight: jax.Array, *, out_dtype: DTypeLike | None = None) -> jax.Array:
+    """`[..., in] @ [in, out]`, multiplied in x's dtype, given in `out_dtype` (default x's).
+
+    Leading axes are merged for the product: XLA's CPU backend computes the weight gradient of a
+    three-dimensional one 2.3 times slower.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    product = jnp.matmul(flat, weight.astype(x.dtype), preferred_element_type=out_dtype)
+    return product.reshape(*x.shape[:-1], weight.shape[-1])
 
 
 def attend_pieces(
@@ -253,13 +262,16 @@ def attend_pieces(
         s = s.reshape(batch, num_kv_heads, -1, length, keys.shape[2])
         scores.append(jnp.where(visible[:, None, None], s, MASKED))
     top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
-    weights = [jnp.exp(s - top) for s in scores]
-    total = sum(w.sum(-1, keepdims=True) for w in weights)
-    out = 0.0
+    # The softmax does not depend on the shift: no gradient need go through the maximum.
+    weights = [jnp.exp(s - jax.lax.stop_gradient(top)) for s in scores]
+    total, out = 0.0, 0.0
     for weight, (_, values, _) in zip(weights, pieces, strict=True):
-        w = (weight / total).astype(values.dtype).reshape(batch, num_kv_heads, -1, values.shape[2])
+        w = weight.reshape(batch, num_kv_heads, -1, values.shape[2])
+        total = total + w.sum(-1, keepdims=True)
+        w = w.astype(values.dtype)
         out = out + jnp.einsum("bkqn,bknd->bkqd", w, values, preferred_element_type=jnp.float32)
-    return jnp.asarray(out).astype(q.dtype).reshape(batch, num_heads, length, head_dim)
+    # Divided last: [.., D] numbers instead of [.., n].
+    return jnp.asarray(out / total).astype(q.dtype).reshape(batch, num_heads, length, head_dim)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:

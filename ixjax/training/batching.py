@@ -256,14 +256,15 @@ def shuffled_batches(buckets: Sequence[Any], *, batch_size: int, seed: int) -> C
     def batch(step: int) -> Any:
         bucket, nth = 0, step
         if len(buckets) > 1:
-            bucket, number = slots[slot_order[step]]
+            bucket, number = slots[slot_order(step)]
             nth = step // len(slots) * counts[bucket] + number
         order, first = row_orders[bucket], nth * batch_size
-        return take(buckets[bucket], np.array([order[first + i] for i in range(batch_size)]))
+        return take(buckets[bucket], np.array([order(first + i) for i in range(batch_size)]))
 
     return batch
 
 
-def _endless_shuffle(size: int, seed: int) -> grain.MapDataset:
+def _endless_shuffle(size: int, seed: int) -> Callable[[int], int]:
     """0 .. size-1 in an order of its own each epoch, random access by index."""
-    return grain.MapDataset.range(size).seed(seed % 2**32).shuffle().repeat()
+    order: Any = grain.MapDataset.range(size).seed(seed % 2**32).shuffle().repeat()
+    return lambda index: int(order[index])

@@ -46,7 +46,7 @@ def _save_params(params: Any, config: ModelConfig, directory: Path, *, inputs: s
     path = directory.absolute() / "model"
     path.mkdir(parents=True, exist_ok=True)
     (path / RECORD).unlink(missing_ok=True)
-    ocp.save(path / "params", params, overwrite=True)
+    ocp.save(str(path / "params"), params, overwrite=True)
     # Written last: a folder without it is not finished.
     record = {
         "schema": MODEL_SCHEMA,
@@ -85,7 +85,7 @@ def load_model(
     if dtype is not None:
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
     try:
-        params = ocp.load(path / "params", abstract_tree(config, mesh or make_mesh()))
+        params = ocp.load(str(path / "params"), abstract_tree(config, mesh or make_mesh()))
     except (OSError, ValueError, KeyError) as error:
         raise io.InputError(
             f"{path / 'params'}: the parameters can't be read ({error}); remove {path} and train "
@@ -174,18 +174,18 @@ class TrainingCheckpoints:
             newest = checkpointer.latest
             if newest is None:
                 return None
-            kept = dict(checkpointer.metadata(newest.step).custom_metadata or {})
-            if kept.get("inputs") == self._inputs:
+            kept = checkpointer.metadata(newest.step).custom_metadata
+            if isinstance(kept, dict) and kept.get("inputs") == self._inputs:
                 tree = checkpointer.load(newest.step, _to_tree(abstract_state, abstract_best))
                 leaves = [tree["state"][name] for name in sorted(tree["state"])]
                 state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
-                return state, tree.get("best"), Progress(**json.loads(kept["progress"]))
+                return state, tree.get("best"), Progress(**json.loads(str(kept["progress"])))
         self.discard()
         return None
 
     def save(self, state: Any, best: Any, progress: Progress) -> None:
         """Write the state after `progress.step` steps; older ones go."""
-        facts = {
+        facts: dict[str, Any] = {
             "inputs": self._inputs,
             "progress": json.dumps(dataclasses.asdict(progress)),
         }
@@ -205,10 +205,9 @@ class TrainingCheckpoints:
     @contextlib.contextmanager
     def _open(self) -> Iterator[ocp.training.Checkpointer]:
         self._root.mkdir(parents=True, exist_ok=True)
+        newest_alone: Any = ocp.training.preservation_policies.LatestN(1)
         with ocp.training.Checkpointer(
-            self._root,
-            preservation_policy=ocp.training.preservation_policies.LatestN(1),
-            cleanup_tmp_directories=True,
+            str(self._root), preservation_policy=newest_alone, cleanup_tmp_directories=True
         ) as checkpointer:
             yield checkpointer
 

@@ -42,7 +42,7 @@ class LossFunction(Protocol):
     """What a training minimises; equal objectives must be the same object, it is a cache key."""
 
     def __call__(
-        self, model: Transformer, batch: Any
+        self, model: Transformer, batch: Any, /
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """Summed loss of a batch, the weight to divide by, and metrics summed alike."""
         ...

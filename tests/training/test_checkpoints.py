@@ -135,8 +135,9 @@ def test_killed_training_continues_to_the_same_bits(tmp_path):
             [sys.executable, "-c", KILLED, str(tmp_path / name)], stdout=subprocess.PIPE, text=True
         )
 
-    whole = start("whole")
-    assert whole.wait() == 0
+    with start("whole") as process:
+        process.communicate()
+        assert process.returncode == 0
     rng = np.random.default_rng(0)
     first_steps = []
     for steps in (1, 7, 12, 9):
@@ -147,7 +148,8 @@ def test_killed_training_continues_to_the_same_bits(tmp_path):
             time.sleep(rng.uniform(0, 0.05))  # anywhere within a step or a checkpoint
             process.kill()
     with start("cut") as process:
-        assert process.wait() == 0
+        process.communicate()
+        assert process.returncode == 0
     assert first_steps == sorted(first_steps)
     assert first_steps[-1] > 15
     for a, b in zip(
