@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ Config = TypeVar("Config")
 PACKAGE = Path(__file__).parent.parent
 
 
-def parse(cls: type[Config], arguments: Sequence[str], *, stage: str, summary: str) -> Config:
+def parse(cls: type[Any], arguments: Sequence[str], *, stage: str, summary: str) -> Any:
     """The settings of a run: dataclass defaults, then `--config`, then flags.
 
     `out` defaults to runs/NAME, NAME being the file's (or the first preset's).
@@ -124,9 +124,11 @@ def build(cls: type[Config], content: Any, *, file: str, key: str = "") -> Confi
     return _construct(cls, values, file=file, key=key)
 
 
-def _construct(cls: type[Config], values: dict[str, Any], *, file: str, key: str) -> Config:
+def _construct(
+    make: Callable[..., Config], values: Mapping[str, Any], *, file: str, key: str
+) -> Config:
     try:
-        return cls(**values)
+        return make(**values)
     except ValueError as error:
         raise InputError(f"{file}: {f'{key}: ' if key else ''}{error}") from None
 
@@ -135,7 +137,7 @@ def _nested(owner: type, name: str, value: Any, *, file: str, key: str) -> Any:
     """A nested dataclass; what the file leaves out keeps the owner's default, not the class's."""
     field = next(field for field in dataclasses.fields(owner) if field.name == name)
     factory = field.default_factory
-    default = factory() if factory is not dataclasses.MISSING else field.default
+    default: Any = factory() if factory is not dataclasses.MISSING else field.default
     given = build_partial(type(default), value, file=file, key=key)
     return _construct(
         lambda **changes: dataclasses.replace(default, **changes), given, file=file, key=key

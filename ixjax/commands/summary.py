@@ -23,8 +23,13 @@ def print_sft(console: Console, models: Mapping[str, Mapping[str, Any]]) -> None
         ("model", "examples", "turns dropped", "steps", "loss", "validation loss", "seconds"),
         (
             (
-                name, m["examples"], m["dropped_turns"], m.get("step"), m.get("loss"),
-                m.get("validation_loss"), m.get("seconds"),
+                name,
+                m["examples"],
+                m["dropped_turns"],
+                m.get("step"),
+                m.get("loss"),
+                m.get("validation_loss"),
+                m.get("seconds"),
             )
             for name, m in models.items()
         ),
@@ -48,8 +53,13 @@ def print_dpo(console: Console, sources: Mapping[str, Mapping[str, Any]]) -> Non
         ("pairs of", "pairs", "steps", "loss", "accuracy", "margin", "seconds"),
         (
             (
-                name, m.get("pairs"), m.get("step"), m.get("loss"), m.get("rewards/accuracies"),
-                m.get("rewards/margins"), m.get("seconds"),
+                name,
+                m.get("pairs"),
+                m.get("step"),
+                m.get("loss"),
+                m.get("rewards/accuracies"),
+                m.get("rewards/margins"),
+                m.get("seconds"),
             )
             for name, m in sources.items()
         ),
@@ -64,8 +74,18 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
             console,
             f"Engagement with the user: {user} ({result['conditions']} held-out conditions)",
             (
-                "method", "engagement", "95 % interval", "gain over SFT", "95 % interval",
-                "relative", "released", "win rate", "turns", "distinct-1/2", "tokens", "unreadable",
+                "method",
+                "engagement",
+                "95 % interval",
+                "gain over SFT",
+                "95 % interval",
+                "relative",
+                "released",
+                "win rate",
+                "turns",
+                "distinct-1/2",
+                "tokens",
+                "unreadable",
             ),
             (_evaluation_row(cell) for cell in cells),
         )
@@ -73,13 +93,24 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
         console,
         "Fidelity of the simulators, on held-out human dialogues",
         (
-            "simulator", "dialogues", "utterance NLL", "outcome MAE", "MAE of the mean",
-            "Spearman", "Spearman half-way", "calibration error",
+            "simulator",
+            "dialogues",
+            "utterance NLL",
+            "outcome MAE",
+            "MAE of the mean",
+            "Spearman",
+            "Spearman half-way",
+            "calibration error",
         ),
         (
             (
-                f["simulator"], f["dialogues"], f["utterance_nll"], f["outcome_mae"],
-                f["outcome_mae_baseline"], f["outcome_spearman"], f["outcome_spearman_half"],
+                f["simulator"],
+                f["dialogues"],
+                f["utterance_nll"],
+                f["outcome_mae"],
+                f["outcome_mae_baseline"],
+                f["outcome_spearman"],
+                f["outcome_spearman_half"],
                 f["calibration_error"],
             )
             for f in result["fidelity"]

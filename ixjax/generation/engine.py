@@ -115,7 +115,12 @@ class Engine:
     ) -> Contexts:
         padded, counts = pad([t[start : start + size] for t in tokens], size)
         cache, logits = _extend(
-            self._graph, self._params, contexts.cache, contexts.logits, padded, counts,
+            self._graph,
+            self._params,
+            contexts.cache,
+            contexts.logits,
+            padded,
+            counts,
             span=self._span(contexts),
         )
         return Contexts(cache, logits, contexts.lengths + counts)
@@ -154,17 +159,27 @@ class Engine:
                 f"max_new_tokens is {steps}; this engine was made for turns of at most {self._room}"
             )
         cache, tokens, counts, kept, logprobs = _decode(
-            self._graph, self._params, contexts.cache, contexts.logits,
-            jax.random.key(seed), np.asarray(identities, np.uint32), np.asarray(active, bool),
-            np.float32(sampling.temperature), np.float32(sampling.top_p),
-            np.asarray(end_ids, np.int32), span=self._span(contexts), steps=steps,
+            self._graph,
+            self._params,
+            contexts.cache,
+            contexts.logits,
+            jax.random.key(seed),
+            np.asarray(identities, np.uint32),
+            np.asarray(active, bool),
+            np.float32(sampling.temperature),
+            np.float32(sampling.top_p),
+            np.asarray(end_ids, np.int32),
+            span=self._span(contexts),
+            steps=steps,
         )
         tokens, counts, kept, logprobs = jax.device_get((tokens, counts, kept, logprobs))
         decoded = Decoded(tokens, counts, logprobs)
         return Contexts(cache, contexts.logits, contexts.lengths + kept), decoded
 
     def score(
-        self, contexts: Contexts, prefixes: Sequence[Sequence[int]],
+        self,
+        contexts: Contexts,
+        prefixes: Sequence[Sequence[int]],
         candidates: Sequence[Sequence[Sequence[int]]],
     ) -> np.ndarray:
         """Log-probability of each candidate continuation after a forced prefix; nothing is kept.
@@ -183,7 +198,13 @@ class Engine:
         padded = [pad(column, size) for column in zip(*candidates, strict=True)]
         tails, tail_counts = (np.stack(part) for part in zip(*padded, strict=True))
         scores = _score(
-            self._graph, self._params, contexts.cache, prefix, prefix_counts, tails, tail_counts,
+            self._graph,
+            self._params,
+            contexts.cache,
+            prefix,
+            prefix_counts,
+            tails,
+            tail_counts,
             span=self._span(contexts),
         )
         return np.asarray(scores)
@@ -266,9 +287,7 @@ def _read(model, cache, tokens, counts, span, behind=()):
     return hidden, keys, values
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graph", "span"), donate_argnames=("cache", "logits")
-)
+@functools.partial(jax.jit, static_argnames=("graph", "span"), donate_argnames=("cache", "logits"))
 def _extend(graph, params, cache, logits, tokens, counts, *, span):
     model = nnx.merge(graph, params)
     hidden, keys, values = _read(model, cache, tokens, counts, span)
@@ -277,12 +296,21 @@ def _extend(graph, params, cache, logits, tokens, counts, *, span):
     return kv.write(cache, keys, values, counts), logits
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graph", "span", "steps"), donate_argnames=("cache",)
-)
+@functools.partial(jax.jit, static_argnames=("graph", "span", "steps"), donate_argnames=("cache",))
 def _decode(
-    graph, params, cache, logits, seed, identities, active, temperature, top_p, end_ids,
-    *, span, steps,
+    graph,
+    params,
+    cache,
+    logits,
+    seed,
+    identities,
+    active,
+    temperature,
+    top_p,
+    end_ids,
+    *,
+    span,
+    steps,
 ):
     model = nnx.merge(graph, params)
     rows = cache.rows
@@ -300,7 +328,11 @@ def _decode(
         running_after = running & ~ends
         so_far = jnp.full(rows, t, jnp.int32)
         hidden, new_keys, new_values = _read(
-            model, cache, token[:, None], jnp.ones(rows, jnp.int32), span,
+            model,
+            cache,
+            token[:, None],
+            jnp.ones(rows, jnp.int32),
+            span,
             behind=[(state["keys"], state["values"], so_far)],
         )
         into = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=t)
@@ -316,17 +348,21 @@ def _decode(
             "values": into(state["values"], new_values, axis=3),
         }
 
-    state = jax.lax.while_loop(unfinished, step, {
-        "step": jnp.int32(0),
-        "running": active,
-        "logits": logits,
-        "tokens": jnp.zeros((rows, steps), jnp.int32),
-        "logprobs": jnp.zeros((rows, steps), jnp.float32),
-        "counts": jnp.zeros(rows, jnp.int32),
-        "kept": jnp.zeros(rows, jnp.int32),
-        "keys": jnp.zeros(side_shape, cache.keys.dtype),
-        "values": jnp.zeros(side_shape, cache.values.dtype),
-    })
+    state = jax.lax.while_loop(
+        unfinished,
+        step,
+        {
+            "step": jnp.int32(0),
+            "running": active,
+            "logits": logits,
+            "tokens": jnp.zeros((rows, steps), jnp.int32),
+            "logprobs": jnp.zeros((rows, steps), jnp.float32),
+            "counts": jnp.zeros(rows, jnp.int32),
+            "kept": jnp.zeros(rows, jnp.int32),
+            "keys": jnp.zeros(side_shape, cache.keys.dtype),
+            "values": jnp.zeros(side_shape, cache.values.dtype),
+        },
+    )
     cache = kv.write(cache, state["keys"], state["values"], state["kept"])
     return cache, state["tokens"], state["counts"], state["kept"], state["logprobs"]
 

@@ -69,9 +69,7 @@ def sample(
     """
     greedy = jnp.argmax(logits, axis=-1)
     probabilities = jax.nn.softmax(logits / jnp.maximum(temperature, 1e-6), axis=-1)
-    kept = jax.lax.cond(
-        top_p < 1, lambda p: keep_nucleus(p, top_p), lambda p: p, probabilities
-    )
+    kept = jax.lax.cond(top_p < 1, lambda p: keep_nucleus(p, top_p), lambda p: p, probabilities)
     uniform = jax.vmap(jax.random.uniform)(keys)
     drawn = jnp.where(temperature == 0, greedy, invert(kept, uniform, otherwise=greedy))
     logprobs = jax.nn.log_softmax(logits, axis=-1)

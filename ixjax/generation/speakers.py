@@ -67,7 +67,9 @@ class Speaker(Protocol[State]):
         """Row i of the result is a copy of row `rows[i]`."""
         ...
 
-    def store(self, state: State, rows: np.ndarray, source: State, source_rows: np.ndarray) -> State:
+    def store(
+        self, state: State, rows: np.ndarray, source: State, source_rows: np.ndarray
+    ) -> State:
         """Overwrite `rows` of `state` with `source_rows` of `source`."""
         ...
 
@@ -146,17 +148,22 @@ class ModelSpeaker:
         """See `Speaker.speak`."""
         before = state.contexts.lengths
         contexts, decoded = self._engine.decode(
-            state.contexts, sampling=self.sampling, seed=self.seed, identities=identities,
-            active=active, end_ids=self.view.template.end_ids,
+            state.contexts,
+            sampling=self.sampling,
+            seed=self.seed,
+            identities=identities,
+            active=active,
+            end_ids=self.view.template.end_ids,
         )
         utterances: list[Utterance | None] = [None] * len(active)
         dialogues, lines, lengths = list(state.dialogues), list(state.lines), before.copy()
-        for row in np.flatnonzero(active):
-            utterances[row], line, kept = self._parse(decoded, row, dialogues[row])
+        for row in map(int, np.flatnonzero(active)):
+            dialogue = _held(dialogues[row], row)
+            said, lines[row], kept = self._parse(decoded, row, dialogue)
             lengths[row] += kept
-            lines[row] = line
-            if utterances[row].text:
-                dialogues[row] = dialogues[row].said(self.view.role, utterances[row].text)
+            utterances[row] = said
+            if said.text:
+                dialogues[row] = dialogue.said(self.view.role, said.text)
         # Behind the utterance lies at most a closing line, which the outcome is read without.
         return Rows(self._engine.shorten(contexts, lengths), dialogues, lines), utterances
 
@@ -185,10 +192,11 @@ class ModelSpeaker:
             if text is None:
                 tokens.append([])
                 continue
-            new = self.view.continuation(dialogues[row], text)
-            dialogues[row] = dialogues[row].said(other, text)
+            before = _held(dialogues[row], row)
+            new = self.view.continuation(before, text)
+            dialogues[row] = after = before.said(other, text)
             if new is None or lengths[row] + len(new) > self._limit:
-                lengths[row], new = 0, self._render(dialogues[row])
+                lengths[row], new = 0, self._render(after)
             tokens.append(new)
         contexts = self._engine.extend(self._engine.shorten(state.contexts, lengths), tokens)
         return Rows(contexts, dialogues, list(state.lines))
@@ -228,13 +236,14 @@ class ModelSpeaker:
 
     def _expected_outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
         scenario, template = self.view.scenario, self.view.template
-        rows = np.flatnonzero(active)
-        if not len(rows):
+        rows = [int(row) for row in np.flatnonzero(active)]
+        if not rows:
             return [None] * len(active)
-        stand_in = state.dialogues[rows[0]]  # inactive rows are scored too, and left out below
+        conditions = {row: _held(state.dialogues[row], row).condition for row in rows}
+        # Rows that are not active are scored too, as if under the first condition, and left out.
         possible = [
-            scenario.outcome_lines((dialogue if on else stand_in).condition)
-            for dialogue, on in zip(state.dialogues, active, strict=True)
+            scenario.outcome_lines(conditions.get(row, conditions[rows[0]]))
+            for row in range(len(active))
         ]
         candidates = [
             [[*template.encode(line), template.end_ids[0]] for line, _ in lines]
@@ -250,8 +259,7 @@ class ModelSpeaker:
         readings: list[OutcomeReading | None] = [None] * len(active)
         for row in rows:
             outcomes = [outcome for _, outcome in possible[row]]
-            condition = state.dialogues[row].condition
-            released = [scenario.released(condition, outcome.value) for outcome in outcomes]
+            released = [scenario.released(conditions[row], o.value) for o in outcomes]
             readings[row] = _expectation(scores[row], outcomes, released)
         return readings
 
@@ -264,19 +272,29 @@ class ModelSpeaker:
             marker = self.view.template.marker_ids
             contexts = self._engine.extend(contexts, [marker if on else [] for on in cut])
             _, decoded = self._engine.decode(
-                contexts, sampling=self.sampling, seed=self.seed,
-                identities=_line_identities(state.dialogues), active=cut,
-                end_ids=self.view.template.end_ids, max_new_tokens=OUTCOME_TOKENS // 2,
+                contexts,
+                sampling=self.sampling,
+                seed=self.seed,
+                identities=_line_identities(state.dialogues),
+                active=cut,
+                end_ids=self.view.template.end_ids,
+                max_new_tokens=OUTCOME_TOKENS // 2,
             )
             for row in np.flatnonzero(cut):
                 tokens = decoded.tokens[row, : decoded.counts[row]].tolist()
                 lines[row] = self.view.template.decode(tokens)
         readings: list[OutcomeReading | None] = [None] * len(active)
-        for row in np.flatnonzero(active):
-            condition = state.dialogues[row].condition
-            outcome = self.view.scenario.read_outcome(condition, lines[row])
-            readings[row] = _reading(outcome)
+        for row in map(int, np.flatnonzero(active)):
+            condition = _held(state.dialogues[row], row).condition
+            readings[row] = _reading(self.view.scenario.read_outcome(condition, lines[row] or ""))
         return readings
+
+
+def _held(dialogue: Dialogue | None, row: int) -> Dialogue:
+    """The dialogue of a row that is played; an empty row can't be."""
+    if dialogue is None:
+        raise ValueError(f"row {row} holds no dialogue; start one, or store into it, first")
+    return dialogue
 
 
 def _other(role: Role) -> Role:
@@ -293,7 +311,7 @@ def _common_prefix(lines: Sequence[Sequence[int]]) -> int:
 def _expectation(
     scores: np.ndarray, outcomes: Sequence[Outcome], released: Sequence[bool]
 ) -> OutcomeReading:
-    """g = sum_i softmax(log p)_i g_i over the possible closing lines."""
+    """The mean over the possible closing lines: g = sum_i softmax(log p)_i g_i."""
     weights = np.exp(scores.astype(np.float64) - scores.max())
     weights /= weights.sum()
     return OutcomeReading(
@@ -312,6 +330,8 @@ def _reading(outcome: Outcome | None) -> OutcomeReading:
 
 def _line_identities(dialogues: Sequence[Dialogue | None]) -> np.ndarray:
     """What a closing line is drawn by: its whole dialogue."""
-    texts = ["" if d is None else "\n".join([d.condition.id, *(t.text for t in d.turns)])
-             for d in dialogues]
+    texts = [
+        "" if d is None else "\n".join([d.condition.id, *(t.text for t in d.turns)])
+        for d in dialogues
+    ]
     return np.array([[zlib.crc32(text.encode())] for text in texts], np.uint32)

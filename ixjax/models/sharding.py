@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -29,10 +32,15 @@ def abstract_params(config: ModelConfig) -> nnx.State:
 
 def init_model(config: ModelConfig, *, seed: int, mesh: Mesh) -> Transformer:
     """Draw a new model straight into its shards."""
-    graph = nnx.graphdef(Transformer(config))
+    params = _drawing(config, mesh)(jax.random.key(seed))
+    return nnx.merge(nnx.graphdef(Transformer(config)), params)
+
+
+@functools.lru_cache
+def _drawing(config: ModelConfig, mesh: Mesh) -> Callable[[jax.Array], nnx.State]:
+    """The jitted initialiser of one shape; models that differ in their seed share it."""
 
     def draw(key: jax.Array) -> nnx.State:
         return nnx.state(Transformer(config, rngs=nnx.Rngs(params=key)), nnx.Param)
 
-    params = jax.jit(draw, out_shardings=param_shardings(config, mesh))(jax.random.key(seed))
-    return nnx.merge(graph, params)
+    return jax.jit(draw, out_shardings=param_shardings(config, mesh))

@@ -237,9 +237,7 @@ def linear(x: jax.Array, weight: jax.Array, *, out_dtype: DTypeLike | None = Non
     return product.reshape(*x.shape[:-1], weight.shape[-1])
 
 
-def attend_pieces(
-    q: jax.Array, pieces: list[tuple[jax.Array, jax.Array, jax.Array]]
-) -> jax.Array:
+def attend_pieces(q: jax.Array, pieces: list[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
     """Attention over keys that lie in several arrays, as if they were concatenated.
 
     A KV cache, a side buffer of what was just decoded and the present tokens can then be read

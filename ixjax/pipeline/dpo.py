@@ -35,9 +35,7 @@ def policy_directory(run: Run, source: str) -> Path:
     return run.directory.policy_dpo / source
 
 
-def _align(
-    run: Run, source: str, upstream: dict[str, str], reporter: Reporter
-) -> dict[str, Any]:
+def _align(run: Run, source: str, upstream: dict[str, str], reporter: Reporter) -> dict[str, Any]:
     config, stage = run.config, f"dpo/{source}"
     inputs = io.fingerprint(upstream, config.dpo, config.pairs, source)
     with run.stage(stage, inputs) as facts:
@@ -60,8 +58,14 @@ def _align(
             facts.update(metrics)
 
         train_dpo(
-            run.load(run.directory.policy_sft), rendered, config.dpo, mesh=run.mesh,
-            seed=config.seed, directory=directory, on_step=on_step, reference=reference,
+            run.load(run.directory.policy_sft),
+            rendered,
+            config.dpo,
+            mesh=run.mesh,
+            seed=config.seed,
+            directory=directory,
+            on_step=on_step,
+            reference=reference,
         )
         facts["pairs"] = len(pairs)
         reporter.finish(pairs=len(pairs))

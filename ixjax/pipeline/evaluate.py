@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ixjax import io
@@ -18,6 +19,7 @@ from ixjax.search import BestOfN
 SCHEMA = "ixjax.evaluation"
 PLAYED_SCHEMA = "ixjax.played"
 REFERENCE_METHOD = "sft"
+SIMULATORS = ("simulator", "simulator_heldout")
 # Seeds apart from those of the search, so that no method meets dialogues it was tuned on.
 EVALUATION_SEED = 1000
 
@@ -28,11 +30,9 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
     Returns:
         The content of evaluation.json.
     """
-    inputs = io.fingerprint(
-        [run.require(f"dpo/{source}", "dpo")["inputs"] for source in SOURCES],
-        [run.require(f"sft/{name}", "sft")["inputs"] for name in ("simulator", "simulator_heldout")],
-        run.config.evaluation,
-    )
+    upstream = [run.require(f"dpo/{source}", "dpo")["inputs"] for source in SOURCES]
+    upstream += [run.require(f"sft/{name}", "sft")["inputs"] for name in SIMULATORS]
+    inputs = io.fingerprint(upstream, run.config.evaluation)
     with run.stage("evaluate", inputs) as facts:
         if facts is None:
             return dict(io.read_json(run.directory.evaluation))
@@ -46,8 +46,13 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
                 played = _cell(run, f"{inputs}-{method}-{user_name}", make_policy, make_user, roots)
                 baseline = played if method == REFERENCE_METHOD else baseline
                 cell = cell_metrics(
-                    played, baseline, run.scenario, method=method, user=user_name,
-                    config=run.config.evaluation, seed=run.config.seed,
+                    played,
+                    baseline,
+                    run.scenario,
+                    method=method,
+                    user=user_name,
+                    config=run.config.evaluation,
+                    seed=run.config.seed,
                 )
                 cells.append(cell)
                 reporter.advance(engagement=cell["engagement"])
@@ -60,7 +65,7 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
             "methods": list(methods),
             "users": list(users),
             "cells": cells,
-            "fidelity": [_fidelity(run, name) for name in ("simulator", "simulator_heldout")],
+            "fidelity": [_fidelity(run, name) for name in SIMULATORS],
         }
         io.write_json(run.directory.evaluation, result)
         facts["cells"] = len(cells)
@@ -75,7 +80,7 @@ def _cell(
     roots: list[Dialogue],
 ) -> list[Played]:
     """One method against one user, from disk if it was played before."""
-    path = run.directory.root / "evaluation" / f"{name}.jsonl"
+    path = run.directory.played / f"{name}.jsonl"
     if path.exists():
         return [Played.from_json(r) for r in io.read_jsonl(path, schema=PLAYED_SCHEMA)]
     played = play(make_policy(), make_user(), roots, config=run.config.evaluation)
@@ -110,21 +115,23 @@ def _users(run: Run) -> dict[str, Callable[[], User]]:
     """The search's simulator, the held-out one and, in the sandbox, the user itself."""
     simulator = functools.partial(run.speaker, role="user", seed_offset=EVALUATION_SEED)
     users: dict[str, Callable[[], User]] = {
-        "simulator": functools.partial(simulator, run.directory.simulator),
-        "simulator_heldout": functools.partial(simulator, run.directory.simulator_heldout),
+        name: functools.partial(simulator, simulator_directory(run, name)) for name in SIMULATORS
     }
     if run.config.scenario == "sandbox":
         users["true"] = lambda: sandbox.TrueUser(run.config.seed + EVALUATION_SEED)
     return users
 
 
+def simulator_directory(run: Run, name: str) -> Path:
+    """Where one of `SIMULATORS` lies."""
+    return run.directory.simulator if name == "simulator" else run.directory.simulator_heldout
+
+
 def _fidelity(run: Run, name: str) -> dict[str, Any]:
-    directory = {
-        "simulator": run.directory.simulator,
-        "simulator_heldout": run.directory.simulator_heldout,
-    }[name]
-    speaker = run.speaker(directory, "user")
     return fidelity(
-        speaker, run.dialogues("test"), name=name, config=run.config.evaluation,
+        run.speaker(simulator_directory(run, name), "user"),
+        run.dialogues("test"),
+        name=name,
+        config=run.config.evaluation,
         train_outcomes=[d.outcome for d in run.dialogues("train") if d.outcome is not None],
     )

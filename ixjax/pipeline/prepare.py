@@ -28,9 +28,7 @@ def prepare(run: Run, reporter: Reporter) -> dict[str, Any]:
     config = run.config
     source = Path(config.data.path) if config.data.path else None
     read_from = io.folder_fingerprint(source) if source is not None and source.exists() else ""
-    inputs = io.fingerprint(
-        config.data, config.tokenizer, config.scenario, config.seed, read_from
-    )
+    inputs = io.fingerprint(config.data, config.tokenizer, config.scenario, config.seed, read_from)
     with run.stage("prepare", inputs) as facts:
         if facts is None:
             return dict(run.require("prepare", "prepare"))

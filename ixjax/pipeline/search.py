@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,17 +82,22 @@ def _search_batches(
     """
     if not missing:
         return
-    policy = run.speaker(run.directory.policy_sft, "policy")
-    simulator = run.speaker(run.directory.simulator, "user")
+    trees = run_search(
+        run.speaker(run.directory.policy_sft, "policy"),
+        run.speaker(run.directory.simulator, "user"),
+        run.scenario,
+        [root for _, batch in missing for root in batch],
+        run.config.search,
+        seed=run.config.seed,
+    )
     for path, batch in missing:
-        trees = []
-        for tree in run_search(
-            policy, simulator, run.scenario, batch, run.config.search, seed=run.config.seed
-        ):
-            trees.append(tree.to_json())
+        records = []
+        for tree in itertools.islice(trees, len(batch)):
+            records.append(tree.to_json())
             reporter.advance()
-        io.write_jsonl(path, trees, schema=TREE_SCHEMA)
-        run.log("search", _account(trees))
+        io.write_jsonl(path, records, schema=TREE_SCHEMA)
+        run.log("search", _account(records))
+    next(trees, None)  # the search's own last word: whether any outcome could be read
 
 
 def _account(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -131,8 +137,11 @@ def _human(run: Run, count: int, reporter: Reporter) -> list[PreferencePair]:
     reporter.start("human pairs", count, "pairs")
     found = []
     for pair in human_pairs(
-        run.speaker(run.directory.policy_sft, "policy"), run.dialogues("train"), count=count,
-        batch=run.config.evaluation.batch, seed=run.config.seed,
+        run.speaker(run.directory.policy_sft, "policy"),
+        run.dialogues("train"),
+        count=count,
+        batch=run.config.evaluation.batch,
+        seed=run.config.seed,
     ):
         found += [pair] if pair is not None else []
         reporter.advance()

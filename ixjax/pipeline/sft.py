@@ -8,7 +8,7 @@ from typing import Any
 
 from ixjax import io
 from ixjax.dialogue.types import Role
-from ixjax.models import Transformer, init_model
+from ixjax.models import Transformer, init_model, load_hf
 from ixjax.pipeline.run import Reporter, Run
 from ixjax.training import sft_examples, train_sft
 
@@ -59,8 +59,11 @@ def _train(run: Run, plan: SpeakerPlan, prepared: str, reporter: Reporter) -> di
         rate = config.sft.prefix_outcome_rate
         train, valid = (
             sft_examples(
-                run.dialogues(split), view, max_tokens=config.model.max_length,
-                prefix_outcome_rate=rate, seed=plan.seed,
+                run.dialogues(split),
+                view,
+                max_tokens=config.model.max_length,
+                prefix_outcome_rate=rate,
+                seed=plan.seed,
             )
             for split in (plan.split, "valid")
         )
@@ -78,8 +81,14 @@ def _train(run: Run, plan: SpeakerPlan, prepared: str, reporter: Reporter) -> di
         facts["examples"] = len(train)
         facts["dropped_turns"] = sum(example.dropped_turns for example in train)
         train_sft(
-            initial_model(run, seed=plan.seed), train, valid, config.sft, mesh=run.mesh,
-            seed=plan.seed, directory=plan.directory, on_step=on_step,
+            initial_model(run, seed=plan.seed),
+            train,
+            valid,
+            config.sft,
+            mesh=run.mesh,
+            seed=plan.seed,
+            directory=plan.directory,
+            on_step=on_step,
         )
         if started:
             reporter.finish(**_shown(facts))
@@ -90,11 +99,12 @@ def initial_model(run: Run, *, seed: int) -> Transformer:
     """What SFT starts from: a Hugging Face checkpoint, or fresh weights."""
     arguments = run.config.model
     if arguments.path:
-        from ixjax.models import load_hf
-
         return load_hf(
-            arguments.path, mesh=run.mesh, dtype=arguments.param_dtype,
-            compute_dtype=arguments.compute_dtype, max_length=arguments.max_length,
+            arguments.path,
+            mesh=run.mesh,
+            dtype=arguments.param_dtype,
+            compute_dtype=arguments.compute_dtype,
+            max_length=arguments.max_length,
         )
     vocabulary = run.template.vocab_size
     return init_model(arguments.to_config(vocabulary), seed=seed, mesh=run.mesh)
