@@ -28,7 +28,9 @@ def prepare(run: Run, reporter: Reporter) -> dict[str, Any]:
     config = run.config
     source = Path(config.data.path) if config.data.path else None
     read_from = io.folder_fingerprint(source) if source is not None and source.exists() else ""
-    inputs = io.fingerprint(config.data, config.tokenizer, config.scenario, config.seed, read_from)
+    inputs = io.fingerprint(
+        config.data, config.tokenizer, config.model.path, config.scenario, config.seed, read_from
+    )
     with run.stage("prepare", inputs) as facts:
         if facts is None:
             return dict(run.require("prepare", "prepare"))
@@ -63,9 +65,10 @@ def _write_conditions(run: Run, train: list[Dialogue], test: list[Dialogue]) -> 
 
 def _write_tokenizer(run: Run, dialogues: list[Dialogue]) -> None:
     settings = run.config.tokenizer
+    path = settings.path or run.config.model.path  # a checkpoint brings its own
     tokenizer = (
-        load_tokenizer(settings.path)
-        if settings.path
+        load_tokenizer(path)
+        if path
         else train_tokenizer(_texts(run.scenario, dialogues), vocab_size=settings.vocab_size)
     )
     save_tokenizer(tokenizer, run.directory.tokenizer)

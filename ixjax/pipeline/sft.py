@@ -99,13 +99,19 @@ def initial_model(run: Run, *, seed: int) -> Transformer:
     """What SFT starts from: a Hugging Face checkpoint, or fresh weights."""
     arguments = run.config.model
     if arguments.path:
-        return load_hf(
+        model = load_hf(
             arguments.path,
             mesh=run.mesh,
             dtype=arguments.param_dtype,
             compute_dtype=arguments.compute_dtype,
             max_length=arguments.max_length,
         )
+        if run.template.vocab_size > model.config.vocab_size:
+            raise io.InputError(
+                f"model.path: {arguments.path} has {model.config.vocab_size} embeddings; the "
+                f"tokenizer has {run.template.vocab_size} tokens"
+            )
+        return model
     vocabulary = run.template.vocab_size
     return init_model(arguments.to_config(vocabulary), seed=seed, mesh=run.mesh)
 
