@@ -26,7 +26,7 @@ from flax import nnx
 
 from ixjax.generation import cache as kv
 from ixjax.generation.sampling import SamplingConfig, identity_keys, sample
-from ixjax.models import Transformer, attend_pieces
+from ixjax.models import FULL_UNROLL_LAYERS, Transformer, attend_pieces, unstack
 
 SMALLEST_BUCKET = 4
 SMALLEST_SPAN = 64
@@ -257,40 +257,53 @@ def pad(sequences: Sequence[Sequence[int]], size: int) -> tuple[np.ndarray, np.n
     return padded, np.array([len(s) for s in sequences], np.int32)
 
 
-def _behind(cache: kv.KVCache, span: int) -> jax.Array:
-    """`[S, 1, span]` bool: columns that each row has read."""
-    return (jnp.arange(span)[None, :] < cache.lengths[:, None])[:, None, :]
-
-
 def _causal(counts: jax.Array, size: int) -> jax.Array:
     """`[S, size, size]` bool: earlier new tokens and itself, padding excluded."""
     order = jnp.tril(jnp.ones((size, size), bool))[None]
     return order & (jnp.arange(size)[None, :] < counts[:, None])[:, None, :]
 
 
-def _read(model, cache, tokens, counts, span, behind=()):
-    """Run new tokens on top of the cache and of further pieces; hidden states, keys, values."""
-    earlier = sum(piece_counts for _, _, piece_counts in behind)
-    positions = (cache.lengths + earlier)[:, None] + jnp.arange(tokens.shape[1])[None, :]
-    past, causal = _behind(cache, span), _causal(counts, tokens.shape[1])
+def _read(model, tokens, positions, counts, pieces, layers=None):
+    """Run new tokens `[S, n]` on top of pieces of a cache.
+
+    Args:
+        model: the decoder.
+        tokens: `[S, n]`, of which row s has `counts[s]`.
+        positions: `[S]` position of each row's first new token.
+        counts: `[S]`.
+        pieces: ((keys, values) `[L, S, K, m, D]`, visible `[S, 1, m]`) of what was read before.
+        layers: see `Transformer.run`; keys and values are then lists of L pairs.
+
+    Returns:
+        Hidden states `[S, n, hidden]`; keys and values of the new tokens.
+    """
+    positions = positions[:, None] + jnp.arange(tokens.shape[1])[None, :]
+    causal = _causal(counts, tokens.shape[1])
+    stored, visible = [piece for piece, _ in pieces], [seen for _, seen in pieces]
 
     def attend(layer, q, k, v):
-        (keys, values), rest = layer
-        pieces = [(keys[:, :, :span], values[:, :, :span], past)] if span else []
-        for (piece_keys, piece_values), (_, _, piece_counts) in zip(rest, behind, strict=True):
-            visible = jnp.arange(piece_keys.shape[2])[None, :] < piece_counts[:, None]
-            pieces.append((piece_keys, piece_values, visible[:, None, :]))
-        return attend_pieces(q, [*pieces, (k, v, causal)]), (k, v)
+        seen = [(keys, values, mask) for (keys, values), mask in zip(layer, visible, strict=True)]
+        return attend_pieces(q, [*seen, (k, v, causal)]), (k, v)
 
-    layers = ((cache.keys, cache.values), [(k, v) for k, v, _ in behind])
-    hidden, (keys, values) = model.run(tokens, positions, attend, layers)
-    return hidden, keys, values
+    cache = stored if layers is None else list(zip(*stored, strict=True))
+    return model.run(tokens, positions, attend, cache, layers=layers)
+
+
+def _past(cache: kv.KVCache, span: int) -> list:
+    """The first `span` columns of a cache as pieces for `_read`: one, or none of an empty cache."""
+    stored = (cache.keys[:, :, :, :span], cache.values[:, :, :, :span])
+    return [(stored, _below(cache.lengths, span))] if span else []
+
+
+def _below(counts: jax.Array, size: int) -> jax.Array:
+    """`[S, 1, size]` bool: the first `counts[s]` columns of each row."""
+    return (jnp.arange(size)[None, :] < counts[:, None])[:, None, :]
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "span"), donate_argnames=("cache", "logits"))
 def _extend(graph, params, cache, logits, tokens, counts, *, span):
     model = nnx.merge(graph, params)
-    hidden, keys, values = _read(model, cache, tokens, counts, span)
+    hidden, (keys, values) = _read(model, tokens, cache.lengths, counts, _past(cache, span))
     last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
     logits = jnp.where((counts > 0)[:, None], model.logits(last), logits)
     return kv.write(cache, keys, values, counts), logits
@@ -313,9 +326,14 @@ def _decode(
     steps,
 ):
     model = nnx.merge(graph, params)
-    rows = cache.rows
+    rows, depth = cache.rows, model.config.num_layers
     keys = identity_keys(seed, identities)
-    side_shape = (*cache.keys.shape[:3], steps, cache.keys.shape[4])
+    # What the loop reads but does not change is sliced once, in front of it.
+    few = depth <= FULL_UNROLL_LAYERS
+    apart = functools.partial(unstack, layers=depth) if few else lambda tree: tree
+    layers = unstack(nnx.state(model.layers), depth) if few else None
+    past = [(apart(stored), visible) for stored, visible in _past(cache, span)]
+    empty = jnp.zeros((*cache.keys.shape[:3], steps, cache.keys.shape[4]), cache.keys.dtype)
 
     def unfinished(state):
         return (state["step"] < steps) & jnp.any(state["running"])
@@ -326,14 +344,13 @@ def _decode(
         token, logprob = sample(state["logits"], draw_keys, temperature=temperature, top_p=top_p)
         ends = jnp.any(token[:, None] == end_ids[None, :], axis=-1)
         running_after = running & ~ends
-        so_far = jnp.full(rows, t, jnp.int32)
-        hidden, new_keys, new_values = _read(
+        hidden, new = _read(
             model,
-            cache,
             token[:, None],
+            cache.lengths + t,
             jnp.ones(rows, jnp.int32),
-            span,
-            behind=[(state["keys"], state["values"], so_far)],
+            [*past, (state["new"], _below(jnp.full(rows, t), steps))],
+            layers,
         )
         into = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=t)
         return {
@@ -344,8 +361,7 @@ def _decode(
             "logprobs": into(state["logprobs"], logprob[:, None], axis=1),
             "counts": state["counts"] + running,
             "kept": state["kept"] + running_after,
-            "keys": into(state["keys"], new_keys, axis=3),
-            "values": into(state["values"], new_values, axis=3),
+            "new": jax.tree.map(lambda side, k: into(side, k, axis=-2), state["new"], new),
         }
 
     state = jax.lax.while_loop(
@@ -359,26 +375,27 @@ def _decode(
             "logprobs": jnp.zeros((rows, steps), jnp.float32),
             "counts": jnp.zeros(rows, jnp.int32),
             "kept": jnp.zeros(rows, jnp.int32),
-            "keys": jnp.zeros(side_shape, cache.keys.dtype),
-            "values": jnp.zeros(side_shape, cache.values.dtype),
+            "new": apart((empty, empty)),
         },
     )
-    cache = kv.write(cache, state["keys"], state["values"], state["kept"])
+    new = state["new"]
+    new_keys, new_values = jax.tree.map(lambda *parts: jnp.stack(parts), *new) if few else new
+    cache = kv.write(cache, new_keys, new_values, state["kept"])
     return cache, state["tokens"], state["counts"], state["kept"], state["logprobs"]
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "span"))
 def _score(graph, params, cache, prefix, prefix_counts, tails, tail_counts, *, span):
     model = nnx.merge(graph, params)
-    hidden, keys, values = _read(model, cache, prefix, prefix_counts, span)
+    past = _past(cache, span)
+    hidden, read = _read(model, prefix, cache.lengths, prefix_counts, past)
     last = jnp.take_along_axis(hidden, (prefix_counts - 1)[:, None, None], axis=1)[:, 0]
     first_logits = model.logits(last)  # [S, V]
+    pieces = [*past, (read, _below(prefix_counts, prefix.shape[1]))]
 
     def one(candidate):
         tokens, counts = candidate  # [S, n], [S]
-        hidden, _, _ = _read(
-            model, cache, tokens, counts, span, behind=[(keys, values, prefix_counts)]
-        )
+        hidden, _ = _read(model, tokens, cache.lengths + prefix_counts, counts, pieces)
         # Token i is predicted by what stands before it: the prefix, then tokens 0..i-1.
         logits = jnp.concatenate([first_logits[:, None], model.logits(hidden[:, :-1])], axis=1)
         logprobs = jax.nn.log_softmax(logits, axis=-1)

@@ -3,9 +3,15 @@
 from ixjax.models.config import ModelArguments, ModelConfig
 from ixjax.models.hf import load_hf, save_hf
 from ixjax.models.sharding import abstract_params, init_model, param_shardings
-from ixjax.models.transformer import Transformer, attend_pieces
+from ixjax.models.transformer import (
+    FULL_UNROLL_LAYERS,
+    Transformer,
+    attend_pieces,
+    unstack,
+)
 
 __all__ = [
+    "FULL_UNROLL_LAYERS",
     "ModelArguments",
     "ModelConfig",
     "Transformer",
@@ -15,4 +21,5 @@ __all__ = [
     "load_hf",
     "param_shardings",
     "save_hf",
+    "unstack",
 ]

@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -161,7 +162,13 @@ class Transformer(nnx.Module):
         return self.run(tokens, positions, attend)[0]
 
     def run(
-        self, tokens: jax.Array, positions: jax.Array, attend: Attend, cache: Any = None
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        attend: Attend,
+        cache: Any = None,
+        *,
+        layers: Sequence[nnx.State] | None = None,
     ) -> tuple[jax.Array, Any]:
         """Embed, pass through all blocks, norm.
 
@@ -169,10 +176,14 @@ class Transformer(nnx.Module):
             tokens: `[B, T]` token ids.
             positions: `[B, T]` rotary positions.
             attend: attention of one block; see `Attend`.
-            cache: pytree with leading axis `L`; each block's slice goes to `attend`.
+            cache: pytree with leading axis `L`, each block's slice goes to `attend`; with
+                `layers` a sequence of L pytrees.
+            layers: each block's weights, where they were taken apart (`unstack`) before a loop
+                over tokens, in which slices of the stacked ones would be copied every time.
 
         Returns:
-            Hidden states `[B, T, hidden_size]` and what `attend` kept, stacked to `[L, ...]`.
+            Hidden states `[B, T, hidden_size]` and what `attend` kept, stacked to `[L, ...]`; with
+            `layers` a list of L.
         """
         config = self.config
         graph, params = nnx.split(self.layers)
@@ -184,8 +195,14 @@ class Transformer(nnx.Module):
             weights, layer_cache = layer
             return block(config, nnx.merge(graph, weights), x, rotary, attend, layer_cache)
 
-        unroll = config.num_layers <= FULL_UNROLL_LAYERS
-        x, kept = jax.lax.scan(body, x, (params, cache), unroll=unroll)
+        if layers is None:
+            unroll = config.num_layers <= FULL_UNROLL_LAYERS
+            x, kept = jax.lax.scan(body, x, (params, cache), unroll=unroll)
+        else:
+            kept = []
+            for layer in zip(layers, cache, strict=True):
+                x, kept_here = body(x, layer)
+                kept.append(kept_here)
         return rms_norm(x, self.norm[...], config.norm_eps), kept
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -224,6 +241,11 @@ def block(
         up = linear(y, w.up[...])
         x = x + linear(jax.nn.silu(gate) * up, w.down[...])
     return x, kept
+
+
+def unstack(tree: Any, layers: int) -> list[Any]:
+    """The `layers` slices of a pytree with that leading axis."""
+    return [jax.tree.map(operator.itemgetter(i), tree) for i in range(layers)]
 
 
 def linear(x: jax.Array, weight: jax.Array, *, out_dtype: DTypeLike | None = None) -> jax.Array:
