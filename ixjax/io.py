@@ -67,12 +67,19 @@ def read_json(path: str | Path) -> Any:
     Raises:
         InputError: there is no such file, or it is not JSON (names line and column).
     """
+    return _parsed(read_text(path), path)
+
+
+def _parsed(text: str, path: str | Path, line: int | None = None) -> Any:
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}:{error.lineno}: not JSON (column {error.colno}: {error.msg})"
-        ) from None
+        where = f"{path}:{line or error.lineno}"
+        raise InputError(f"{where}: not JSON (column {error.colno}: {error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        # JSON that Python declines: a number of thousands of digits, a nesting without end.
+        where = str(path) if line is None else f"{path}:{line}"
+        raise InputError(f"{where}: JSON that can't be read ({error})") from None
 
 
 def write_jsonl(
@@ -122,12 +129,7 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}:{number}: not JSON (column {error.colno}: {error.msg})"
-            ) from None
+        record = _parsed(line, path, number)
         if not isinstance(record, dict):
             raise InputError(
                 f"{path}:{number}: expected a JSON object, found {type(record).__name__}"

@@ -68,12 +68,14 @@ class Splits:
     train_heldout: the held-out simulator's.
     valid: stops trainings early.
     test: conditions and outcomes that nothing was trained on.
+    moved: dialogues that left their official split, for they share a group with another's.
     """
 
     train: list[Dialogue]
     train_heldout: list[Dialogue]
     valid: list[Dialogue]
     test: list[Dialogue]
+    moved: int = 0
 
 
 def read_corpus(
@@ -100,11 +102,7 @@ def read_corpus(
             found = f"{config.path}: no such file or folder" if config.path else "none is given"
             raise io.InputError(f"data.path: {found}; set --data.path to the {format_} corpus")
         if format_ == "jsonl":
-            dialogues = read_user_jsonl(
-                path,
-                account=account,
-                engagement=lambda c, v: getattr(scenario.outcome(c, v), "engagement", None),
-            )
+            dialogues = read_user_jsonl(path, account=account, scenario=scenario)
         else:
             reader = read_esconv if format_ == "esconv" else read_p4g
             dialogues, official = reader(path, account=account)
@@ -140,11 +138,12 @@ def split_corpus(
     """
     official = official or {}
     placed: dict[str, list[list[Dialogue]]] = {"train": [], "valid": [], "test": []}
-    free = []
+    free, moved = [], 0
     for members in connected(dialogues):
         splits = {official.get(dialogue.id) for dialogue in members}
         home = next((name for name in ("test", "valid", "train") if name in splits), None)
         (free if home is None else placed[home]).append(members)
+        moved += sum(official.get(dialogue.id, home) != home for dialogue in members)
     rng = np.random.default_rng([seed, 0])
     fractions = _fractions(config, placed)
     unplaced = sum(len(members) for members in free)
@@ -162,7 +161,7 @@ def split_corpus(
         _in_order(dialogue for members in placed[name] for dialogue in members)
         for name in ("valid", "test")
     )
-    return Splits(train, heldout, valid, test)
+    return Splits(train, heldout, valid, test, moved)
 
 
 def _fractions(config: DataConfig, placed: Mapping[str, Sequence]) -> dict[str, float]:

@@ -24,25 +24,21 @@ def changed(record: dict, **changes) -> dict:
 
 LINE = {
     "id": "d1",
-    "condition": {"intensity": 4, "problem": "a lost parcel"},
+    "condition": {
+        "emotion": "anger", "problem": "a lost parcel", "situation": "It was mine.", "intensity": 4
+    },
     "turns": [{"role": "user", "text": "Hi."}, {"role": "policy", "text": "Hello."}],
     "outcome": {"value": 2, "engagement": 0.75},
-}
+}  # fmt: skip
 
 
-def read_lines(tmp_path, *lines: dict | str):
+def read_lines(tmp_path, *lines: dict | str, scenario: str = "esc"):
     """Reads and the path, lines being records or raw text."""
     path = tmp_path / "own.jsonl"
     raw = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text("".join(line + "\n" for line in raw))
     account = ReadingAccount()
-    scenario = get_scenario("esc")
-    dialogues = read_user_jsonl(
-        path,
-        account=account,
-        engagement=lambda c, v: getattr(scenario.outcome(c, v), "engagement", None),
-    )
-    return dialogues, account
+    return read_user_jsonl(path, account=account, scenario=get_scenario(scenario)), account
 
 
 def test_a_line_is_a_dialogue(tmp_path):
@@ -87,10 +83,39 @@ def test_turns_of_one_side_in_a_row_are_merged_and_counted(tmp_path):
     assert account.turns["merged into the one before"] == 1
 
 
+@pytest.mark.parametrize(("scenario", "opener"), [("esc", "user"), ("p4g", "policy")])
+def test_what_is_said_before_the_opening_side_is_cut_off_and_counted(tmp_path, scenario, opener):
+    """The search's root is built on who opens: a dialogue that starts otherwise would break it."""
+    sides = ("user", "policy") if opener == "policy" else ("policy", "user")
+    turns = [{"role": sides[i % 2], "text": f"turn {i}"} for i in range(3)]
+    (dialogue,), account = read_lines(tmp_path, changed(LINE, turns=turns), scenario=scenario)
+    assert [(turn.role, turn.text) for turn in dialogue.turns] == [
+        (sides[1], "turn 1"),
+        (sides[0], "turn 2"),
+    ]
+    assert account.turns[f"cut off before the {opener}'s first"] == 1
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{not json", "not JSON (column 2: "),
+        ('{"id": ' + "1" * 5000 + "}", "JSON that can't be read (Exceeds the limit"),
+        ('{"id": ' + "[" * 200_000 + "]" * 200_000 + "}", "JSON that can't be read ("),
+        (changed(LINE, condition=changed(LINE["condition"], emotion=None)),
+         "condition lacks 'emotion', which the scenario esc needs"),
+        (changed(LINE, condition={**LINE["condition"], "intensity": 9}),
+         "condition does not fit the scenario esc: intensity is 9; expected a number from 1 to 5"),
+        (changed(LINE, condition={**LINE["condition"], "intensity": "much"}),
+         "condition does not fit the scenario esc: intensity is 'much'; expected a number"),
+        (changed(LINE, condition={"a\ud800": 1}),
+         "condition: the name 'a\\ud800' holds a lone surrogate (U+D800) at 1"),
+        (changed(LINE, groups=["\ud800"]), "expected a list of strings"),
+        (changed(LINE, turns=LINE["turns"][::-1]),
+         "turns has the user alone after the policy's opening, which is cut off: in the scenario "
+         "esc the user speaks first"),
+        (changed(LINE, outcome={"value": 10**400}), "expected null or an object with a number"),
+        (changed(LINE, outcome={"value": 2, "engagement": 10**400}), "expected 0 to 1"),
         ("[1, 2]", "expected a JSON object, found list"),
         (changed(LINE, id=None), "lacks the field 'id'"),
         (changed(LINE, condition=None), "lacks the field 'condition'"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ixjax.dialogue.readers import ReadingAccount, read_esconv, read_p4g
 from ixjax.dialogue.readers.account import merge_turns
+from ixjax.dialogue.readers.esconv import FILES
 from ixjax.io import InputError
 from tests.dialogue.test_types import texts
 
@@ -216,7 +217,11 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
 
 
 def test_a_folder_without_a_known_file_says_what_it_looked_for(tmp_path):
-    with refused(f"{tmp_path}: holds none of train.txt, valid.txt, test.txt, ESConv.json, Failed"):
+    expected = f"{tmp_path}: holds none of {', '.join(FILES)}; found "
+    with refused(f"{expected}nothing"):
+        read_esconv(tmp_path, account=ReadingAccount())
+    (tmp_path / "full_info.csv").touch()
+    with refused(f"{expected}full_info.csv"):
         read_esconv(tmp_path, account=ReadingAccount())
 
 

@@ -55,7 +55,8 @@ def read_esconv(path: Path, *, account: ReadingAccount) -> tuple[list[Dialogue],
     """
     files = [path] if path.is_file() else [path / name for name in FILES if (path / name).exists()]
     if not files:
-        raise io.InputError(f"{path}: holds none of {', '.join(FILES)}")
+        found = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
+        raise io.InputError(f"{path}: holds none of {', '.join(FILES)}; found {found}")
     if any(file.name == "ESConv.json" for file in files) and len(files) > 1:
         # The single list holds the same dialogues as the three splits.
         files = [file for file in files if file.name not in SPLITS]

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ixjax import io
 from ixjax.dialogue.readers.account import ReadingAccount, has_both_sides
+from ixjax.dialogue.scenarios.base import Scenario
 from ixjax.dialogue.types import ROLES, Dialogue, Outcome, Turn, UserCondition, text_problem
 
 SCHEMA = "ixjax.dialogues"
-Engagement = Callable[[UserCondition, float], float | None]
 
 
-def read_user_jsonl(
-    path: Path, *, account: ReadingAccount, engagement: Engagement
-) -> list[Dialogue]:
+def read_user_jsonl(path: Path, *, account: ReadingAccount, scenario: Scenario) -> list[Dialogue]:
     """Read and check a corpus.
 
     Args:
         path: the file.
         account: is filled.
-        engagement: the scenario's engagement of an outcome value, for lines that leave it out.
+        scenario: who opens, what a condition must hold, and the engagement where it is left out.
 
     Raises:
         InputError: a line is no JSON object, lacks a field or holds a bad one (file, line, field).
@@ -39,7 +37,7 @@ def read_user_jsonl(
                     f"found version {record.get('version')}"
                 )
             continue
-        dialogue = read_dialogue(where, record, account, engagement)
+        dialogue = read_dialogue(where, record, account, scenario)
         if dialogue.id in seen:
             raise io.InputError(
                 f"{where}: id {dialogue.id!r} stands on line {seen[dialogue.id]} already"
@@ -56,7 +54,7 @@ def read_user_jsonl(
 
 
 def read_dialogue(
-    where: str, record: Mapping[str, Any], account: ReadingAccount, engagement: Engagement
+    where: str, record: Mapping[str, Any], account: ReadingAccount, scenario: Scenario
 ) -> Dialogue:
     """One line as a dialogue."""
     for field in ("id", "condition", "turns"):
@@ -66,11 +64,12 @@ def read_dialogue(
     if not isinstance(name, str) or text_problem(name):
         raise io.InputError(f"{where}: id is {name!r}; expected a non-empty string")
     condition = UserCondition(name, _condition(where, record["condition"]))
-    turns = _turns(where, record["turns"], account)
+    _check_fit(where, condition, scenario)
+    turns = _opened(where, _turns(where, record["turns"], account), account, scenario)
     groups = record.get("groups", [])
-    if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
+    if not isinstance(groups, list) or any(text_problem(group) for group in groups):
         raise io.InputError(f"{where}: groups is {groups!r}; expected a list of strings")
-    outcome = _outcome(where, record.get("outcome"), condition, engagement)
+    outcome = _outcome(where, record.get("outcome"), condition, scenario)
     return Dialogue(name, condition, turns, outcome, tuple(groups))
 
 
@@ -80,6 +79,8 @@ def _condition(where: str, value: Any) -> dict[str, str | int | float]:
             f"{where}: condition is {type(value).__name__}; expected an object of texts and numbers"
         )
     for key, item in value.items():
+        if problem := text_problem(key):
+            raise io.InputError(f"{where}: condition: the name {key!r} {problem}")
         if isinstance(item, float) and not math.isfinite(item):
             raise io.InputError(f"{where}: condition.{key} is {item}; expected a finite number")
         is_number = isinstance(item, (int, float)) and not isinstance(item, bool)
@@ -87,6 +88,37 @@ def _condition(where: str, value: Any) -> dict[str, str | int | float]:
         if problem:
             raise io.InputError(f"{where}: condition.{key} {problem}; expected text or a number")
     return dict(value)
+
+
+def _check_fit(where: str, condition: UserCondition, scenario: Scenario) -> None:
+    """Have the scenario use the condition now, where the line can still be named."""
+    try:
+        scenario.simulator_prompt(condition)
+        scenario.outcome_lines(condition)
+    except KeyError as error:
+        raise io.InputError(
+            f"{where}: condition lacks {error.args[0]!r}, which the scenario {scenario.name} needs"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise io.InputError(
+            f"{where}: condition does not fit the scenario {scenario.name}: {error}"
+        ) from None
+
+
+def _opened(
+    where: str, turns: tuple[Turn, ...], account: ReadingAccount, scenario: Scenario
+) -> tuple[Turn, ...]:
+    """The turns from the side that opens this scenario; the tree's root relies on it."""
+    opener = "policy" if scenario.policy_opens else "user"
+    if turns[0].role == opener:
+        return turns
+    if not has_both_sides(turns[1:]):
+        raise io.InputError(
+            f"{where}: turns has the {opener} alone after the {turns[0].role}'s opening, which is "
+            f"cut off: in the scenario {scenario.name} the {opener} speaks first"
+        )
+    account.turns[f"cut off before the {opener}'s first"] += 1
+    return turns[1:]
 
 
 def _turns(where: str, value: Any, account: ReadingAccount) -> tuple[Turn, ...]:
@@ -116,7 +148,7 @@ def _turns(where: str, value: Any, account: ReadingAccount) -> tuple[Turn, ...]:
 
 
 def _outcome(
-    where: str, value: Any, condition: UserCondition, engagement: Engagement
+    where: str, value: Any, condition: UserCondition, scenario: Scenario
 ) -> Outcome | None:
     if value is None:
         return None
@@ -126,15 +158,21 @@ def _outcome(
         )
     share = value.get("engagement")
     if share is None:
-        share = engagement(condition, float(value["value"]))
-        if share is None:
+        found = scenario.outcome(condition, float(value["value"]))
+        if found is None:
             raise io.InputError(
                 f"{where}: outcome.value is {value['value']}, out of the scenario's range"
             )
+        share = found.engagement
     if not _is_finite(share) or not 0 <= share <= 1:
         raise io.InputError(f"{where}: outcome.engagement is {share!r}; expected 0 to 1")
     return Outcome(float(value["value"]), float(share))
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the floats
+        return False

@@ -34,13 +34,13 @@ class EmotionalSupport:
         have = condition.attributes
         situation = " ".join(str(have["situation"]).split()[:SITUATION_WORDS])
         return (
-            f"You seek support. You feel {have['emotion']}, distress {have['intensity']} of "
+            f"You seek support. You feel {have['emotion']}, distress {_initial(condition):g} of "
             f"{SCALE}, about {have['problem']}: {situation}"
         )
 
     def outcome_lines(self, condition: UserCondition) -> Sequence[tuple[str, Outcome]]:
         """See `Scenario`."""
-        initial = float(condition.attributes["intensity"])
+        initial = _initial(condition)
         outcomes = [Outcome(float(n), relief(initial, n)) for n in range(1, SCALE + 1)]
         return [(self.outcome_line(condition, outcome), outcome) for outcome in outcomes]
 
@@ -61,4 +61,12 @@ class EmotionalSupport:
         """See `Scenario`."""
         if not 1 <= value <= SCALE:
             return None
-        return Outcome(float(value), relief(float(condition.attributes["intensity"]), value))
+        return Outcome(float(value), relief(_initial(condition), value))
+
+
+def _initial(condition: UserCondition) -> float:
+    """The intensity at the start, 1 to 5."""
+    intensity = condition.attributes["intensity"]
+    if isinstance(intensity, str) or not 1 <= intensity <= SCALE:
+        raise ValueError(f"intensity is {intensity!r}; expected a number from 1 to {SCALE}")
+    return float(intensity)

@@ -66,8 +66,8 @@ class Persuasion:
         return self.outcome(condition, float(found[1])) if found else None
 
     def released(self, condition: UserCondition, outcome_value: float) -> bool:
-        """Whether anything was donated (at least half of the smallest amount on the list)."""
-        return outcome_value >= AMOUNTS[1] / 2
+        """Whether anything was donated: a cent is a donation."""
+        return outcome_value > 0
 
     def outcome(self, condition: UserCondition, value: float) -> Outcome | None:
         """See `Scenario`."""

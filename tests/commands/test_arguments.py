@@ -1,0 +1,128 @@
+"""Settings: strict YAML, errors that name file, key and remedy, presets that load."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ixjax.commands.arguments import build, load, parse, presets
+from ixjax.io import InputError
+from ixjax.pipeline import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """Stage settings."""
+
+    rate: float = 0.5
+    """A rate."""
+    steps: int = 10
+    """Steps."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; it must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    """All settings."""
+
+    out: str = ""
+    """Where to."""
+    mode: Literal["all", "extremes"] = "all"
+    """Which."""
+    quick: bool = False
+    """Whether."""
+    inner: Inner = dataclasses.field(default_factory=lambda: Inner(rate=0.1))
+    """The stage."""
+
+
+def write(tmp_path, text: str) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_nested_key_keeps_the_owners_defaults_for_its_siblings(tmp_path):
+    settings = load(Outer, write(tmp_path, "inner:\n  steps: 3\n"))
+    assert settings == Outer(inner=Inner(rate=0.1, steps=3))
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path):
+    assert load(Outer, write(tmp_path, "")) == Outer()
+
+
+def test_yaml_1e3_and_integers_are_numbers_where_a_float_is_wanted(tmp_path):
+    assert load(Outer, write(tmp_path, "inner: {rate: 1e-3}")).inner.rate == 1e-3
+    assert load(Outer, write(tmp_path, "inner: {rate: 2}")).inner.rate == 2.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "inner:\n  stpes: 3\n",
+            "run.yaml: unknown key inner.stpes; perhaps you meant inner.steps",
+        ),
+        ("mod: all\n", r"unknown key mod; perhaps you meant mode"),
+        ("zzzz: 1\n", r"unknown key zzzz$"),
+        ("inner:\n  steps: many\n", r"inner.steps is 'many' \(str\); expected int"),
+        ("inner:\n  steps: 1.5\n", r"inner.steps is 1.5 \(float\); expected int"),
+        ("inner:\n  steps: true\n", r"inner.steps is True \(bool\); expected int"),
+        ("inner:\n  rate: fast\n", r"inner.rate is 'fast' \(str\); expected float"),
+        ("quick: 1\n", r"quick is 1 \(int\); expected bool"),
+        ("mode: extreme\n", r"expected one of all, extremes; perhaps you meant extremes"),
+        ("inner:\n  steps: 0\n", r"run.yaml: inner: steps is 0; it must be at least 1"),
+        ("inner: 3\n", r"inner is 3 \(int\); expected settings"),
+        ("- a\n- b\n", r"the file is \['a', 'b'\] \(list\); expected settings"),
+        ("a: [1\nb: 2\n", r"run.yaml:2: not YAML"),
+    ],
+)
+def test_bad_settings_name_the_file_the_key_and_what_was_expected(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        load(Outer, write(tmp_path, text))
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(InputError, match="perhaps you meant quickstart"):
+        load(RunConfig, "quikstart")
+
+
+def test_flags_win_over_the_file_and_out_takes_its_name(tmp_path):
+    path = write(tmp_path, "mode: extremes\ninner: {steps: 3}\n")
+    settings = parse(Outer, ["--config", path, "--inner.steps", "7"], stage="x", summary="X.")
+    assert settings == Outer(out="runs/run", mode="extremes", inner=Inner(rate=0.1, steps=7))
+
+
+def test_a_config_flag_without_a_name_is_an_error():
+    with pytest.raises(InputError, match="expected a path or a preset behind it"):
+        parse(Outer, ["--config"], stage="x", summary="X.")
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_every_preset_loads_strictly(name):
+    assert load(RunConfig, name).scenario in ("sandbox", "esc", "p4g")
+
+
+@given(
+    st.builds(
+        Outer,
+        out=st.text(st.characters(codec="utf-8", exclude_characters="\x85\ufeff"), max_size=8),
+        mode=st.sampled_from(["all", "extremes"]),
+        quick=st.booleans(),
+        inner=st.builds(
+            Inner,
+            rate=st.floats(allow_nan=False, allow_infinity=False),
+            steps=st.integers(1, 10**9),
+        ),
+    )
+)
+def test_any_settings_survive_a_round_trip_through_yaml(settings):
+    dumped = yaml.safe_dump(dataclasses.asdict(settings))
+    assert build(Outer, yaml.safe_load(dumped), file="f") == settings

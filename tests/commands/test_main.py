@@ -1,0 +1,131 @@
+"""The console command: one clear error and an exit code, and nothing written is lost."""
+
+from __future__ import annotations
+
+import json
+import runpy
+
+import pytest
+
+from ixjax.commands import main as commands
+
+
+@pytest.fixture(autouse=True)
+def _no_compilation_cache(monkeypatch):
+    monkeypatch.setenv(commands.CACHE_SWITCH, "off")
+
+
+def run(capsys, stage: str, *arguments: str) -> tuple[int, str]:
+    """Exit code and what was said on standard error."""
+    code = 0
+    try:
+        commands.main(stage, arguments)
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    return code, capsys.readouterr().err
+
+
+def prepare(capsys, out, *more: str) -> tuple[int, str]:
+    return run(capsys, "prepare", "--out", str(out), "--data.sandbox-dialogues", "40", *more)
+
+
+def test_prepare_writes_splits_conditions_and_a_tokenizer(tmp_path, capsys):
+    assert prepare(capsys, tmp_path / "run") == (0, "")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "config.yaml", "manifest.json", "data", "conditions.jsonl", "tokenizer",
+    }  # fmt: skip
+    splits = {path.name for path in (tmp_path / "run" / "data").iterdir()}
+    assert splits == {"train.jsonl", "train_heldout.jsonl", "valid.jsonl", "test.jsonl"}
+
+
+def test_prepare_again_does_nothing(tmp_path, capsys):
+    prepare(capsys, tmp_path / "run")
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    assert prepare(capsys, tmp_path / "run") == (0, "")
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before
+
+
+def test_a_run_directory_of_another_config_is_refused_with_what_differs(tmp_path, capsys):
+    prepare(capsys, tmp_path / "run")
+    code, error = prepare(capsys, tmp_path / "run", "--search.width", "9", "--seed", "5")
+    assert code == 2
+    assert "search.width: 6 there, 9 now" in error
+    assert "seed: 0 there, 5 now" in error
+    assert "Give another --out" in error
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    code, error = prepare(capsys, tmp_path)
+    assert code == 2
+    assert "not a run directory" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_unknown_scenario_names_the_nearest_before_anything_is_written(tmp_path, capsys):
+    code, error = prepare(capsys, tmp_path / "run", "--scenario", "sandbx")
+    assert code == 2
+    assert "perhaps you meant 'sandbox'" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_corpus_says_which_flag(tmp_path, capsys):
+    code, error = prepare(capsys, tmp_path / "run", "--scenario", "esc")
+    assert code == 2
+    assert "--data.path" in error
+    code, error = prepare(
+        capsys, tmp_path / "other", "--scenario", "esc", "--data.path", str(tmp_path / "nowhere")
+    )
+    assert code == 2
+    assert f"{tmp_path / 'nowhere'}: no such file or folder" in error
+
+
+def test_a_bad_corpus_line_is_named(tmp_path, capsys):
+    corpus = tmp_path / "own.jsonl"
+    good = {
+        "id": "a",
+        "condition": {"need": "advice", "distress": 4, "patience": 3},
+        "turns": [{"role": "user", "text": "hi ."}, {"role": "policy", "text": "okay ."}],
+        "outcome": {"value": 2},
+    }
+    corpus.write_text(json.dumps(good) + "\n" + json.dumps(good | {"id": "b", "turns": []}) + "\n")
+    code, error = prepare(capsys, tmp_path / "run", "--data.path", str(corpus))
+    assert code == 2
+    assert f"{corpus}:2: turns is empty" in error
+
+
+def test_a_stage_before_its_inputs_names_the_command_to_run(tmp_path, capsys):
+    code, error = run(capsys, "search", "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "run `ixjax sft`" in error
+
+
+def test_an_unknown_stage_lists_the_known(capsys):
+    code, error = run(capsys, "serch")
+    assert code == 2
+    assert "unknown stage 'serch'; expected one of prepare, sft, search" in error
+
+
+def test_an_unknown_flag_ends_with_code_2(tmp_path, capsys):
+    code, _ = prepare(capsys, tmp_path / "run", "--serch.width", "3")
+    assert code == 2
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "_run", interrupted)
+    assert run(capsys, "prepare") == (
+        130, "interrupted; run the same command again to continue\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", commands.STAGES)
+def test_every_launcher_shows_help(stage, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", [f"launch.{stage}", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"launch.{stage}", run_name="__main__")
+    assert ended.value.code == 0
+    assert "--search.iterations" in capsys.readouterr().out

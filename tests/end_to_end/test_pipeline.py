@@ -1,0 +1,132 @@
+"""The whole road on a tiny run: what it writes, and that an interrupted one ends the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ixjax import io
+from ixjax.generation import SamplingConfig
+from ixjax.pipeline import align, open_run, prepare, run_all, search, train_speakers
+from ixjax.search import PairsConfig
+from ixjax.training import SFTConfig, load_model
+from tests.end_to_end.tiny import Silent, tiny_run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, dict, Silent]:
+    """A run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    reporter = Silent()
+    result = run_all(open_run(tiny_run(out)), reporter)
+    return out, result, reporter
+
+
+def test_a_run_directory_holds_what_the_page_says(whole):
+    out, _, _ = whole
+    for name in (
+        "config.yaml",
+        "manifest.json",
+        "conditions.jsonl",
+        "tokenizer/tokenizer.json",
+        "policy_sft/model/model.json",
+        "simulator/model/model.json",
+        "simulator_heldout/model/model.json",
+        "trees/trees-00000-of-00001.jsonl",
+        "pairs.jsonl",
+        "pairs_trl.jsonl",
+        "human_pairs.jsonl",
+        "policy_dpo/human/model/model.json",
+        "policy_dpo/imcts/model/model.json",
+        "policy_dpo/mix/model/model.json",
+        "evaluation.json",
+        "metrics.jsonl",
+    ):
+        assert (out / name).exists(), name
+
+
+def test_every_method_meets_every_user(whole):
+    _, result, _ = whole
+    cells = {(cell["method"], cell["user"]) for cell in result["evaluate"]["cells"]}
+    methods = {"sft", "best_of_n", "dpo_human", "dpo_imcts", "dpo_mix"}
+    assert cells == {
+        (method, user) for method in methods for user in ("simulator", "simulator_heldout", "true")
+    }
+
+
+def test_pairs_are_in_trls_conversational_form(whole):
+    out, _, _ = whole
+    for line in (out / "pairs_trl.jsonl").read_text().splitlines():
+        pair = json.loads(line)
+        assert [message["role"] for message in pair["prompt"]][:2] == ["system", "user"]
+        assert pair["chosen"][0]["role"] == pair["rejected"][0]["role"] == "assistant"
+        assert pair["chosen"] != pair["rejected"]
+
+
+def test_the_condition_never_reaches_the_policys_prompt(whole):
+    out, _, _ = whole
+    for line in (out / "pairs_trl.jsonl").read_text().splitlines():
+        assert "patience" not in json.loads(line)["prompt"][0]["content"]
+
+
+def test_a_finished_run_is_not_done_again(whole):
+    out, result, _ = whole
+    reporter = Silent()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert run_all(open_run(tiny_run(out)), reporter)["evaluate"] == result["evaluate"]
+    assert reporter.told == 0
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+
+def test_interrupted_anywhere_it_continues_to_the_same_result(whole, tmp_path):
+    out, result, reporter = whole
+    again, interruptions, stages = tmp_path / "again", 0, set()
+    while True:
+        # What is finished is told again: each attempt is let go a little further.
+        interrupted = Silent(stop_at=reporter.told // 7 + 2 * interruptions)
+        try:
+            ended = run_all(open_run(tiny_run(again)), interrupted)
+            break
+        except KeyboardInterrupt:
+            interruptions += 1
+            stages.add(interrupted.stages[-1].split()[0])
+        assert interruptions < 40, f"stuck in {interrupted.stages}"
+    assert interruptions >= 5
+    assert {"sft", "search", "dpo", "evaluate"} <= stages
+    assert ended["evaluate"] == result["evaluate"]
+    for name in ("pairs.jsonl", "human_pairs.jsonl", "trees/trees-00000-of-00001.jsonl"):
+        assert (again / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def test_the_aligned_policy_is_not_the_sft_policy(whole):
+    out, _, _ = whole
+    sft, aligned = load_model(out / "policy_sft"), load_model(out / "policy_dpo" / "imcts")
+    assert np.abs(sft.embedding[...] - aligned.embedding[...]).max() > 0
+
+
+def test_zero_pairs_say_which_flag_to_change(tmp_path):
+    run = open_run(tiny_run(tmp_path / "run", pairs=PairsConfig(min_margin=2.0)))
+    prepare(run, Silent())
+    train_speakers(run, Silent())
+    with pytest.raises(io.InputError, match=r"no preference pair was found.*--pairs.min-margin"):
+        search(run, Silent())
+    with pytest.raises(io.InputError, match="run `ixjax search`"):
+        align(run, Silent())
+
+
+def test_no_readable_outcome_at_all_is_said(tmp_path):
+    run = open_run(
+        tiny_run(
+            tmp_path / "run",
+            readout="sampled",
+            sft=SFTConfig(steps=1, batch_size=8),
+            sampling=SamplingConfig(max_new_tokens=3),
+        )
+    )
+    prepare(run, Silent())
+    train_speakers(run, Silent())
+    with pytest.raises(io.InputError, match=r"simulated outcomes could be read"):
+        search(run, Silent())

@@ -1,0 +1,70 @@
+"""A run of seconds: every stage real, everything small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ixjax.dialogue.corpora import DataConfig
+from ixjax.dialogue.tokenizer import TokenizerConfig
+from ixjax.evaluation import EvaluationConfig
+from ixjax.generation import SamplingConfig
+from ixjax.models import ModelArguments
+from ixjax.pipeline import RunConfig
+from ixjax.search import PairsConfig, SearchConfig
+from ixjax.training import DPOConfig, SFTConfig
+
+
+def tiny_run(out: Path, **changes: Any) -> RunConfig:
+    """Settings whose batches divide by eight devices."""
+    settings: dict[str, Any] = {
+        "out": str(out),
+        "data": DataConfig(sandbox_dialogues=80),
+        "tokenizer": TokenizerConfig(vocab_size=420),
+        "model": ModelArguments(
+            hidden_size=32,
+            num_layers=1,
+            num_heads=2,
+            num_kv_heads=1,
+            intermediate_size=64,
+            max_length=224,
+        ),
+        "sft": SFTConfig(steps=4, batch_size=8, eval_every=2, checkpoint_every=2, log_every=1),
+        "sampling": SamplingConfig(max_new_tokens=8),
+        "search": SearchConfig(
+            conditions=4, trees=2, iterations=2, width=3, rollouts=1, max_turns=3
+        ),
+        "pairs": PairsConfig(min_margin=0.0),
+        "dpo": DPOConfig(steps=4, batch_size=8, checkpoint_every=2, log_every=1),
+        "evaluation": EvaluationConfig(
+            conditions=4, batch=4, max_turns=2, bootstrap=50, candidates=2, fidelity_dialogues=4
+        ),
+    }
+    return RunConfig(**(settings | changes))
+
+
+class Silent:
+    """A reporter that counts what it is told; with `stop_at` it raises there, like Ctrl-C."""
+
+    def __init__(self, stop_at: int | None = None):
+        self.told = 0
+        self.stages: list[str] = []
+        self._stop_at = stop_at
+
+    def start(self, stage: str, total: int | None, unit: str) -> None:
+        self.stages.append(stage)
+        self._tell()
+
+    def advance(self, count: int = 1, **metrics: float) -> None:
+        self._tell()
+
+    def finish(self, **facts: Any) -> None:
+        self._tell()
+
+    def note(self, text: str) -> None:
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.told == self._stop_at:
+            raise KeyboardInterrupt
+        self.told += 1
