@@ -49,7 +49,7 @@ def _align(run: Run, source: str, upstream: dict[str, str], reporter: Reporter) 
         ]
         directory = policy_directory(run, source)
         reference = _reference(run, source, rendered, inputs, reporter)
-        reporter.start(f"dpo {source}", None, "steps")
+        reporter.start(f"dpo {source}", config.dpo.steps, "steps")
 
         def on_step(metrics: dict[str, Any]) -> None:
             shown = {k: metrics[k] for k in ("loss", "rewards/accuracies") if k in metrics}

@@ -48,6 +48,7 @@ def prepare(run: Run, reporter: Reporter) -> dict[str, Any]:
         _write_conditions(run, splits.train, splits.test)
         _write_tokenizer(run, [*splits.train, *splits.train_heldout])
         facts["account"] = [list(row) for row in account.rows()]
+        facts["account"].append(["moved out of their official split (leakage)", splits.moved])
         facts["splits"] = {name: len(getattr(splits, name)) for name in SPLITS}
         reporter.finish(**facts["splits"])
     return dict(run.require("prepare", "prepare"))

@@ -1,0 +1,1 @@
+"""Interactive LLM alignment in JAX: i×MCTS over simulated dialogues, and DPO on what it finds."""
