@@ -44,27 +44,25 @@ def tiny_run(out: Path, **changes: Any) -> RunConfig:
 
 
 class Silent:
-    """A reporter that counts what it is told; with `stop_at` it raises there, like Ctrl-C."""
+    """A reporter that counts what it is told; in the stage `stop_in` it stops, like Ctrl-C."""
 
-    def __init__(self, stop_at: int | None = None):
+    def __init__(self, stop_in: str | None = None, *, after: int = 3):
         self.told = 0
-        self.stages: list[str] = []
-        self._stop_at = stop_at
+        self._stop_in, self._after = stop_in, after
+        self._stage, self._count = "", 0
 
     def start(self, stage: str, total: int | None, unit: str) -> None:
-        self.stages.append(stage)
-        self._tell()
+        self.told += 1
+        self._stage, self._count = stage, 0
 
     def advance(self, count: int = 1, **metrics: float) -> None:
-        self._tell()
+        self.told += 1
+        self._count += 1
+        if self._stage == self._stop_in and self._count == self._after:
+            raise KeyboardInterrupt(self._stage)
 
     def finish(self, **facts: Any) -> None:
-        self._tell()
+        self.told += 1
 
     def note(self, text: str) -> None:
-        self._tell()
-
-    def _tell(self) -> None:
-        if self.told == self._stop_at:
-            raise KeyboardInterrupt
         self.told += 1
