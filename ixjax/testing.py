@@ -6,7 +6,6 @@ download and no seconds.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 
 from ixjax.dialogue.tokenizer import SPECIAL_TOKENS, train_tokenizer
-from ixjax.dialogue.types import Dialogue, Role, Utterance
+from ixjax.dialogue.types import Dialogue, OutcomeReading, Role, Utterance
 from ixjax.models import ModelArguments, Transformer, init_model
 from ixjax.parallel import make_mesh
 
@@ -48,19 +47,32 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 class ScriptedSpeaker:
     """A `Speaker` that draws from a known distribution; its state is the dialogues themselves.
 
-    What it says is keyed on the identity it is given, so any implementation that asks with the
-    same identity meets the same answer.
+    What it says is keyed on the seed, its role and the identity it is given, and what it may say
+    on the dialogue so far: any implementation that asks at the same place meets the same answer.
+    With a `reading` it is a `User` too, and so a world whose every value is known.
 
     Args:
         role: whose turns it speaks.
         distribution: text -> probability at any dialogue; sums to 1.
-        seed: of the run.
+        reading: the outcome that a dialogue has come to; a `User` needs it.
+        ends: whether the dialogue is over with the turn just spoken; default: never.
+        seed: of the run, 0 or more.
     """
 
-    def __init__(self, role: Role, distribution: Distribution, *, seed: int = 0):
+    def __init__(
+        self,
+        role: Role,
+        distribution: Distribution,
+        *,
+        reading: Callable[[Dialogue], OutcomeReading] | None = None,
+        ends: Callable[[Dialogue], bool] = lambda dialogue: False,
+        seed: int = 0,
+    ):
         self._role: Role = role
         self._other: Role = "user" if role == "policy" else "policy"
         self._distribution = distribution
+        self._reading = reading
+        self._ends = ends
         self._seed = seed
 
     def empty(self, rows: int) -> list[Dialogue | None]:
@@ -75,22 +87,36 @@ class ScriptedSpeaker:
         self, state: Sequence[Dialogue | None], identities: np.ndarray, active: np.ndarray
     ) -> tuple[list[Dialogue | None], list[Utterance | None]]:
         """See `ixjax.generation.Speaker`."""
-        after, said = list(state), []
-        for row, dialogue in enumerate(state):
-            if not active[row] or dialogue is None:
-                said.append(None)
-                continue
+        after = list(state)
+        said: list[Utterance | None] = [None] * len(after)
+        for row in map(int, np.flatnonzero(active)):
+            dialogue = _held(after, row)
             text = self._draw(dialogue, identities[row])
-            after[row] = dialogue.said(self._role, text)
-            said.append(Utterance(text=text, num_tokens=len(text.split())))
+            dialogue = dialogue.said(self._role, text)
+            ended = self._ends(dialogue)
+            after[row] = dialogue
+            said[row] = Utterance(text=text, ended=ended, num_tokens=len(text.split()))
         return after, said
 
     def _draw(self, dialogue: Dialogue, identity: np.ndarray) -> str:
-        key = zlib.crc32(np.ascontiguousarray(identity, np.uint32).tobytes())
+        # A spawn key, not more entropy: there [1, 5] and [1, 5, 0] would be the same stream.
+        key = (int(self._role == "user"), *map(int, identity))
+        draw = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=key)).random()
         options = self._distribution(dialogue)
-        draw = np.random.default_rng([self._seed, key]).random()
         place = int(np.searchsorted(np.cumsum(list(options.values())), draw, "right"))
         return list(options)[min(place, len(options) - 1)]
+
+    def outcomes(
+        self, state: Sequence[Dialogue | None], active: np.ndarray
+    ) -> list[OutcomeReading | None]:
+        """See `ixjax.generation.User`.
+
+        Raises:
+            ValueError: it was made without a `reading`, or an active row is empty.
+        """
+        if self._reading is None:
+            raise ValueError("this speaker reads no outcomes; give it reading=...")
+        return [self._reading(_held(state, row)) if on else None for row, on in enumerate(active)]
 
     def listen(
         self, state: Sequence[Dialogue | None], texts: Sequence[str | None]
@@ -117,3 +143,10 @@ class ScriptedSpeaker:
         for row, source_row in zip(rows, source_rows, strict=True):
             stored[row] = source[source_row]
         return stored
+
+
+def _held(state: Sequence[Dialogue | None], row: int) -> Dialogue:
+    dialogue = state[row]
+    if dialogue is None:
+        raise ValueError(f"row {row} is active and holds no dialogue; `start` or `store` one")
+    return dialogue

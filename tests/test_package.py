@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_the_presets(tmp_path):
-    line = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), "."]
+def test_a_wheel_holds_the_presets_and_runs_them_from_another_folder(tmp_path):
+    pip = [sys.executable, "-m", "pip"]
+    wheels, installed = tmp_path / "wheels", tmp_path / "installed"
+    line = [*pip, "wheel", "-q", "--no-deps", "-w", str(wheels), "."]
     subprocess.run(line, check=True, capture_output=True)
-    [wheel] = tmp_path.glob("ixjax-*.whl")
+    [wheel] = wheels.glob("ixjax-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "ixjax/configs/quickstart.yaml" in names
-    assert "ixjax/commands/main.py" in names
+    assert {f"ixjax/configs/{path.name}" for path in Path("configs").glob("*.yaml")} <= set(names)
+    assert not [name for name in names if name.startswith(("tests/", "launch/"))]
+
+    line = [*pip, "install", "-q", "--no-deps", "--target", str(installed), str(wheel)]
+    subprocess.run(line, check=True, capture_output=True)
+    line = [sys.executable, "-W", "error", "-c", RUN_INSTALLED, str(installed)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "IXJAX_COMPILATION_CACHE": "off"}
+    ran = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert (tmp_path / "runs" / "quickstart" / "conditions.jsonl").exists()
+
+
+# In front of whatever else is installed here, an editable checkout included.
+RUN_INSTALLED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import ixjax.commands.main as command
+assert command.__file__.startswith(sys.argv[1]), command.__file__
+command.main("prepare", ["--config", "quickstart", "--data.sandbox-dialogues", "40"])
+"""
 
 
 def test_data_tools_start_without_jax():

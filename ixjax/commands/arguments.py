@@ -2,7 +2,9 @@
 
 A file is read into the frozen dataclasses of a run key by key: an unknown key or a value of the
 wrong type is an error that names the file and the key. Flags are tyro's, with the file's values as
-their defaults. The loader is our own, and short, because its errors are the point of it.
+their defaults. The loader is our own, and short: its errors are the point of it, and libraries that
+make dataclasses of mappings (dacite, cattrs) fill a section that is given in part from its class's
+defaults, not from its owner's.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ from ixjax.io import InputError, read_text
 
 Config = TypeVar("Config")
 PACKAGE = Path(__file__).parent.parent
+MISFIT = object()  # what `_fit` gives for a value that is not of the wanted type
 
 
 def parse(cls: type[Any], arguments: Sequence[str], *, stage: str, summary: str) -> Any:
@@ -88,94 +91,134 @@ def load(cls: type[Config], name: str) -> Config:
     if not path.exists():
         path = presets().get(name, path)
     if not path.exists():
-        near = difflib.get_close_matches(name, presets(), n=1)
-        hint = f"; perhaps you meant {near[0]}" if near else ""
+        known = presets()
         raise InputError(
-            f"--config: {name!r} is neither a file nor a preset ({', '.join(presets())}){hint}"
+            f"--config: {name!r} is neither a file nor a preset "
+            f"({', '.join(known)}){_nearest(name, known)}"
         )
     try:
-        content = yaml.safe_load(read_text(path))
+        content = yaml.load(read_text(path), Loader=_StrictLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "cannot be read"
         raise InputError(f"{path}{line}: not YAML ({problem})") from None
-    return build(cls, content or {}, file=str(path))
+    return build(cls, content, file=str(path))
 
 
-def build(cls: type[Config], content: Any, *, file: str, key: str = "") -> Config:
-    """A dataclass from nested mappings; `key` is the dotted place of `content` in `file`."""
+def build(cls: type[Config], content: Any, *, file: str) -> Config:
+    """A dataclass that has a default for every field, with the settings that `content` has.
+
+    Raises:
+        InputError: as in `load`; names `file` and the dotted key.
+    """
+    return _merge(cls(), content, file=file, key="")
+
+
+def _merge(default: Any, content: Any, *, file: str, key: str) -> Any:
+    """`default` with the values of `content`, which stands at the dotted `key` of `file`."""
+    if content is None:  # an empty file, or a section whose every line is commented out
+        return default
     if not isinstance(content, Mapping):
         raise InputError(
             f"{file}: {key or 'the file'} is {_show(content)}; expected settings (key: value)"
         )
-    hints = typing.get_type_hints(cls)
-    values = {}
+    hints = typing.get_type_hints(type(default))
+    names = [field.name for field in dataclasses.fields(default)]
+    changes: dict[str, Any] = {}
     for name, value in content.items():
-        place = f"{key}.{name}" if key else str(name)
-        if name not in hints:
-            near = difflib.get_close_matches(str(name), hints, n=1)
-            hint = f"; perhaps you meant {place[: -len(str(name))]}{near[0]}" if near else ""
-            raise InputError(f"{file}: unknown key {place}{hint}")
+        section = f"{key}." if key else ""
+        place = f"{section}{name}"
+        if name not in names:
+            near = _nearest(name, names, prefix=section)
+            raise InputError(f"{file}: unknown key {place}{near}")
         if dataclasses.is_dataclass(hints[name]):
-            values[name] = _nested(cls, name, value, file=file, key=place)
+            changes[name] = _merge(getattr(default, name), value, file=file, key=place)
         else:
-            values[name] = _convert(hints[name], value, file=file, key=place)
-    return _construct(cls, values, file=file, key=key)
-
-
-def _construct(
-    make: Callable[..., Config], values: Mapping[str, Any], *, file: str, key: str
-) -> Config:
+            changes[name] = _convert(hints[name], value, file=file, key=place)
     try:
-        return make(**values)
+        return dataclasses.replace(default, **changes)
     except ValueError as error:
-        raise InputError(f"{file}: {f'{key}: ' if key else ''}{error}") from None
-
-
-def _nested(owner: type, name: str, value: Any, *, file: str, key: str) -> Any:
-    """A nested dataclass; what the file leaves out keeps the owner's default, not the class's."""
-    field = next(field for field in dataclasses.fields(owner) if field.name == name)
-    factory = field.default_factory
-    default: Any = factory() if factory is not dataclasses.MISSING else field.default
-    given = build_partial(type(default), value, file=file, key=key)
-    return _construct(
-        lambda **changes: dataclasses.replace(default, **changes), given, file=file, key=key
-    )
-
-
-def build_partial(cls: type, content: Any, *, file: str, key: str) -> dict[str, Any]:
-    """The checked values of the keys that `content` has."""
-    if not isinstance(content, Mapping):
-        raise InputError(f"{file}: {key} is {_show(content)}; expected settings (key: value)")
-    built = build(cls, content, file=file, key=key)
-    return {name: getattr(built, name) for name in content}
+        named = not key or str(error).startswith(f"{key}.")
+        raise InputError(f"{file}: {'' if named else f'{key}: '}{error}") from None
 
 
 def _convert(kind: Any, value: Any, *, file: str, key: str) -> Any:
     """A plain value of the wanted type; int passes for float, nothing else is bent."""
-    if typing.get_origin(kind) is typing.Literal:
-        choices = typing.get_args(kind)
-        if value not in choices:
-            near = difflib.get_close_matches(str(value), map(str, choices), n=1)
-            hint = f"; perhaps you meant {near[0]}" if near else ""
-            expected = ", ".join(map(str, choices))
-            raise InputError(f"{file}: {key} is {_show(value)}; expected one of {expected}{hint}")
-        return value
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
-        return None if value is None else _convert(kinds[0], value, file=file, key=key)
+    fitted = _fit(kind, value)
+    if fitted is MISFIT:
+        literal = typing.get_origin(kind) is typing.Literal
+        near = _nearest(value, typing.get_args(kind)) if literal else ""
+        raise InputError(f"{file}: {key} is {_show(value)}; expected {_describe(kind)}{near}")
+    return fitted
+
+
+def _fit(kind: Any, value: Any) -> Any:
+    origin, members = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        same = (m for m in members if m == value and type(m) is type(value))
+        return next(same, MISFIT)
+    if origin in (typing.Union, types.UnionType):
+        fitted = (_fit(member, value) for member in members)
+        return next((f for f in fitted if f is not MISFIT), MISFIT)
+    if origin is tuple:
+        return _fit_tuple(members, value)
     if kind is float and isinstance(value, str):
         # YAML 1.1 takes 1e-3 for text; to a person it is a number.
         try:
             return float(value)
         except ValueError:
-            pass
-    fits = isinstance(value, (int, float) if kind is float else kind)
-    if not fits or (isinstance(value, bool) and kind is not bool):
-        raise InputError(f"{file}: {key} is {_show(value)}; expected {kind.__name__}")
-    return float(value) if kind is float else value
+            return MISFIT
+    if isinstance(value, bool) and kind is not bool:
+        return MISFIT
+    if kind is float and isinstance(value, int):
+        return float(value)
+    return value if isinstance(value, kind) else MISFIT
+
+
+def _fit_tuple(members: tuple[Any, ...], value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return MISFIT
+    if members[1:] == (Ellipsis,):
+        members = members[:1] * len(value)
+    if len(members) != len(value):
+        return MISFIT
+    fitted = tuple(map(_fit, members, value))
+    return MISFIT if any(f is MISFIT for f in fitted) else fitted
+
+
+def _describe(kind: Any) -> str:
+    origin, members = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, members))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_describe, members))
+    if origin is tuple:
+        inner = ", ".join("..." if m is Ellipsis else _describe(m) for m in members)
+        return f"a list [{inner}]"
+    return "null" if kind is types.NoneType else kind.__name__
+
+
+def _nearest(name: Any, known: Iterable[Any], *, prefix: str = "") -> str:
+    near = difflib.get_close_matches(str(name), list(map(str, known)), n=1)
+    return f"; perhaps you meant {prefix}{near[0]}" if near else ""
 
 
 def _show(value: Any) -> str:
     return f"{value!r} ({type(value).__name__})"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without the silent loss of a key that is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # no setting's name; refused as an unknown key
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -61,24 +61,30 @@ def _run(stage: str, arguments: Sequence[str]) -> None:
     module = importlib.import_module(f"ixjax.commands.{stage}")
     config = parse(RunConfig, arguments, stage=stage, summary=module.SUMMARY)
     use_compilation_cache()
-    # Tables keep their columns where no terminal says how wide it is.
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    # Tables keep their columns where no terminal says how wide it is; a path stays a path, whatever
+    # brackets and colons it has.
+    width = None if sys.stdout.isatty() else 180
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
     reporter = ProgressReporter(console)
     try:
         run = open_run(config)
-        console.print(f"run {run.directory.root} on {run.devices}", highlight=False)
+        console.print(f"run {run.directory.root} on {run.devices}")
         module.execute(run, reporter, console)
     finally:
         reporter.close()
 
 
 def use_compilation_cache() -> None:
-    """Keep what XLA compiled for the next start, under the user's cache folder."""
+    """Keep what XLA compiled for the next start, under the user's cache folder.
+
+    IXJAX_COMPILATION_CACHE names another folder, or is "off"; a cache that the user has set up for
+    JAX itself stays as it is.
+    """
     import jax
     import platformdirs
 
     place = os.environ.get(CACHE_SWITCH, "")
-    if place == "off":
+    if place == "off" or (not place and jax.config.values["jax_compilation_cache_dir"]):
         return
     folder = Path(place) if place else Path(platformdirs.user_cache_dir("ixjax")) / "xla"
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -89,7 +95,8 @@ def _usage() -> None:
     print("usage: ixjax STAGE [--config PATH-or-preset] [--out RUN] [flags]\n\nstages:")
     for name, what in STAGES.items():
         print(f"  {name:<10} {what}")
-    print("\n`ixjax STAGE --help` lists every flag.")
+    print("\n`ixjax STAGE --help` lists every flag. Compiled programs are kept in the user's cache")
+    print(f"folder; {CACHE_SWITCH}=FOLDER keeps them elsewhere, {CACHE_SWITCH}=off not at all.")
 
 
 if __name__ == "__main__":

@@ -43,13 +43,13 @@ class ProgressReporter:
         if self._console.is_terminal:
             self._bar = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description:<22}"),
+                TextColumn("{task.description:<22}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[rate]}", markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[figures]}", markup=False),
                 console=self._console,
                 transient=True,
             )
@@ -70,6 +70,7 @@ class ProgressReporter:
                 f"{self._stage}: {self._count}{of} {self._unit}, {self._rate()}{self._left()}  "
                 f"{_figures(metrics)}",
                 highlight=False,
+                markup=False,
             )
 
     def finish(self, **facts: Any) -> None:
@@ -78,7 +79,7 @@ class ProgressReporter:
         seconds = time.monotonic() - self._started
         shown = {name: value for name, value in facts.items() if isinstance(value, (int, float))}
         self._console.print(
-            f"{self._stage:<22} {seconds:6.1f} s  {_figures(shown)}", highlight=False
+            f"{self._stage:<22} {seconds:6.1f} s  {_figures(shown)}", highlight=False, markup=False
         )
 
     def note(self, text: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 from typing import Literal
 
 import pytest
@@ -30,6 +32,18 @@ class Inner:
 
 
 @dataclasses.dataclass(frozen=True)
+class Middle:
+    """A section with a section."""
+
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    """The innermost."""
+    sizes: tuple[int, ...] = (1,)
+    """Any number."""
+    scaling: tuple[float, int] | None = None
+    """Two numbers, or none."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Outer:
     """All settings."""
 
@@ -41,6 +55,8 @@ class Outer:
     """Whether."""
     inner: Inner = dataclasses.field(default_factory=lambda: Inner(rate=0.1))
     """The stage."""
+    middle: Middle = dataclasses.field(default_factory=lambda: Middle(inner=Inner(rate=0.2)))
+    """The other stage."""
 
 
 def write(tmp_path, text: str) -> str:
@@ -52,6 +68,22 @@ def write(tmp_path, text: str) -> str:
 def test_a_nested_key_keeps_the_owners_defaults_for_its_siblings(tmp_path):
     settings = load(Outer, write(tmp_path, "inner:\n  steps: 3\n"))
     assert settings == Outer(inner=Inner(rate=0.1, steps=3))
+
+
+def test_three_levels_down_the_owners_defaults_hold_as_well(tmp_path):
+    settings = load(Outer, write(tmp_path, "middle:\n  inner:\n    steps: 3\n"))
+    assert settings.middle.inner == Inner(rate=0.2, steps=3)
+
+
+def test_a_section_without_a_line_keeps_its_defaults(tmp_path):
+    assert load(Outer, write(tmp_path, "inner:\n  # steps: 3\nquick: true\n")) == Outer(quick=True)
+
+
+def test_lists_become_tuples_and_null_is_none(tmp_path):
+    settings = load(Outer, write(tmp_path, "middle: {sizes: [1, 2, 3], scaling: [8, 512]}"))
+    assert settings.middle.sizes == (1, 2, 3)
+    assert settings.middle.scaling == (8.0, 512)
+    assert load(Outer, write(tmp_path, "middle: {scaling: null}")).middle.scaling is None
 
 
 def test_an_empty_file_gives_the_defaults(tmp_path):
@@ -81,7 +113,13 @@ def test_yaml_1e3_and_integers_are_numbers_where_a_float_is_wanted(tmp_path):
         ("inner:\n  steps: 0\n", r"run.yaml: inner: steps is 0; it must be at least 1"),
         ("inner: 3\n", r"inner is 3 \(int\); expected settings"),
         ("- a\n- b\n", r"the file is \['a', 'b'\] \(list\); expected settings"),
+        ("false\n", r"the file is False \(bool\); expected settings"),
         ("a: [1\nb: 2\n", r"run.yaml:2: not YAML"),
+        ("quick: true\nquick: false\n", r"run.yaml:2: not YAML \(quick is given twice\)"),
+        ("inner: {rate: 1, rate: 2}\n", r"run.yaml:1: not YAML \(rate is given twice\)"),
+        ("middle: {sizes: [1, x]}\n", r"expected a list \[int, \.\.\.\]$"),
+        ("middle: {scaling: [1, 2, 3]}\n", r"expected a list \[float, int\] or null$"),
+        ("middle: {inner: {stpes: 1}}\n", r"key middle.inner.stpes; perhaps .* middle.inner.steps"),
     ],
 )
 def test_bad_settings_name_the_file_the_key_and_what_was_expected(tmp_path, text, message):
@@ -92,6 +130,29 @@ def test_bad_settings_name_the_file_the_key_and_what_was_expected(tmp_path, text
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(InputError, match="perhaps you meant quickstart"):
         load(RunConfig, "quikstart")
+
+
+def test_every_setting_is_a_flag_with_its_help_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(RunConfig, ["--help"], stage="sft", summary="Train.")
+    assert ended.value.code == 0
+    page = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for flag, line in _flags(RunConfig()):
+        assert re.search(rf"{flag}[ ,]", page), flag
+        assert line in page, flag
+
+
+def _flags(settings, prefix: str = "--"):
+    """Flags and help lines, read from the source as a person would."""
+    lines = inspect.getsource(type(settings)).splitlines()
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from _flags(value, f"{prefix}{name}.")
+            continue
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"    {field.name}: "))
+        documented = next(line for line in lines[at + 1 :] if '"""' in line)
+        yield prefix + name, documented.strip().strip('"').split("`")[0].strip()
 
 
 def test_flags_win_over_the_file_and_out_takes_its_name(tmp_path):
@@ -120,6 +181,11 @@ def test_every_preset_loads_strictly(name):
             Inner,
             rate=st.floats(allow_nan=False, allow_infinity=False),
             steps=st.integers(1, 10**9),
+        ),
+        middle=st.builds(
+            Middle,
+            sizes=st.lists(st.integers(), max_size=3).map(tuple),
+            scaling=st.none() | st.tuples(st.floats(-1e9, 1e9), st.integers()),
         ),
     )
 )

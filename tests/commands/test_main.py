@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 
+import jax
 import pytest
 
 from ixjax.commands import main as commands
@@ -120,6 +121,53 @@ def test_an_interruption_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     assert run(capsys, "prepare") == (
         130, "interrupted; run the same command again to continue\n",
     )  # fmt: skip
+
+
+def test_a_bug_keeps_its_traceback(capsys, monkeypatch):
+    def broken(*_):
+        raise ValueError("not the user's fault")
+
+    monkeypatch.setattr(commands, "_run", broken)
+    with pytest.raises(ValueError, match="not the user's fault"):
+        run(capsys, "prepare")
+
+
+def test_a_run_directory_with_brackets_is_shown_as_it_is(tmp_path, capsys):
+    out = tmp_path / "[seed1]"
+    with pytest.raises(SystemExit):
+        commands.main("search", ["--out", str(out)])
+    shown = "".join(capsys.readouterr().out.splitlines())
+    assert f"run {out} on " in shown
+
+
+@pytest.fixture
+def _jax_cache_settings():
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.usefixtures("_jax_cache_settings")
+def test_compiled_programs_are_kept_under_the_users_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv(commands.CACHE_SWITCH)
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
+    commands.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "ixjax" / "xla")
+
+
+@pytest.mark.usefixtures("_jax_cache_settings")
+def test_the_cache_can_be_elsewhere_off_or_jaxs_own(monkeypatch):
+    commands.use_compilation_cache()  # off, by the fixture above
+    assert jax.config.jax_compilation_cache_dir is None
+    monkeypatch.setenv(commands.CACHE_SWITCH, "/elsewhere")
+    commands.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == "/elsewhere"
+    monkeypatch.delenv(commands.CACHE_SWITCH)
+    commands.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == "/elsewhere"
 
 
 @pytest.mark.parametrize("stage", commands.STAGES)
