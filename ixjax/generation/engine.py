@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,14 @@ from flax import nnx
 
 from ixjax.generation import cache as kv
 from ixjax.generation.sampling import SamplingConfig, identity_keys, sample
-from ixjax.models import FULL_UNROLL_LAYERS, Transformer, attend_pieces, unstack
+from ixjax.models import (
+    FULL_UNROLL_LAYERS,
+    Transformer,
+    attend_pieces,
+    in_window,
+    select,
+    unstack,
+)
 
 SMALLEST_BUCKET = 4
 SMALLEST_SPAN = 64
@@ -263,36 +271,63 @@ def _causal(counts: jax.Array, size: int) -> jax.Array:
     return order & (jnp.arange(size)[None, :] < counts[:, None])[:, None, :]
 
 
-def _read(model, tokens, positions, counts, pieces, layers=None):
+class _Piece(NamedTuple):
+    """Keys and values that were read before, and who may see them.
+
+    stored: (keys, values), each `[L, S, K, m, D]`.
+    visible: `[S, 1, m]` bool.
+    positions: `[S or 1, m]` of the tokens in their rows.
+    """
+
+    stored: Any
+    visible: jax.Array  # [S, 1, m]
+    positions: jax.Array  # [S, m]
+
+
+def _read(model, tokens, first, counts, pieces, layers=None):
     """Run new tokens `[S, n]` on top of pieces of a cache.
 
     Args:
         model: the decoder.
         tokens: `[S, n]`, of which row s has `counts[s]`.
-        positions: `[S]` position of each row's first new token.
+        first: `[S]` position of each row's first new token.
         counts: `[S]`.
-        pieces: ((keys, values) `[L, S, K, m, D]`, visible `[S, 1, m]`) of what was read before.
+        pieces: a sequence of `_Piece`.
         layers: see `Transformer.run`; keys and values are then lists of L pairs.
 
     Returns:
         Hidden states `[S, n, hidden]`; keys and values of the new tokens.
     """
-    positions = positions[:, None] + jnp.arange(tokens.shape[1])[None, :]
+    config = model.config
+    positions = _behind(first, tokens.shape[1])
     causal = _causal(counts, tokens.shape[1])
-    stored, visible = [piece for piece, _ in pieces], [seen for _, seen in pieces]
+    visible = [*(piece.visible for piece in pieces), causal]
+    near = [
+        seen & in_window(config, positions, keys)
+        for seen, keys in zip(visible, [*(p.positions for p in pieces), positions], strict=True)
+    ]
 
-    def attend(layer, q, k, v):
-        seen = [(keys, values, mask) for (keys, values), mask in zip(layer, visible, strict=True)]
-        return attend_pieces(q, [*seen, (k, v, causal)]), (k, v)
+    def attend(layer, local, q, k, v):
+        masks = [select(local, a, b) for a, b in zip(near, visible, strict=True)]
+        read = [(*kv, mask) for kv, mask in zip([*layer, (k, v)], masks, strict=True)]
+        return attend_pieces(q, read, softcap=config.attention_softcap), (k, v)
 
+    stored = [piece.stored for piece in pieces]
     cache = stored if layers is None else list(zip(*stored, strict=True))
     return model.run(tokens, positions, attend, cache, layers=layers)
 
 
-def _past(cache: kv.KVCache, span: int) -> list:
+def _past(cache: kv.KVCache, span: int) -> list[_Piece]:
     """The first `span` columns of a cache as pieces for `_read`: one, or none of an empty cache."""
+    if not span:
+        return []
     stored = (cache.keys[:, :, :, :span], cache.values[:, :, :, :span])
-    return [(stored, _below(cache.lengths, span))] if span else []
+    return [_Piece(stored, _below(cache.lengths, span), jnp.arange(span)[None])]
+
+
+def _behind(first: jax.Array, count: int) -> jax.Array:
+    """`[S, count]` positions from `first` `[S]` on."""
+    return first[:, None] + jnp.arange(count)[None, :]
 
 
 def _below(counts: jax.Array, size: int) -> jax.Array:
@@ -332,7 +367,8 @@ def _decode(
     few = depth <= FULL_UNROLL_LAYERS
     apart = functools.partial(unstack, layers=depth) if few else lambda tree: tree
     layers = unstack(nnx.state(model.layers), depth) if few else None
-    past = [(apart(stored), visible) for stored, visible in _past(cache, span)]
+    past = [piece._replace(stored=apart(piece.stored)) for piece in _past(cache, span)]
+    side_positions = _behind(cache.lengths, steps)
     empty = jnp.zeros((*cache.keys.shape[:3], steps, cache.keys.shape[4]), cache.keys.dtype)
 
     def unfinished(state):
@@ -349,7 +385,7 @@ def _decode(
             token[:, None],
             cache.lengths + t,
             jnp.ones(rows, jnp.int32),
-            [*past, (state["new"], _below(jnp.full(rows, t), steps))],
+            [*past, _Piece(state["new"], _below(jnp.full(rows, t), steps), side_positions)],
             layers,
         )
         into = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=t)
@@ -391,7 +427,8 @@ def _score(graph, params, cache, prefix, prefix_counts, tails, tail_counts, *, s
     hidden, read = _read(model, prefix, cache.lengths, prefix_counts, past)
     last = jnp.take_along_axis(hidden, (prefix_counts - 1)[:, None, None], axis=1)[:, 0]
     first_logits = model.logits(last)  # [S, V]
-    pieces = [*past, (read, _below(prefix_counts, prefix.shape[1]))]
+    size = prefix.shape[1]
+    pieces = [*past, _Piece(read, _below(prefix_counts, size), _behind(cache.lengths, size))]
 
     def one(candidate):
         tokens, counts = candidate  # [S, n], [S]

@@ -7,6 +7,8 @@ from ixjax.models.transformer import (
     FULL_UNROLL_LAYERS,
     Transformer,
     attend_pieces,
+    in_window,
+    select,
     unstack,
 )
 
@@ -17,9 +19,11 @@ __all__ = [
     "Transformer",
     "abstract_params",
     "attend_pieces",
+    "in_window",
     "init_model",
     "load_hf",
     "param_shardings",
     "save_hf",
+    "select",
     "unstack",
 ]

@@ -11,11 +11,15 @@ import dataclasses
 from typing import Literal
 
 DType = Literal["float32", "bfloat16", "float16"]
+Activation = Literal["silu", "gelu_tanh"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder of the Llama kind (RMSNorm, RoPE, grouped-query attention, SwiGLU)."""
+    """A decoder of the Llama kind: RMSNorm, RoPE, grouped-query attention, a gated MLP.
+
+    What other families add to Llama are fields here, off by default.
+    """
 
     vocab_size: int
     """Rows of the embedding table."""
@@ -30,15 +34,39 @@ class ModelConfig:
     head_dim: int
     """Width of one head."""
     intermediate_size: int
-    """Width of the SwiGLU."""
+    """Width of the gated MLP."""
     max_length: int = 512
     """Longest context in tokens that the model is trained on and the KV cache is sized for."""
+    activation: Activation = "silu"
+    """Of the MLP's gate: SwiGLU, or Gemma's GELU (tanh form)."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     rope_scaling: tuple[float, float, float, int] | None = None
     """Llama 3 scaling: (factor, low_freq_factor, high_freq_factor, original_max_length)."""
+    rope_factor: float = 1.0
+    """Linear scaling: positions are divided by it (Gemma 3's global layers)."""
+    local_rope_theta: float | None = None
+    """Base of the rotary frequencies of local layers, unscaled; None: as in the others."""
+    sliding_window: int | None = None
+    """Tokens that a local layer sees, the present one included; None: no layer is local."""
+    local_layers: tuple[bool, ...] = ()
+    """Which of the layers are local; empty: all, where there is a window."""
     norm_eps: float = 1e-5
     """Epsilon of every RMSNorm."""
+    norm_offset: float = 0.0
+    """Added to every norm's weight (Gemma stores them as differences from 1)."""
+    qk_norm: bool = False
+    """Whether queries and keys are normed, head by head, before they are rotated (Qwen3)."""
+    post_norms: bool = False
+    """Whether attention and MLP are normed again before they are added (Gemma)."""
+    query_pre_attn_scalar: float | None = None
+    """Scores are divided by its square root; None: by that of head_dim (Gemma)."""
+    attention_softcap: float | None = None
+    """Attention scores s become cap * tanh(s / cap) (Gemma 2)."""
+    logits_softcap: float | None = None
+    """The same for the output logits (Gemma 2)."""
+    scale_embeddings: bool = False
+    """Whether embeddings are multiplied by sqrt(hidden_size) (Gemma)."""
     tie_embeddings: bool = True
     """Whether the output head is the embedding table."""
     attention_bias: bool = False
@@ -61,13 +89,28 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary embedding needs an even number")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window is {self.sliding_window}; it must be at least 1")
+        if self.local_layers and len(self.local_layers) != self.num_layers:
+            raise ValueError(
+                f"local_layers lists {len(self.local_layers)} layers; num_layers is "
+                f"{self.num_layers}"
+            )
+
+    @property
+    def is_local(self) -> tuple[bool, ...]:
+        """`[L]`: which layers see the last `sliding_window` tokens alone."""
+        if self.sliding_window is None:
+            return (False,) * self.num_layers
+        return self.local_layers or (True,) * self.num_layers
 
     @property
     def num_parameters(self) -> int:
         """Weights of the network, tied embeddings counted once."""
         h = self.hidden_size
         q, k = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        block = h * (2 * q + 2 * k) + 3 * h * self.intermediate_size + 2 * h
+        block = h * (2 * q + 2 * k) + 3 * h * self.intermediate_size
+        block += (4 if self.post_norms else 2) * h + (2 * self.head_dim if self.qk_norm else 0)
         block += (q + 2 * k) if self.attention_bias else 0
         embeddings = self.vocab_size * h * (1 if self.tie_embeddings else 2)
         return embeddings + self.num_layers * block + h

@@ -1,6 +1,6 @@
 """Hugging Face checkpoints in and out: config.json and safetensors, nothing that executes.
 
-One table, `TENSORS`, says what differs between Hugging Face's weights and ours. A folder is checked
+One table, `tensors`, says what differs between Hugging Face's weights and ours. A folder is checked
 whole, by its headers, before the first weight is read. Then every weight is filled shard by shard
 from memory-mapped files: each device's part is read on its own and cast on the way, so the host
 never holds more than one (stacked) weight. `ixjax.models.hf_config` reads the config.json.
@@ -54,8 +54,8 @@ def _linear(name: str) -> Tensor:
     return Tensor(name, transposed=True)
 
 
-# attribute path of `weight_specs` -> tensor
-TENSORS: Mapping[str, Tensor] = {
+# attribute path of `weight_specs` -> tensor; `tensors` adds what depends on the family
+_TENSORS: Mapping[str, Tensor] = {
     "embedding": Tensor("model.embed_tokens.weight"),
     "layers.attention_norm": Tensor("model.layers.{}.input_layernorm.weight"),
     "layers.query": _linear("model.layers.{}.self_attn.q_proj.weight"),
@@ -65,14 +65,27 @@ TENSORS: Mapping[str, Tensor] = {
     "layers.key_bias": Tensor("model.layers.{}.self_attn.k_proj.bias"),
     "layers.value_bias": Tensor("model.layers.{}.self_attn.v_proj.bias"),
     "layers.output": _linear("model.layers.{}.self_attn.o_proj.weight"),
-    "layers.mlp_norm": Tensor("model.layers.{}.post_attention_layernorm.weight"),
+    "layers.query_norm": Tensor("model.layers.{}.self_attn.q_norm.weight"),
+    "layers.key_norm": Tensor("model.layers.{}.self_attn.k_norm.weight"),
     "layers.gate": _linear("model.layers.{}.mlp.gate_proj.weight"),
     "layers.up": _linear("model.layers.{}.mlp.up_proj.weight"),
     "layers.down": _linear("model.layers.{}.mlp.down_proj.weight"),
     "norm": Tensor("model.norm.weight"),
     "head": _linear(HEAD),
 }
+_PRE_NORMS = {"layers.mlp_norm": Tensor("model.layers.{}.post_attention_layernorm.weight")}
+_PRE_AND_POST_NORMS = {
+    "layers.attention_post_norm": Tensor("model.layers.{}.post_attention_layernorm.weight"),
+    "layers.mlp_norm": Tensor("model.layers.{}.pre_feedforward_layernorm.weight"),
+    "layers.mlp_post_norm": Tensor("model.layers.{}.post_feedforward_layernorm.weight"),
+}
 RECOMPUTED = ".rotary_emb.inv_freq"  # a buffer that old Llama exports carry
+
+
+def tensors(config: ModelConfig) -> dict[str, Tensor]:
+    """Hugging Face's tensor of each of this network's weights, by attribute path."""
+    named = {**_TENSORS, **(_PRE_AND_POST_NORMS if config.post_norms else _PRE_NORMS)}
+    return {path: named[path] for path in weight_specs(config)}
 
 
 def load_hf(
@@ -129,17 +142,25 @@ def save_hf(
         path: the folder, made where it is missing; weights that it held before are replaced.
         tokenizer: saved beside the model; its special tokens are named in config.json.
         shard_bytes: a file is closed before it outgrows this.
+
+    Raises:
+        ValueError: transformers has no architecture that computes this network.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    described = to_json(model.config, tokenizer)
     shards = _plan_shards(model.config, shard_bytes)
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     names = names if len(names) > 1 else [WEIGHTS]
+    named = tensors(model.config)
     fetch = functools.lru_cache(maxsize=1)(functools.partial(_fetch, model))
     for name, shard in zip(names, shards, strict=True):
-        tensors = {hf_name: _export(fetch(path), path, layer) for hf_name, path, layer in shard}
+        values = {
+            hf_name: _export(fetch(path), layer, transposed=named[path].transposed)
+            for hf_name, path, layer in shard
+        }
         partial = folder / f".{name}.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
+        save_file(values, partial, metadata={"format": "pt"})
         os.replace(partial, folder / name)
     for stale in folder.glob("model*.safetensors*"):
         if stale.name not in names:
@@ -148,7 +169,7 @@ def save_hf(
         weight_map = {t[0]: n for n, shard in zip(names, shards, strict=True) for t in shard}
         total = sum(spec.nbytes for spec in jax.tree.leaves(nnx.state(model, nnx.Param)))
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    write_json(folder / CONFIG, to_json(model.config, tokenizer))
+    write_json(folder / CONFIG, described)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
@@ -225,9 +246,7 @@ def _open_file(file: Path, files: contextlib.ExitStack) -> Any:
 def _layout(config: ModelConfig) -> Iterator[tuple[str, str, int | None, tuple[int, ...]]]:
     """Hugging Face's tensors for this shape: (their name, our path, layer, their shape)."""
     specs = weight_specs(config)
-    for path, tensor in TENSORS.items():
-        if path not in specs:
-            continue
+    for path, tensor in tensors(config).items():
         stacked = path.startswith("layers.")
         shape = specs[path].shape[1:] if stacked else specs[path].shape
         shape = shape[::-1] if tensor.transposed else shape
@@ -267,7 +286,7 @@ def _check(checkpoint: _Checkpoint, config: ModelConfig) -> None:
 def _check_tied(checkpoint: _Checkpoint) -> None:
     """Some exports repeat the tied embedding as the head; another head would be lost silently."""
     whole = (slice(None), slice(None))
-    embedding = checkpoint.read(TENSORS["embedding"].name, whole, transposed=False)
+    embedding = checkpoint.read(_TENSORS["embedding"].name, whole, transposed=False)
     if not np.array_equal(embedding, checkpoint.read(HEAD, whole, transposed=False)):
         raise InputError(
             f"{checkpoint.file(HEAD)}: tensor {HEAD} differs from the embedding, but {CONFIG} has "
@@ -279,7 +298,7 @@ def _place(
     checkpoint: _Checkpoint, path: str, config: ModelConfig, sharding: NamedSharding
 ) -> jax.Array:
     """One of our weights, read into its shards."""
-    tensor, spec = TENSORS[path], weight_specs(config)[path]
+    tensor, spec = tensors(config)[path], weight_specs(config)[path]
     dtype = jax.numpy.dtype(config.param_dtype)
 
     @functools.cache  # devices that hold the same part share one read
@@ -322,6 +341,6 @@ def _fetch(model: Transformer, path: str) -> np.ndarray:
     return np.asarray(parameter[...])
 
 
-def _export(value: np.ndarray, path: str, layer: int | None) -> np.ndarray:
+def _export(value: np.ndarray, layer: int | None, *, transposed: bool) -> np.ndarray:
     value = value if layer is None else value[layer]
-    return np.ascontiguousarray(value.T if TENSORS[path].transposed else value)
+    return np.ascontiguousarray(value.T if transposed else value)

@@ -16,6 +16,7 @@ from ixjax.io import InputError, read_json
 from ixjax.models.config import DType, ModelConfig
 
 CONFIG = "config.json"
+FULL, SLIDING = "full_attention", "sliding_attention"
 LONGEST_DEFAULT = 4096  # published lengths (131072) would size every KV cache row for them
 
 
@@ -24,17 +25,79 @@ class Family:
     """An architecture of transformers that `Transformer` computes."""
 
     model_type: str
-    attention_bias: bool
-    """Whether q, k and v have a bias."""
+    shape: Mapping[str, Any]
+    """Fields of `ModelConfig` that make this family; all others of `FAMILY_FIELDS` are default."""
     must_be: Mapping[str, Any]
     """Settings that would change the network: the value we compute, also when absent."""
+    absent: Mapping[str, Any]
+    """What transformers takes for other settings that a config.json leaves out."""
+    windows: bool = True
+    """Whether its layers can have a sliding window."""
 
 
+FAMILY_FIELDS = (
+    "attention_bias",
+    "qk_norm",
+    "post_norms",
+    "norm_offset",
+    "activation",
+    "scale_embeddings",
+)
+_GEMMA_SHAPE = {
+    "post_norms": True,
+    "norm_offset": 1.0,
+    "activation": "gelu_tanh",
+    "scale_embeddings": True,
+}
+_GEMMA_MUST_BE = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False}
+_GEMMA_ABSENT = {
+    "tie_word_embeddings": True,
+    "head_dim": 256,
+    "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
 FAMILIES: Mapping[str, Family] = {
     "LlamaForCausalLM": Family(
-        "llama", False, {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+        "llama",
+        {},
+        {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+        {},
+        windows=False,
     ),
-    "Qwen2ForCausalLM": Family("qwen2", True, {"hidden_act": "silu"}),
+    "MistralForCausalLM": Family(
+        "mistral", {}, {"hidden_act": "silu"}, {"num_key_value_heads": 8, "sliding_window": 4096}
+    ),
+    "Qwen2ForCausalLM": Family(
+        "qwen2",
+        {"attention_bias": True},
+        {"hidden_act": "silu"},
+        {"num_key_value_heads": 32, "max_window_layers": 28},
+    ),
+    "Qwen3ForCausalLM": Family(
+        "qwen3",
+        {"qk_norm": True},
+        {"hidden_act": "silu", "attention_bias": False},
+        {"num_key_value_heads": 32, "head_dim": 128, "max_window_layers": 28},
+    ),
+    "Gemma2ForCausalLM": Family(
+        "gemma2",
+        _GEMMA_SHAPE,
+        _GEMMA_MUST_BE,
+        _GEMMA_ABSENT
+        | {
+            "sliding_window_pattern": 2,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "Gemma3ForCausalLM": Family(
+        "gemma3_text",
+        _GEMMA_SHAPE | {"qk_norm": True},
+        _GEMMA_MUST_BE,
+        _GEMMA_ABSENT
+        | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+    ),
 }
 
 
@@ -61,6 +124,9 @@ class _Fields:
         if not numeric or not 0 < value < math.inf:
             raise self.error(name, "a positive number")
         return float(value)
+
+    def optional_number(self, name: str) -> float | None:
+        return None if self.values.get(name) is None else self.number(name)
 
     def flag(self, name: str, default: bool) -> bool:
         value = self._get(name, default)
@@ -97,30 +163,36 @@ def read_config(
         raise InputError(f"{path}: expected a JSON object, found a {type(values).__name__}")
     fields = _Fields(str(path), values)
     family = _family(fields)
-    theta, scaling = _rope(fields)
+    fields = _Fields(str(path), {**family.absent, **values})
     longest = fields.integer("max_position_embeddings", LONGEST_DEFAULT)
     if max_length is not None and max_length > longest:
         raise InputError(
             f"{path}: max_position_embeddings is {longest}; max_length={max_length} exceeds it"
         )
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    layers = fields.integer("num_hidden_layers")
+    window, local_layers = _window(fields, family, layers)
     try:
         return ModelConfig(
             vocab_size=fields.integer("vocab_size"),
             hidden_size=hidden,
-            num_layers=fields.integer("num_hidden_layers"),
+            num_layers=layers,
             num_heads=heads,
             num_kv_heads=fields.integer("num_key_value_heads", heads),
             head_dim=fields.integer("head_dim", max(hidden // heads, 1)),
             intermediate_size=fields.integer("intermediate_size"),
             max_length=min(longest, LONGEST_DEFAULT) if max_length is None else max_length,
-            rope_theta=theta,
-            rope_scaling=scaling,
             norm_eps=fields.number("rms_norm_eps", 1e-6),
             tie_embeddings=fields.flag("tie_word_embeddings", default=False),
-            attention_bias=family.attention_bias,
+            sliding_window=window,
+            local_layers=local_layers,
+            query_pre_attn_scalar=fields.optional_number("query_pre_attn_scalar"),
+            attention_softcap=fields.optional_number("attn_logit_softcapping"),
+            logits_softcap=fields.optional_number("final_logit_softcapping"),
             param_dtype=dtype,
             compute_dtype=compute_dtype or dtype,
+            **_rope(fields),
+            **family.shape,
         )
     except InputError:
         raise
@@ -140,54 +212,101 @@ def _family(fields: _Fields) -> Family:
             raise fields.error(field, f"{supported!r}, the only one supported for {name}")
     if fields.values.get("quantization_config"):
         raise fields.error("quantization_config", "none: weights must be plain floating point")
-    layer_types = fields.values.get("layer_types") or ["full_attention"]
-    if not isinstance(layer_types, list) or any(t != "full_attention" for t in layer_types):
-        raise fields.error("layer_types", "full_attention alone: no sliding window is supported")
-    # With layer types given, the flag alone puts no window on any layer.
-    if fields.values.get("use_sliding_window") and not fields.values.get("layer_types"):
-        raise fields.error("use_sliding_window", "false: no sliding window is supported")
+    if fields.values.get("use_bidirectional_attention"):
+        raise fields.error("use_bidirectional_attention", "false: a decoder sees the past alone")
     return family
 
 
-def _rope(fields: _Fields) -> tuple[float, tuple[float, float, float, int] | None]:
-    """Base and scaling, from `rope_parameters` (5) or `rope_theta` and `rope_scaling` (4)."""
+def _window(fields: _Fields, family: Family, layers: int) -> tuple[int | None, tuple[bool, ...]]:
+    """Sliding window in tokens, and which layers have it (empty: all of them)."""
+    types = fields.values.get("layer_types") or _default_layer_types(fields, family, layers)
+    known = {FULL, SLIDING} if family.windows else {FULL}
+    if not isinstance(types, list) or len(types) != layers or not known.issuperset(types):
+        raise fields.error("layer_types", f"{layers} of {', '.join(sorted(known))}")
+    if SLIDING not in types:
+        return None, ()
+    if not fields.flag("use_sliding_window", default=True):
+        raise fields.error("use_sliding_window", f"true, as layer_types has {SLIDING}")
+    window = fields.integer("sliding_window")
+    return window, () if FULL not in types else tuple(kind == SLIDING for kind in types)
+
+
+def _default_layer_types(fields: _Fields, family: Family, layers: int) -> list[str]:
+    """The rule by which each family's config class fills `layer_types` in."""
+    if family.model_type == "mistral":
+        full = [fields.values.get("sliding_window") is None] * layers
+    elif "max_window_layers" in family.absent:  # Qwen: the upper layers, where it is switched on
+        used = fields.flag("use_sliding_window", default=False)
+        first = fields.integer("max_window_layers") if used else layers
+        full = [layer < first for layer in range(layers)]
+    elif "sliding_window_pattern" in family.absent:  # Gemma: all but every n-th layer
+        period = fields.integer("sliding_window_pattern")
+        full = [(layer + 1) % period == 0 for layer in range(layers)]
+    else:
+        full = [True] * layers
+    return [FULL if sees_all else SLIDING for sees_all in full]
+
+
+def _rope(fields: _Fields) -> dict[str, Any]:
+    """Rotary fields, from `rope_parameters` (5) or `rope_theta` and `rope_scaling` (4)."""
+    local_theta = fields.optional_number("rope_local_base_freq")
     theta = fields.number("rope_theta", 10000.0)
     rope = fields.nested("rope_scaling") or fields.nested("rope_parameters")
-    if rope is None:
-        return theta, None
-    theta = rope.number("rope_theta", theta)
+    if rope is not None and (FULL in rope.values or SLIDING in rope.values):
+        local = rope.nested(SLIDING)
+        if local is not None:
+            local_theta = local.number("rope_theta", local_theta)
+            if local.values.get("rope_type", "default") != "default":
+                raise local.error("rope_type", "default")
+        rope = rope.nested(FULL)
+    found = {"rope_theta": theta, "local_rope_theta": local_theta}
+    return found if rope is None else found | _scaling(rope, theta)
+
+
+def _scaling(rope: _Fields, theta: float) -> dict[str, Any]:
+    """Base and scaling of the layers that see everything."""
+    found: dict[str, Any] = {"rope_theta": rope.number("rope_theta", theta)}
     if rope.number("partial_rotary_factor", 1.0) != 1.0:
         raise rope.error("partial_rotary_factor", "1: partial rotation is not supported")
     key = "rope_type" if "rope_type" in rope.values else "type"
     kind = rope.values.get(key, "default")
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        raise rope.error(key, "one of the supported: default, llama3")
-    factor, low, high = (
-        rope.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor")
-    )
-    if high <= low:
-        raise rope.error("high_freq_factor", f"more than low_freq_factor ({low})")
-    return theta, (factor, low, high, rope.integer("original_max_position_embeddings"))
+    if kind == "linear":
+        found["rope_factor"] = rope.number("factor")
+    elif kind == "llama3":
+        names = ("factor", "low_freq_factor", "high_freq_factor")
+        factor, low, high = (rope.number(name) for name in names)
+        if high <= low:
+            raise rope.error("high_freq_factor", f"more than low_freq_factor ({low})")
+        original = rope.integer("original_max_position_embeddings")
+        found["rope_scaling"] = (factor, low, high, original)
+    elif kind != "default":
+        raise rope.error(key, "one of the supported: default, linear, llama3")
+    return found
+
+
+def architecture(config: ModelConfig) -> str:
+    """The name under which transformers computes this network.
+
+    Raises:
+        ValueError: it has none.
+    """
+    plain = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+    for name, family in FAMILIES.items():
+        expected = {field: family.shape.get(field, plain[field]) for field in FAMILY_FIELDS}
+        same = all(getattr(config, field) == value for field, value in expected.items())
+        if same and (family.windows or not any(config.is_local)):
+            return name
+    raise ValueError(f"no architecture of transformers computes {config}")
 
 
 def to_json(config: ModelConfig, tokenizer: Any) -> dict[str, Any]:
     """The config.json of a model, in the form of transformers 4, which 5 reads as well."""
-    architecture = next(
-        name for name, f in FAMILIES.items() if f.attention_bias == config.attention_bias
-    )
-    scaling = None
-    if config.rope_scaling is not None:
-        names = ("factor", "low_freq_factor", "high_freq_factor")
-        scaling = dict(zip(names, config.rope_scaling, strict=False)) | {
-            "rope_type": "llama3",
-            "original_max_position_embeddings": config.rope_scaling[3],
-        }
+    name = architecture(config)
+    family = FAMILIES[name]
     return {
-        "architectures": [architecture],
-        "model_type": FAMILIES[architecture].model_type,
-        **FAMILIES[architecture].must_be,
+        "architectures": [name],
+        "model_type": family.model_type,
+        **family.must_be,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,
@@ -196,13 +315,52 @@ def to_json(config: ModelConfig, tokenizer: Any) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "intermediate_size": config.intermediate_size,
         "max_position_embeddings": config.max_length,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": config.param_dtype,
+        **_rope_json(config),
+        **(_window_json(config) if family.windows else {}),
+        **(_gemma_json(config) if config.post_norms else {}),
         # Null without a tokenizer: the classes' defaults (1 and 2) would be ordinary tokens here.
         "bos_token_id": getattr(tokenizer, "bos_token_id", None),
         "eos_token_id": getattr(tokenizer, "eos_token_id", None),
         "pad_token_id": getattr(tokenizer, "pad_token_id", None),
+    }
+
+
+def _rope_json(config: ModelConfig) -> dict[str, Any]:
+    scaling = None
+    if config.rope_scaling is not None:
+        names = ("factor", "low_freq_factor", "high_freq_factor")
+        scaling = dict(zip(names, config.rope_scaling, strict=False)) | {
+            "rope_type": "llama3",
+            "original_max_position_embeddings": config.rope_scaling[3],
+        }
+    elif config.rope_factor != 1.0:
+        scaling = {"rope_type": "linear", "factor": config.rope_factor}
+    local = config.local_rope_theta
+    return {
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        **({} if local is None else {"rope_local_base_freq": local}),
+    }
+
+
+def _window_json(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "sliding_window": config.sliding_window,
+        "layer_types": [SLIDING if local else FULL for local in config.is_local],
+        "use_sliding_window": any(config.is_local),
+        "max_window_layers": config.is_local.index(True)
+        if any(config.is_local)
+        else config.num_layers,
+    }
+
+
+def _gemma_json(config: ModelConfig) -> dict[str, Any]:
+    scalar = config.query_pre_attn_scalar or config.head_dim
+    return {
+        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+        "attn_logit_softcapping": config.attention_softcap,
+        "final_logit_softcapping": config.logits_softcap,
     }

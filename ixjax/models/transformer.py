@@ -1,4 +1,4 @@
-"""A decoder-only transformer of the Llama kind, in Flax NNX.
+"""A decoder-only transformer in Flax NNX: Llama, and what other families add to it as fields.
 
 One table, `weight_specs`, describes every weight: shape, logical axes, initialiser. Parameters,
 their shardings and the abstract tree that a checkpoint is restored into all derive from it.
@@ -17,7 +17,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,11 @@ from jax.typing import DTypeLike
 
 from ixjax.models.config import ModelConfig
 
-# attend(layer_cache, q [B, H, T, D], k [B, K, T, D], v [B, K, T, D]) -> (out [B, H, T, D], kept)
-Attend = Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+# Whether a layer sees its window alone: known where layers are unrolled, traced where scanned.
+Local = bool | jax.Array
+# attend(layer_cache, local, q [B, H, T, D], k [B, K, T, D], v [B, K, T, D])
+#   -> (out [B, H, T, D], kept); q comes scaled
+Attend = Callable[[Any, Local, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 MASKED = -1e30  # finite, so that a row without any visible key gives zeros' mean and not NaN
 FULL_UNROLL_LAYERS = 8  # up to here unrolling costs little to compile and saves cache slicing
@@ -56,19 +59,20 @@ def weight_specs(config: ModelConfig) -> dict[str, WeightSpec]:
     q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     # Projections back into the residual stream shrink with depth (Radford et al. 2019).
     out_scale = 0.02 / math.sqrt(2 * layers)
+    norm_scale = 0.0 if c.norm_offset else None
 
     def stacked(shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float | None):
         return WeightSpec((layers, *shape), ("layers", *axes), scale)
 
     specs = {
         "embedding": WeightSpec((c.vocab_size, hidden), ("vocab", "embed"), 0.02),
-        "norm": WeightSpec((hidden,), (None,), None),
-        "layers.attention_norm": stacked((hidden,), (None,), None),
+        "norm": WeightSpec((hidden,), (None,), norm_scale),
+        "layers.attention_norm": stacked((hidden,), (None,), norm_scale),
         "layers.query": stacked((hidden, q), ("embed", "heads"), 0.02),
         "layers.key": stacked((hidden, kv), ("embed", "kv_heads"), 0.02),
         "layers.value": stacked((hidden, kv), ("embed", "kv_heads"), 0.02),
         "layers.output": stacked((q, hidden), ("heads", "embed"), out_scale),
-        "layers.mlp_norm": stacked((hidden,), (None,), None),
+        "layers.mlp_norm": stacked((hidden,), (None,), norm_scale),
         "layers.gate": stacked((hidden, mlp), ("embed", "mlp"), 0.02),
         "layers.up": stacked((hidden, mlp), ("embed", "mlp"), 0.02),
         "layers.down": stacked((mlp, hidden), ("mlp", "embed"), out_scale),
@@ -79,6 +83,16 @@ def weight_specs(config: ModelConfig) -> dict[str, WeightSpec]:
             "layers.key_bias": stacked((kv,), ("kv_heads",), 0.0),
             "layers.value_bias": stacked((kv,), ("kv_heads",), 0.0),
         }
+    if c.qk_norm:
+        specs |= {
+            "layers.query_norm": stacked((c.head_dim,), (None,), norm_scale),
+            "layers.key_norm": stacked((c.head_dim,), (None,), norm_scale),
+        }
+    if c.post_norms:
+        specs |= {
+            "layers.attention_post_norm": stacked((hidden,), (None,), norm_scale),
+            "layers.mlp_post_norm": stacked((hidden,), (None,), norm_scale),
+        }
     if not c.tie_embeddings:
         specs["head"] = WeightSpec((hidden, c.vocab_size), ("embed", "vocab"), 0.02)
     return specs
@@ -87,8 +101,6 @@ def weight_specs(config: ModelConfig) -> dict[str, WeightSpec]:
 class Blocks(nnx.Module):
     """All decoder blocks, each weight stacked to `[L, ...]`."""
 
-    attention_norm: nnx.Param
-    mlp_norm: nnx.Param
     gate: nnx.Param
     up: nnx.Param
     down: nnx.Param
@@ -155,9 +167,11 @@ class Transformer(nnx.Module):
         if segment_ids is not None:
             same = segment_ids[:, :, None] == segment_ids[:, None, :]
             visible = visible & same & (segment_ids > 0)[:, None, :]
+        near = visible & in_window(self.config, positions, positions)
 
-        def attend(_, q, k, v):
-            return attend_pieces(q, [(k, v, visible)]), None
+        def attend(_, local, q, k, v):
+            pieces = [(k, v, select(local, near, visible))]
+            return attend_pieces(q, pieces, softcap=self.config.attention_softcap), None
 
         return self.run(tokens, positions, attend)[0]
 
@@ -190,30 +204,44 @@ class Transformer(nnx.Module):
         rotary = rotary_angles(config, positions)
         with jax.named_scope("embed"):
             x = self.embedding[...][tokens].astype(config.compute_dtype)
+            if config.scale_embeddings:
+                x = x * jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
+
+        # Known while tracing where all layers are alike, so that nothing is computed twice.
+        alike = config.is_local[0] if len(set(config.is_local)) == 1 else None
 
         def body(x, layer):
-            weights, layer_cache = layer
-            return block(config, nnx.merge(graph, weights), x, rotary, attend, layer_cache)
+            weights, layer_cache, local = layer
+            local = alike if local is None else local
+            turn = jax.tree.map(functools.partial(select, local), rotary.local, rotary.all)
+            here = functools.partial(attend, layer_cache, local)
+            return block(config, nnx.merge(graph, weights), x, turn, here)
 
         if layers is None:
             unroll = config.num_layers <= FULL_UNROLL_LAYERS
-            x, kept = jax.lax.scan(body, x, (params, cache), unroll=unroll)
+            local = None if alike is not None else jnp.array(config.is_local)
+            x, kept = jax.lax.scan(body, x, (params, cache, local), unroll=unroll)
         else:
             kept = []
-            for layer in zip(layers, cache, strict=True):
+            for layer in zip(layers, cache, config.is_local, strict=True):
                 x, kept_here = body(x, layer)
                 kept.append(kept_here)
-        return rms_norm(x, self.norm[...], config.norm_eps), kept
+        return rms_norm(x, self.norm[...], config.norm_eps, config.norm_offset), kept
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The LM head: `[..., hidden_size]` to float32 `[..., V]`."""
         with jax.named_scope("head"):
             weight = self.embedding[...].T if self.config.tie_embeddings else self.head[...]
-            return linear(hidden, weight, out_dtype=jnp.float32)
+            logits = linear(hidden, weight, out_dtype=jnp.float32)
+            return soften(logits, self.config.logits_softcap)
 
 
 def block(
-    config: ModelConfig, w: Blocks, x: jax.Array, rotary: Rotary, attend: Attend, layer_cache: Any
+    config: ModelConfig,
+    w: Blocks,
+    x: jax.Array,
+    rotary: Angles,
+    attend: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]],
 ) -> tuple[jax.Array, Any]:
     """One decoder block: `[B, T, hidden]` in and out, and what `attend` kept."""
     batch, length, _ = x.shape
@@ -225,22 +253,54 @@ def block(
             out = out + _along_last(getattr(w, f"{name}_bias")[...].astype(dtype), out.ndim)
         return out
 
+    def norm(y: jax.Array, name: str) -> jax.Array:
+        return rms_norm(y, getattr(w, name)[...], config.norm_eps, config.norm_offset)
+
     def heads(y: jax.Array, count: int) -> jax.Array:
         return y.reshape(batch, length, count, config.head_dim).swapaxes(1, 2)
 
     with jax.named_scope("attention"):
-        y = rms_norm(x, w.attention_norm[...], config.norm_eps)
-        q = rotate(heads(project(y, "query"), config.num_heads), rotary)
-        k = rotate(heads(project(y, "key"), config.num_kv_heads), rotary)
+        y = norm(x, "attention_norm")
+        q = heads(project(y, "query"), config.num_heads)
+        k = heads(project(y, "key"), config.num_kv_heads)
         v = heads(project(y, "value"), config.num_kv_heads)
-        out, kept = attend(layer_cache, q, k, v)
-        x = x + project(out.swapaxes(1, 2).reshape(batch, length, -1), "output")
+        if config.qk_norm:
+            q, k = norm(q, "query_norm"), norm(k, "key_norm")
+        scale = 1.0 / math.sqrt(config.query_pre_attn_scalar or config.head_dim)
+        out, kept = attend(rotate(q, rotary, scale=scale), rotate(k, rotary), v)
+        out = project(out.swapaxes(1, 2).reshape(batch, length, -1), "output")
+        x = x + (norm(out, "attention_post_norm") if config.post_norms else out)
     with jax.named_scope("mlp"):
-        y = rms_norm(x, w.mlp_norm[...], config.norm_eps)
-        gate = linear(y, w.gate[...])
-        up = linear(y, w.up[...])
-        x = x + linear(jax.nn.silu(gate) * up, w.down[...])
+        y = norm(x, "mlp_norm")
+        activate = ACTIVATIONS[config.activation]
+        out = linear(activate(linear(y, w.gate[...])) * linear(y, w.up[...]), w.down[...])
+        x = x + (norm(out, "mlp_post_norm") if config.post_norms else out)
     return x, kept
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+def select(local: Local, near: jax.Array, everything: jax.Array) -> jax.Array:
+    """What a local layer is given, or what another is."""
+    if isinstance(local, bool):
+        return near if local else everything
+    return jnp.where(local, near, everything)
+
+
+def in_window(config: ModelConfig, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """`[B, T, n]` bool: keys at positions `[B, n]` that local layers see from `[B, T]`."""
+    if config.sliding_window is None:
+        return jnp.ones((1, 1, 1), bool)
+    return queries[:, :, None] - keys[:, None, :] < config.sliding_window
+
+
+def soften(scores: jax.Array, cap: float | None) -> jax.Array:
+    """Scores held within +-cap by a tanh (Gemma team 2024, "Gemma 2"); None leaves them."""
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
 def unstack(tree: Any, layers: int) -> list[Any]:
@@ -259,15 +319,21 @@ def linear(x: jax.Array, weight: jax.Array, *, out_dtype: DTypeLike | None = Non
     return product.reshape(*x.shape[:-1], weight.shape[-1])
 
 
-def attend_pieces(q: jax.Array, pieces: list[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
+def attend_pieces(
+    q: jax.Array,
+    pieces: list[tuple[jax.Array, jax.Array, jax.Array]],
+    *,
+    softcap: float | None = None,
+) -> jax.Array:
     """Attention over keys that lie in several arrays, as if they were concatenated.
 
     A KV cache, a side buffer of what was just decoded and the present tokens can then be read
     where they are: no piece is copied.
 
     Args:
-        q: `[B, H, T, D]` queries.
+        q: `[B, H, T, D]` queries, scaled.
         pieces: (keys `[B, K, n, D]`, values `[B, K, n, D]`, visible `[B or 1, T, n]` bool).
+        softcap: see `ModelConfig.attention_softcap`.
 
     Returns:
         `[B, H, T, D]` in q's dtype; the softmax is computed in float32.
@@ -275,11 +341,11 @@ def attend_pieces(q: jax.Array, pieces: list[tuple[jax.Array, jax.Array, jax.Arr
     batch, num_heads, length, head_dim = q.shape
     num_kv_heads = pieces[0][0].shape[1]
     # Queries that share a KV head sit in one matrix: [B, K, (H/K) * T, D].
-    grouped = (q * (1.0 / math.sqrt(head_dim))).reshape(batch, num_kv_heads, -1, head_dim)
+    grouped = q.reshape(batch, num_kv_heads, -1, head_dim)
     scores = []
     for keys, _, visible in pieces:
         s = jnp.einsum("bkqd,bknd->bkqn", grouped, keys, preferred_element_type=jnp.float32)
-        s = s.reshape(batch, num_kv_heads, -1, length, keys.shape[2])
+        s = soften(s, softcap).reshape(batch, num_kv_heads, -1, length, keys.shape[2])
         scores.append(jnp.where(visible[:, None, None], s, MASKED))
     top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
     # The softmax does not depend on the shift: no gradient need go through the maximum.
@@ -294,28 +360,45 @@ def attend_pieces(q: jax.Array, pieces: list[tuple[jax.Array, jax.Array, jax.Arr
     return jnp.asarray(out / total).astype(q.dtype).reshape(batch, num_heads, length, head_dim)
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
     """Root-mean-square norm over the last axis, in float32 (Zhang and Sennrich 2019)."""
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (x32 * _along_last(weight.astype(jnp.float32), x.ndim)).astype(x.dtype)
+    return (x32 * _along_last(weight.astype(jnp.float32) + offset, x.ndim)).astype(x.dtype)
 
 
 def _along_last(weight: jax.Array, ndim: int) -> jax.Array:
     return weight.reshape((1,) * (ndim - 1) + weight.shape)
 
 
-Rotary = tuple[jax.Array, jax.Array]
+Angles = tuple[jax.Array, jax.Array]  # cosines and sines, each [B, 1, T, D/2]
+
+
+class Rotary(NamedTuple):
+    """Angles of every position, for layers that see all and for local ones."""
+
+    all: Angles
+    local: Angles
 
 
 def rotary_angles(config: ModelConfig, positions: jax.Array) -> Rotary:
-    """Cosines and sines `[B, 1, T, D/2]` of each position, in float32 (bfloat16 rounds 257)."""
-    half = config.head_dim // 2
-    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    """Cosines and sines of `[B, T]` positions, in float32 (bfloat16 rounds 257)."""
+
+    def frequencies(theta: float) -> jax.Array:
+        half = config.head_dim // 2
+        return theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+
+    def angles(frequencies: jax.Array) -> Angles:
+        turns = positions.astype(jnp.float32)[:, None, :, None] * _along_last(frequencies, 4)
+        return jnp.cos(turns), jnp.sin(turns)
+
+    scaled = frequencies(config.rope_theta) / config.rope_factor
     if config.rope_scaling is not None:
-        frequencies = scale_frequencies(frequencies, config.rope_scaling)
-    angles = positions.astype(jnp.float32)[:, None, :, None] * _along_last(frequencies, 4)
-    return jnp.cos(angles), jnp.sin(angles)
+        scaled = scale_frequencies(scaled, config.rope_scaling)
+    everywhere = angles(scaled)
+    if config.local_rope_theta is None:
+        return Rotary(everywhere, everywhere)
+    return Rotary(everywhere, angles(frequencies(config.local_rope_theta)))
 
 
 def scale_frequencies(
@@ -328,9 +411,12 @@ def scale_frequencies(
     return frequencies * (keep + (1 - keep) / factor)
 
 
-def rotate(x: jax.Array, rotary: Rotary) -> jax.Array:
-    """Rotary embedding of `[B, heads, T, D]`, halves paired as in Hugging Face's Llama."""
-    cos, sin = rotary
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+def rotate(x: jax.Array, angles: Angles, *, scale: float = 1.0) -> jax.Array:
+    """Rotary embedding of `[B, heads, T, D]`, halves paired as in Hugging Face's Llama.
+
+    The result is scaled before it is rounded to x's dtype.
+    """
+    cos, sin = angles
+    first, second = jnp.split(x.astype(jnp.float32) * scale, 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)

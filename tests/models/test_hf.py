@@ -4,6 +4,7 @@ file and tensor."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from ixjax.generation import SamplingConfig, generate
 from ixjax.io import InputError
 from ixjax.models import ModelConfig, load_hf, param_shardings, save_hf
-from ixjax.models.hf_config import read_config
+from ixjax.models.hf_config import architecture, read_config
 from ixjax.parallel import MeshConfig, make_mesh
 
 torch = pytest.importorskip(
@@ -29,7 +31,7 @@ SHAPE = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 36,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 96,
     "pad_token_id": None,
     "bos_token_id": None,
     "eos_token_id": None,
@@ -42,6 +44,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
 CASES = {
     "llama-mha": ("llama", {"num_key_value_heads": 4, "rms_norm_eps": 1e-4}),
     "llama-gqa-tied": ("llama", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
@@ -54,6 +57,66 @@ CASES = {
         "qwen2",
         {"num_key_value_heads": 1, "head_dim": 4, "tie_word_embeddings": True},
     ),
+    "qwen2-upper-layers-local": (
+        "qwen2",
+        {
+            "num_key_value_heads": 2,
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 1,
+        },
+    ),
+    "qwen3-gqa": ("qwen3", {"num_key_value_heads": 2, "head_dim": 8}),
+    "qwen3-tied-odd-vocabulary": (
+        "qwen3",
+        {"num_key_value_heads": 4, "head_dim": 6, "tie_word_embeddings": True, "vocab_size": 43},
+    ),
+    "mistral-window": ("mistral", {"num_key_value_heads": 2, "sliding_window": 8}),
+    "mistral-without": ("mistral", {"num_key_value_heads": 1, "sliding_window": None}),
+    "mistral-many-layers": (
+        "mistral",
+        {"num_key_value_heads": 4, "sliding_window": 5, "num_hidden_layers": 9, "head_dim": 4},
+    ),
+    "llama-linear": ("llama", {"rope_parameters": LINEAR}),
+    "gemma2": ("gemma2", {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8}),
+    "gemma2-free-uncapped": (
+        "gemma2",
+        {
+            "num_key_value_heads": 1,
+            "head_dim": 6,
+            "sliding_window": 12,
+            "num_hidden_layers": 9,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": 2.0,
+            "tie_word_embeddings": False,
+            "vocab_size": 41,
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "sliding_window": 8,
+            "num_hidden_layers": 7,
+            "query_pre_attn_scalar": 8,
+        },
+    ),
+    "gemma3-linear": (
+        "gemma3_text",
+        {
+            "num_key_value_heads": 1,
+            "head_dim": 10,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": LINEAR,
+            },
+        },
+    ),
 }
 TOKENS = np.random.default_rng(0).integers(0, 40, (2, 40))
 
@@ -61,7 +124,7 @@ TOKENS = np.random.default_rng(0).integers(0, 40, (2, 40))
 def make_folder(folder: Path, case: str, **save_arguments) -> Path:
     """A checkpoint as transformers writes it, every weight (norms and biases too) random."""
     model_type, changes = CASES[case]
-    config = transformers.AutoConfig.for_model(model_type, **SHAPE, **changes)
+    config = transformers.AutoConfig.for_model(model_type, **{**SHAPE, **changes})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -72,7 +135,9 @@ def make_folder(folder: Path, case: str, **save_arguments) -> Path:
 
 
 def torch_logits(folder: Path) -> np.ndarray:
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", attn_implementation="eager"
+    )
     with torch.no_grad():
         return model(torch.tensor(TOKENS)).logits.float().numpy()
 
@@ -127,6 +192,22 @@ def test_logits_equal_those_of_transformers(folders, case):
 def test_saved_again_transformers_gives_identical_logits(folders, case, tmp_path):
     save_hf(load_hf(folders[case], dtype="float32"), tmp_path)
     np.testing.assert_array_equal(torch_logits(tmp_path), torch_logits(folders[case]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_generation_is_that_of_transformers(folders, case):
+    prompts = TOKENS[:, :24]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folders[case], attn_implementation="eager"
+    ).generate(torch.tensor(prompts), do_sample=False, max_new_tokens=64, min_new_tokens=64)
+    ours = generate(
+        load_hf(folders[case], dtype="float32"),
+        prompts.tolist(),
+        SamplingConfig(temperature=0.0),
+        max_new_tokens=64,
+        seed=0,
+    )
+    assert ours == theirs[:, 24:].tolist()
 
 
 def test_saved_and_loaded_again_the_model_is_the_same(folders, tmp_path):
@@ -213,7 +294,7 @@ def test_the_config_of_transformers_4_reads_like_that_of_5(folders, tmp_path):
         num_kv_heads=1,
         head_dim=10,
         intermediate_size=36,
-        max_length=64,
+        max_length=96,
         rope_theta=500.0,
         rope_scaling=(8.0, 1.0, 4.0, 16),
         norm_eps=1e-6,
@@ -234,24 +315,54 @@ def test_the_config_of_transformers_4_reads_like_that_of_5(folders, tmp_path):
     assert read_config(tmp_path / "config.json") == five
 
 
-def test_what_transformers_4_left_out_has_its_defaults(copy):
-    edit_config(
-        copy,
-        rope_parameters=None,
-        num_key_value_heads=None,
-        tie_word_embeddings=None,
-        rms_norm_eps=None,
-        layer_types=None,
-        sliding_window=32,
-    )
-    config = read_config(copy / "config.json")
-    assert (config.num_kv_heads, config.head_dim, config.rope_theta) == (4, 6, 10000.0)
-    assert (config.norm_eps, config.tie_embeddings, config.rope_scaling) == (1e-6, False, None)
+OPTIONAL = (
+    "rope_parameters",
+    "num_key_value_heads",
+    "head_dim",
+    "tie_word_embeddings",
+    "rms_norm_eps",
+    "layer_types",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
+
+
+@pytest.mark.parametrize("case", ["qwen2-gqa", "qwen3-gqa", "mistral-window", "gemma2", "gemma3"])
+def test_what_a_config_leaves_out_is_what_transformers_takes(folders, tmp_path, case):
+    """Filled in by transformers' own config class, the file reads as the same network."""
+    shutil.copy(folders[case] / "config.json", tmp_path)
+    edit_config(tmp_path, hidden_size=64, num_attention_heads=32, **dict.fromkeys(OPTIONAL))
+    bare = read_config(tmp_path / "config.json")
+    transformers.AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "filled")
+    edit_config(tmp_path / "filled", architectures=bare_architectures(tmp_path))
+    assert read_config(tmp_path / "filled" / "config.json") == bare
+
+
+def bare_architectures(folder: Path) -> list[str]:
+    return json.loads((folder / "config.json").read_text())["architectures"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_architecture_of_a_checkpoint_is_kept_or_an_equal_one(folders, case):
+    (found,) = bare_architectures(folders[case])
+    plain = "LlamaForCausalLM" if case == "mistral-without" else found
+    assert architecture(read_config(folders[case] / "config.json")) == plain
+
+
+def test_a_network_of_no_family_is_not_exported(folders, tmp_path):
+    model = load_hf(folders["qwen3-gqa"])
+    model.config = dataclasses.replace(model.config, attention_bias=True)
+    with pytest.raises(ValueError, match="no architecture of transformers computes"):
+        save_hf(model, tmp_path)
 
 
 def test_length_is_the_checkpoints_within_reason_or_the_callers(copy):
     path = copy / "config.json"
-    assert read_config(path).max_length == 64
+    assert read_config(path).max_length == 96
     assert read_config(path, max_length=48).max_length == 48
     edit_config(copy, max_position_embeddings=131072)
     assert read_config(path).max_length == 4096
@@ -266,7 +377,7 @@ def test_length_is_the_checkpoints_within_reason_or_the_callers(copy):
         (
             {"architectures": ["GPT2LMHeadModel"]},
             r"architectures is \['GPT2LMHeadModel'\]; expected one of the supported: "
-            "LlamaForCausalLM, Qwen2ForCausalLM",
+            "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM",
         ),
         ({"architectures": None}, "architectures is nothing; expected one of"),
         ({"hidden_size": None}, "hidden_size is nothing; expected a positive integer"),
@@ -277,10 +388,19 @@ def test_length_is_the_checkpoints_within_reason_or_the_callers(copy):
         ({"num_key_value_heads": 3}, r"num_heads \(4\) must be a multiple of num_kv_heads \(3\)"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected 'silu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is .*must be plain floating"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "no sliding window"),
-        ({"layer_types": None, "use_sliding_window": True}, "use_sliding_window is True; expected"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'; .*default, llama3"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "type is 'linear'; "),
+        ({"layer_types": ["full_attention"]}, "layer_types is .*; expected 2 of full_attention"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types is .*'chunked"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "use_sliding_window is False; expected true, as layer_types",
+        ),
+        (
+            {"layer_types": None, "use_sliding_window": True, "max_window_layers": 1},
+            "sliding_window is nothing; expected a positive integer",
+        ),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True; expected"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'; .*default, linear, lla"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "factor is nothing"),
         ({"rope_parameters": [1]}, r"rope_parameters is \[1\]; expected an object"),
         ({"rope_parameters": LLAMA3 | {"factor": None}}, "factor is None; expected a positive"),
         (
@@ -294,6 +414,13 @@ def test_a_config_that_we_do_not_compute_is_refused_by_field(copy, changes, mess
     edit_config(copy, **changes)
     with pytest.raises(InputError, match=rf"config\.json: .*{message}"):
         load_hf(copy)
+
+
+def test_a_window_in_a_llama_which_transformers_would_ignore_is_refused(folders, tmp_path):
+    shutil.copy(folders["llama-mha"] / "config.json", tmp_path)
+    edit_config(tmp_path, layer_types=["full_attention", "sliding_attention"])
+    with pytest.raises(InputError, match="layer_types is .*; expected 2 of full_attention$"):
+        load_hf(tmp_path)
 
 
 @pytest.mark.parametrize("field", ["attention_bias", "mlp_bias"])
