@@ -1,10 +1,18 @@
 """Decoders: their shape, their weights, Hugging Face checkpoints in and out."""
 
-from ixjax.models.config import ModelArguments, ModelConfig
+from ixjax.models.config import LoraConfig, ModelArguments, ModelConfig
 from ixjax.models.hf import load_hf, save_hf
+from ixjax.models.lora import (
+    add_lora,
+    load_adapter,
+    merge_lora,
+    save_adapter,
+    stack_adapters,
+)
 from ixjax.models.sharding import abstract_params, init_model, param_shardings
 from ixjax.models.transformer import (
     FULL_UNROLL_LAYERS,
+    LoraParam,
     Transformer,
     attend_pieces,
     in_window,
@@ -14,16 +22,23 @@ from ixjax.models.transformer import (
 
 __all__ = [
     "FULL_UNROLL_LAYERS",
+    "LoraConfig",
+    "LoraParam",
     "ModelArguments",
     "ModelConfig",
     "Transformer",
     "abstract_params",
+    "add_lora",
     "attend_pieces",
     "in_window",
     "init_model",
+    "load_adapter",
     "load_hf",
+    "merge_lora",
     "param_shardings",
+    "save_adapter",
     "save_hf",
     "select",
+    "stack_adapters",
     "unstack",
 ]

@@ -8,10 +8,39 @@ the command line: a size to train from scratch, or the folder of a checkpoint to
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 DType = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["silu", "gelu_tanh"]
+
+
+LORA_TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on a frozen base (Hu et al. 2022): y += (alpha / rank) x A B."""
+
+    rank: int = 16
+    """Width of the bottleneck."""
+    alpha: float = 32.0
+    """What the adapter adds is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = LORA_TARGETS
+    """Projections that have an adapter."""
+    adapters: int = 1
+    """Adapters over the one base; each row of a batch chooses its own."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes and names that no adapter can have."""
+        for name in ("rank", "adapters"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        unknown = [target for target in self.targets if target not in LORA_TARGETS]
+        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ValueError(
+                f"targets is {self.targets}; expected some of {', '.join(LORA_TARGETS)}, each once"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +100,8 @@ class ModelConfig:
     """Whether the output head is the embedding table."""
     attention_bias: bool = False
     """Whether the q, k and v projections have a bias (Qwen2)."""
+    lora: LoraConfig | None = None
+    """Adapters beside the weights."""
     param_dtype: DType = "float32"
     """Type that parameters are stored in."""
     compute_dtype: DType = "float32"
@@ -97,6 +128,22 @@ class ModelConfig:
                 f"{self.num_layers}"
             )
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """What `dataclasses.asdict` and a JSON file made of a config.
+
+        Raises:
+            TypeError: an unknown or missing field.
+            ValueError: values that no decoder can have.
+        """
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        lora = fields.get("lora")
+        if lora is not None:
+            fields["lora"] = LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
+        return cls(**fields)
+
     @property
     def is_local(self) -> tuple[bool, ...]:
         """`[L]`: which layers see the last `sliding_window` tokens alone."""
@@ -106,7 +153,7 @@ class ModelConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Weights of the network, tied embeddings counted once."""
+        """Weights of the network, tied embeddings counted once and adapters left out."""
         h = self.hidden_size
         q, k = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         block = h * (2 * q + 2 * k) + 3 * h * self.intermediate_size

@@ -144,8 +144,11 @@ def save_hf(
         shard_bytes: a file is closed before it outgrows this.
 
     Raises:
-        ValueError: transformers has no architecture that computes this network.
+        ValueError: transformers has no architecture that computes this network, or it has
+            adapters (`merge_lora` and `save_adapter` of `ixjax.models` export those).
     """
+    if model.config.lora is not None:
+        raise ValueError("the model has adapters; merge them first, or save them (save_adapter)")
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     described = to_json(model.config, tokenizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 from flax import nnx
@@ -28,6 +28,22 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> nnx.State:
 def abstract_params(config: ModelConfig) -> nnx.State:
     """The parameter tree with `jax.ShapeDtypeStruct` leaves."""
     return nnx.state(Transformer(config), nnx.Param)
+
+
+def weights_by_path(model: Transformer) -> dict[str, jax.Array]:
+    """The model's arrays under the attribute paths of `weight_specs`."""
+    params = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {".".join(map(str, path)): variable.get_value() for path, variable in params}
+
+
+def model_of(config: ModelConfig, weights: Mapping[str, jax.Array]) -> Transformer:
+    """A model made of arrays under the attribute paths of `weight_specs`; nothing is copied."""
+
+    def weight(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+        return variable.replace(weights[".".join(map(str, path))])
+
+    params = nnx.map_state(weight, abstract_params(config))
+    return nnx.merge(nnx.graphdef(Transformer(config)), params)
 
 
 def init_model(config: ModelConfig, *, seed: int, mesh: Mesh) -> Transformer:

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,12 +24,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ixjax.models.config import ModelConfig
+from ixjax.models.config import LoraConfig, ModelConfig
 
 # Whether a layer sees its window alone: known where layers are unrolled, traced where scanned.
 Local = bool | jax.Array
-# attend(layer_cache, local, q [B, H, T, D], k [B, K, T, D], v [B, K, T, D])
-#   -> (out [B, H, T, D], kept); q comes scaled
+# (layer_cache, local, q [B, H, T, D] scaled, k [B, K, T, D], v [B, K, T, D]) to
+# (out [B, H, T, D], whatever of it is to be kept).
 Attend = Callable[[Any, Local, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 MASKED = -1e30  # finite, so that a row without any visible key gives zeros' mean and not NaN
@@ -95,15 +95,34 @@ def weight_specs(config: ModelConfig) -> dict[str, WeightSpec]:
         }
     if not c.tie_embeddings:
         specs["head"] = WeightSpec((hidden, c.vocab_size), ("embed", "vocab"), 0.02)
+    if c.lora is not None:
+        specs |= _lora_specs(c.lora, specs)
     return specs
+
+
+def _lora_specs(lora: LoraConfig, specs: Mapping[str, WeightSpec]) -> dict[str, WeightSpec]:
+    """`[L, adapters, in, rank]` and `[L, adapters, rank, out]`; an adapter begins as nothing."""
+    adapters: dict[str, WeightSpec] = {}
+    for target in lora.targets:
+        base = specs[f"layers.{target}"]
+        (layers, width, out), (_, width_axis, out_axis) = base.shape, base.axes
+        adapters[f"layers.{target}_lora_a"] = WeightSpec(
+            (layers, lora.adapters, width, lora.rank),
+            ("layers", None, width_axis, None),
+            1 / math.sqrt(3 * width),
+        )
+        adapters[f"layers.{target}_lora_b"] = WeightSpec(
+            (layers, lora.adapters, lora.rank, out), ("layers", None, None, out_axis), 0.0
+        )
+    return adapters
+
+
+class LoraParam(nnx.Param):
+    """A weight of an adapter: what is trained where the base is frozen."""
 
 
 class Blocks(nnx.Module):
     """All decoder blocks, each weight stacked to `[L, ...]`."""
-
-    gate: nnx.Param
-    up: nnx.Param
-    down: nnx.Param
 
 
 class Transformer(nnx.Module):
@@ -130,13 +149,16 @@ class Transformer(nnx.Module):
                 if rngs is None
                 else spec.draw(rngs.params(), dtype)
             )
-            setattr(owner, name, nnx.Param(value))
+            kind = LoraParam if "_lora_" in name else nnx.Param
+            setattr(owner, name, kind(value))
 
     def __call__(
         self,
         tokens: jax.Array,
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
+        *,
+        adapters: jax.Array | None = None,
     ) -> jax.Array:
         """Teacher-forced forward pass.
 
@@ -145,17 +167,20 @@ class Transformer(nnx.Module):
             positions: `[B, T]` position of each token in its own sequence; default 0..T-1.
             segment_ids: `[B, T]` int; a token sees earlier tokens of its own segment alone.
                 0 marks padding. Default: one segment a row.
+            adapters: `[B]` int, the adapter of each row; -1: the base alone. Default: the first.
 
         Returns:
             `[B, T, V]` float32 logits of the next token.
         """
-        return self.logits(self.hidden(tokens, positions, segment_ids))
+        return self.logits(self.hidden(tokens, positions, segment_ids, adapters=adapters))
 
     def hidden(
         self,
         tokens: jax.Array,
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
+        *,
+        adapters: jax.Array | None = None,
     ) -> jax.Array:
         """As `__call__`, up to the last norm: `[B, T, hidden_size]`."""
         if tokens.ndim != 2:
@@ -173,7 +198,7 @@ class Transformer(nnx.Module):
             pieces = [(k, v, select(local, near, visible))]
             return attend_pieces(q, pieces, softcap=self.config.attention_softcap), None
 
-        return self.run(tokens, positions, attend)[0]
+        return self.run(tokens, positions, attend, adapters=adapters)[0]
 
     def run(
         self,
@@ -183,6 +208,7 @@ class Transformer(nnx.Module):
         cache: Any = None,
         *,
         layers: Sequence[nnx.State] | None = None,
+        adapters: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """Embed, pass through all blocks, norm.
 
@@ -194,6 +220,7 @@ class Transformer(nnx.Module):
                 `layers` a sequence of L pytrees.
             layers: each block's weights, where they were taken apart (`unstack`) before a loop
                 over tokens, in which slices of the stacked ones would be copied every time.
+            adapters: `[B]`; see `__call__`.
 
         Returns:
             Hidden states `[B, T, hidden_size]` and what `attend` kept, stacked to `[L, ...]`; with
@@ -201,6 +228,7 @@ class Transformer(nnx.Module):
         """
         config = self.config
         graph, params = nnx.split(self.layers)
+        chosen = _chosen_adapters(config.lora, adapters, tokens.shape[0])
         rotary = rotary_angles(config, positions)
         with jax.named_scope("embed"):
             x = self.embedding[...][tokens].astype(config.compute_dtype)
@@ -208,18 +236,18 @@ class Transformer(nnx.Module):
                 x = x * jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
 
         # Known while tracing where all layers are alike, so that nothing is computed twice.
-        alike = config.is_local[0] if len(set(config.is_local)) == 1 else None
+        alike = len(set(config.is_local)) == 1
 
         def body(x, layer):
             weights, layer_cache, local = layer
-            local = alike if local is None else local
+            local = config.is_local[0] if alike else local
             turn = jax.tree.map(functools.partial(select, local), rotary.local, rotary.all)
             here = functools.partial(attend, layer_cache, local)
-            return block(config, nnx.merge(graph, weights), x, turn, here)
+            return block(config, nnx.merge(graph, weights), x, turn, chosen, here)
 
         if layers is None:
             unroll = config.num_layers <= FULL_UNROLL_LAYERS
-            local = None if alike is not None else jnp.array(config.is_local)
+            local = None if alike else jnp.array(config.is_local)
             x, kept = jax.lax.scan(body, x, (params, cache, local), unroll=unroll)
         else:
             kept = []
@@ -241,6 +269,7 @@ def block(
     w: Blocks,
     x: jax.Array,
     rotary: Angles,
+    chosen: jax.Array | None,
     attend: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]],
 ) -> tuple[jax.Array, Any]:
     """One decoder block: `[B, T, hidden]` in and out, and what `attend` kept."""
@@ -249,8 +278,12 @@ def block(
 
     def project(y: jax.Array, name: str) -> jax.Array:
         out = linear(y, getattr(w, name)[...])
-        if config.attention_bias and name != "output":
+        if config.attention_bias and name in ("query", "key", "value"):
             out = out + _along_last(getattr(w, f"{name}_bias")[...].astype(dtype), out.ndim)
+        if chosen is not None and config.lora is not None and name in config.lora.targets:
+            out = out + low_rank(
+                y, getattr(w, f"{name}_lora_a")[...], getattr(w, f"{name}_lora_b")[...], chosen
+            )
         return out
 
     def norm(y: jax.Array, name: str) -> jax.Array:
@@ -273,9 +306,37 @@ def block(
     with jax.named_scope("mlp"):
         y = norm(x, "mlp_norm")
         activate = ACTIVATIONS[config.activation]
-        out = linear(activate(linear(y, w.gate[...])) * linear(y, w.up[...]), w.down[...])
+        out = project(activate(project(y, "gate")) * project(y, "up"), "down")
         x = x + (norm(out, "mlp_post_norm") if config.post_norms else out)
     return x, kept
+
+
+def _chosen_adapters(
+    lora: LoraConfig | None, adapters: jax.Array | None, batch: int
+) -> jax.Array | None:
+    """`[B, 1, adapters * rank]`: alpha / rank in the columns of each row's adapter, else 0."""
+    if lora is None:
+        return None
+    adapters = jnp.zeros(batch, jnp.int32) if adapters is None else adapters
+    chosen = jax.nn.one_hot(adapters, lora.adapters) * (lora.alpha / lora.rank)
+    return jnp.repeat(chosen, lora.rank, axis=-1)[:, None, :]
+
+
+def low_rank(y: jax.Array, a: jax.Array, b: jax.Array, chosen: jax.Array) -> jax.Array:
+    """What each row's adapter adds to a projection of `[B, T, in]`.
+
+    All adapters lie side by side in one product, in which `chosen` leaves each row its own: as
+    exact as choosing the matrices by row, and they are not copied once a row.
+
+    Args:
+        y: `[B, T, in]`.
+        a: `[adapters, in, rank]`.
+        b: `[adapters, rank, out]`.
+        chosen: `[B, 1, adapters * rank]`.
+    """
+    beside = jnp.swapaxes(a, 0, 1).reshape(y.shape[-1], -1)
+    narrow = linear(y, beside) * chosen.astype(y.dtype)
+    return linear(narrow, b.reshape(-1, b.shape[-1]))
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -100,8 +100,7 @@ def _read_config(path: Path) -> ModelConfig:
     if not isinstance(record, dict) or (record.get("schema"), record.get("version")) != expected:
         raise io.InputError(f"{path}: expected schema {expected[0]} version {expected[1]}")
     try:
-        settings = record["config"].items()
-        return ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings})
+        return ModelConfig.from_json(record["config"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise io.InputError(f"{path}: `config` does not describe a model ({error})") from None
 

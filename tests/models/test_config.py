@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
-from ixjax.models import ModelArguments, ModelConfig
+from ixjax.models import LoraConfig, ModelArguments, ModelConfig
 
 CONFIG = ModelConfig(
     vocab_size=11,
@@ -68,3 +69,26 @@ def test_arguments_refuse_a_width_that_heads_do_not_divide():
         ValueError, match=r"hidden_size \(30\) must be a multiple of num_heads \(4\)"
     ):
         ModelArguments(hidden_size=30, num_heads=4)
+
+
+@pytest.mark.parametrize("targets", [None, ("query", "down")])
+def test_a_config_survives_json(targets):
+    config = dataclasses.replace(
+        CONFIG,
+        rope_scaling=(8.0, 1.0, 4.0, 16),
+        sliding_window=8,
+        local_layers=(True,) * CONFIG.num_layers,
+        lora=None if targets is None else LoraConfig(rank=2, targets=targets),
+    )
+    assert ModelConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_local_layers_are_counted_and_need_a_window():
+    assert dataclasses.replace(CONFIG, local_layers=(True,) * CONFIG.num_layers).is_local == (
+        (False,) * CONFIG.num_layers
+    )
+    assert dataclasses.replace(CONFIG, sliding_window=4).is_local == (True,) * CONFIG.num_layers
+    with pytest.raises(ValueError, match="local_layers lists 2 layers"):
+        dataclasses.replace(CONFIG, sliding_window=4, local_layers=(True, True))
+    with pytest.raises(ValueError, match="sliding_window is 0"):
+        dataclasses.replace(CONFIG, sliding_window=0)

@@ -419,7 +419,7 @@ def test_a_config_that_we_do_not_compute_is_refused_by_field(copy, changes, mess
 def test_a_window_in_a_llama_which_transformers_would_ignore_is_refused(folders, tmp_path):
     shutil.copy(folders["llama-mha"] / "config.json", tmp_path)
     edit_config(tmp_path, layer_types=["full_attention", "sliding_attention"])
-    with pytest.raises(InputError, match="layer_types is .*; expected 2 of full_attention$"):
+    with pytest.raises(InputError, match=r"layer_types is .*; expected 2 of full_attention$"):
         load_hf(tmp_path)
 
 

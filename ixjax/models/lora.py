@@ -1,0 +1,282 @@
+"""LoRA adapters: beside a base, merged into it, and in and out of PEFT's format.
+
+The adapters of a model lie stacked in its blocks (`ixjax.models.transformer.low_rank`), so that
+policy and simulator can share one base and one batch, each row with its own adapter.
+
+References: Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models";
+https://huggingface.co/docs/peft (adapter_config.json, adapter_model.safetensors).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ixjax.io import InputError, read_json, write_json
+from ixjax.models.config import LORA_TARGETS, LoraConfig, ModelConfig
+from ixjax.models.hf import tensors
+from ixjax.models.sharding import model_of, param_shardings, weights_by_path
+from ixjax.models.transformer import Transformer, weight_specs
+from ixjax.parallel import make_mesh
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Settings of PEFT that would change what an adapter computes, by the value that we compute.
+MUST_BE = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    "use_dora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "modules_to_save": (None, []),
+    "layers_to_transform": (None, []),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "exclude_modules": (None, []),
+    "target_parameters": (None, []),
+}
+
+
+def add_lora(
+    model: Transformer, lora: LoraConfig, *, seed: int, mesh: Mesh | None = None
+) -> Transformer:
+    """The same base with new adapters, which change nothing until they are trained.
+
+    Args:
+        model: a decoder without adapters; its weights are shared, not copied.
+        lora: size and number of the adapters.
+        seed: of their first matrices; the second ones are zero.
+        mesh: where the model lies; default: the first device alone.
+
+    Raises:
+        ValueError: the model has adapters already.
+    """
+    keys = jax.random.split(jax.random.key(seed), 2 * len(lora.targets))
+    config = _with_lora(model, lora)
+    names = sorted(_lora_paths(config))
+    specs, dtype = weight_specs(config), jnp.dtype(config.param_dtype)
+    drawn = {name: specs[name].draw(key, dtype) for name, key in zip(names, keys, strict=True)}
+    return _with_weights(model, config, drawn, mesh)
+
+
+def merge_lora(model: Transformer, adapter: int = 0) -> Transformer:
+    """A decoder without adapters that computes what the base does with one of them.
+
+    Sums are taken in float32 and rounded to the base's type once.
+
+    Raises:
+        ValueError: the model has no such adapter.
+    """
+    lora = _lora_of(model, adapter)
+    weights = weights_by_path(model)
+    for target in lora.targets:
+        a, b = (weights[f"layers.{target}_lora_{side}"][:, adapter] for side in "ab")
+        base = weights[f"layers.{target}"]
+        added = jnp.einsum("lir,lro->lio", a, b, preferred_element_type=jnp.float32)
+        merged = base.astype(jnp.float32) + added * (lora.alpha / lora.rank)
+        weights[f"layers.{target}"] = merged.astype(base.dtype)
+    return model_of(dataclasses.replace(model.config, lora=None), weights)
+
+
+def stack_adapters(models: Sequence[Transformer]) -> Transformer:
+    """One base with the adapters of all `models`, in their order; its weights are the first's.
+
+    Raises:
+        ValueError: no model is given, one has no adapter, or they differ in anything else than
+            their adapters' weights.
+    """
+    if not models:
+        raise ValueError("stack_adapters needs at least one model")
+    loras = [_lora_of(model) for model in models]
+    plain = {_without_count(model.config) for model in models}
+    if len(plain) > 1:
+        raise ValueError("models that share a base must have equal configs, their adapters' too")
+    everyone = [weights_by_path(model) for model in models]
+    stacked = dict(everyone[0])
+    for name, first in everyone[0].items():
+        alike = [weights[name] for weights in everyone]
+        if "_lora_" in name:
+            stacked[name] = jnp.concatenate(alike, axis=1)
+        elif not all(other is first or jnp.array_equal(other, first) for other in alike):
+            raise ValueError(f"{name} differs between the models: their adapters have other bases")
+    lora = dataclasses.replace(loras[0], adapters=sum(lora.adapters for lora in loras))
+    return model_of(dataclasses.replace(models[0].config, lora=lora), stacked)
+
+
+def save_adapter(
+    model: Transformer, path: str | Path, *, adapter: int = 0, base: str | None = None
+) -> None:
+    """Write one adapter as a folder that `peft.PeftModel.from_pretrained` loads.
+
+    Args:
+        model: a decoder with adapters; weights keep their type.
+        path: the folder, made where it is missing.
+        adapter: which of them.
+        base: name or folder of the base checkpoint, for whoever loads it by the adapter alone.
+
+    Raises:
+        ValueError: the model has no such adapter.
+    """
+    lora = _lora_of(model, adapter)
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = weights_by_path(model)
+    values = {
+        name: np.ascontiguousarray(np.asarray(weights[ours][layer, adapter]).T)
+        for name, ours, layer, _ in _layout(model.config)
+    }
+    partial = folder / f".{ADAPTER_WEIGHTS}.partial"
+    save_file(values, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / ADAPTER_WEIGHTS)
+    modules = _modules(model.config)
+    described = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": [modules[target] for target in lora.targets],
+        "bias": "none",
+        "use_rslora": False,
+        "inference_mode": True,
+    }
+    write_json(folder / ADAPTER_CONFIG, described)
+
+
+def load_adapter(model: Transformer, path: str | Path, *, mesh: Mesh | None = None) -> Transformer:
+    """A base with one adapter of PEFT's format beside it.
+
+    Args:
+        model: a decoder without adapters; its weights are shared, not copied.
+        path: folder with adapter_config.json and adapter_model.safetensors.
+        mesh: where the model lies; default: the first device alone.
+
+    Raises:
+        InputError: the folder holds no such adapter, or none for this base. Names the file and
+            the field or tensor.
+        ValueError: the model has adapters already.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected {ADAPTER_CONFIG} and its weights")
+    config = _with_lora(model, _read_lora(folder / ADAPTER_CONFIG, model.config))
+    file = folder / ADAPTER_WEIGHTS
+    try:
+        found = load_file(file)
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file; pickled adapters are not read") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: not a whole safetensors file ({error})") from None
+    specs = weight_specs(config)
+    values = {
+        name: np.empty(specs[name].shape, jnp.dtype(config.param_dtype))
+        for name in _lora_paths(config)
+    }
+    for name, ours, layer, shape in _layout(config):
+        tensor = found.pop(name, None)
+        if tensor is None:
+            raise InputError(f"{file}: tensor {name} is missing; expected shape {list(shape)}")
+        if tensor.shape != shape:
+            raise InputError(
+                f"{file}: tensor {name} has shape {list(tensor.shape)}; the base and "
+                f"{ADAPTER_CONFIG} imply {list(shape)}"
+            )
+        values[ours][layer, 0] = tensor.T
+    if found:
+        raise InputError(
+            f"{file}: tensor {min(found)} belongs to no projection that we adapt "
+            f"({len(found)} such)"
+        )
+    return _with_weights(model, config, values, mesh)
+
+
+def _read_lora(path: Path, base: ModelConfig) -> LoraConfig:
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: expected a JSON object, found a {type(settings).__name__}")
+
+    def error(name: str, expected: str) -> InputError:
+        return InputError(f"{path}: {name} is {settings.get(name)!r}; expected {expected}")
+
+    for name, accepted in MUST_BE.items():
+        if name in settings and settings[name] not in accepted:
+            raise error(name, f"{accepted[0]!r}, the only one supported")
+    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise error("r", "a positive integer")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not alpha > 0:
+        raise error("lora_alpha", "a positive number")
+    if settings.get("use_rslora"):  # alpha / sqrt(rank) there
+        alpha = alpha * math.sqrt(rank)
+    by_module = {module: target for target, module in _modules(base).items()}
+    modules = settings.get("target_modules")
+    if modules == "all-linear":
+        modules = list(by_module)
+    if not isinstance(modules, list) or not modules or not set(modules) <= set(by_module):
+        raise error("target_modules", f"'all-linear' or a list of {', '.join(by_module)}")
+    targets = {by_module[module] for module in modules}
+    return LoraConfig(rank, float(alpha), tuple(t for t in LORA_TARGETS if t in targets))
+
+
+def _modules(config: ModelConfig) -> dict[str, str]:
+    """Our target -> name of Hugging Face's module, such as q_proj."""
+    named = tensors(dataclasses.replace(config, lora=None))
+    return {target: named[f"layers.{target}"].name.split(".")[-2] for target in LORA_TARGETS}
+
+
+def _layout(config: ModelConfig) -> Iterator[tuple[str, str, int, tuple[int, int]]]:
+    """PEFT's tensors of one adapter: (their name, our path, layer, their shape)."""
+    named, specs = tensors(dataclasses.replace(config, lora=None)), weight_specs(config)
+    for name in _lora_paths(config):
+        target, side = name.rsplit("_lora_", 1)
+        *_, width, out = specs[name].shape
+        module = named[target].name.removesuffix(".weight")
+        for layer in range(config.num_layers):
+            full = f"base_model.model.{module.format(layer)}.lora_{side.upper()}.weight"
+            yield full, name, layer, (out, width)
+
+
+def _lora_paths(config: ModelConfig) -> list[str]:
+    return [name for name in weight_specs(config) if "_lora_" in name]
+
+
+def _lora_of(model: Transformer, adapter: int = 0) -> LoraConfig:
+    lora = model.config.lora
+    if lora is None or not 0 <= adapter < lora.adapters:
+        count = 0 if lora is None else lora.adapters
+        raise ValueError(f"there is no adapter {adapter}; the model has {count}")
+    return lora
+
+
+def _without_count(config: ModelConfig) -> ModelConfig:
+    assert config.lora is not None
+    return dataclasses.replace(config, lora=dataclasses.replace(config.lora, adapters=1))
+
+
+def _with_lora(model: Transformer, lora: LoraConfig) -> ModelConfig:
+    if model.config.lora is not None:
+        raise ValueError("the model has adapters already; merge them first (merge_lora)")
+    return dataclasses.replace(model.config, lora=lora)
+
+
+def _with_weights(
+    model: Transformer, config: ModelConfig, adapters: Mapping[str, Any], mesh: Mesh | None
+) -> Transformer:
+    """The model's own weights with those of adapters beside them, each put where it belongs."""
+    mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
+    shardings = nnx.to_flat_state(param_shardings(config, mesh))
+    where = {".".join(map(str, path)): leaf.get_value() for path, leaf in shardings}
+    placed = {name: jax.device_put(value, where[name]) for name, value in adapters.items()}
+    return model_of(config, weights_by_path(model) | placed)

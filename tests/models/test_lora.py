@@ -1,0 +1,266 @@
+"""Adapters compute what PEFT's do, alone, merged, and stacked with each row choosing its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from ixjax.io import InputError
+from ixjax.models import (
+    LoraConfig,
+    LoraParam,
+    add_lora,
+    load_adapter,
+    load_hf,
+    merge_lora,
+    save_adapter,
+    save_hf,
+    stack_adapters,
+)
+from ixjax.parallel import MeshConfig, make_mesh
+
+peft = pytest.importorskip(
+    "peft", reason="adapters are compared with PEFT: pip install ixjax[test]"
+)
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+# PEFT still asks transformers for what the latter calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+
+TOKENS = np.random.default_rng(0).integers(0, 40, (3, 12))
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 36,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+MODULES = {
+    "all": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "some": ["q_proj", "v_proj"],
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model("qwen2", **SHAPE)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(0.2 * torch.randn_like(weight))
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_adapter(base: Path, folder: Path, *, seed: int, modules: str = "all", **settings) -> Path:
+    """An adapter as PEFT writes it, with both matrices random."""
+    torch.manual_seed(seed)
+    config = peft.LoraConfig(
+        r=3, lora_alpha=7, target_modules=MODULES[modules], task_type="CAUSAL_LM", **settings
+    )
+    model = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.copy_(0.3 * torch.randn_like(weight))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(base, tmp_path_factory) -> list[Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    return [make_adapter(base, root / str(seed), seed=seed) for seed in (1, 2)]
+
+
+def peft_logits(base: Path, adapter: Path | None) -> np.ndarray:
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model = model if adapter is None else peft.PeftModel.from_pretrained(model, adapter)
+    with torch.no_grad():
+        return model(torch.tensor(TOKENS)).logits.numpy()
+
+
+def with_adapter(base: Path, adapter: Path):
+    return load_adapter(load_hf(base, dtype="float32"), adapter)
+
+
+def assert_close(found, expected) -> None:
+    assert np.abs(expected).max() > 0.3
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("modules", "settings"), [("all", {}), ("some", {}), ("all", {"use_rslora": True})]
+)
+def test_logits_equal_those_of_peft(base, tmp_path, modules, settings):
+    folder = make_adapter(base, tmp_path, seed=1, modules=modules, **settings)
+    model = with_adapter(base, folder)
+    expected = peft_logits(base, folder)
+    assert np.abs(expected - peft_logits(base, None)).max() > 0.1
+    assert_close(model(TOKENS), expected)
+    assert_close(merge_lora(model)(TOKENS), expected)
+
+
+def test_every_row_has_its_own_adapter_or_none(base, adapters):
+    model = stack_adapters([with_adapter(base, folder) for folder in adapters])
+    found = model(TOKENS, adapters=np.array([1, -1, 0]))
+    one, two, none = (peft_logits(base, folder) for folder in (*adapters, None))
+    assert_close(found, np.stack([two[0], none[1], one[2]]))
+
+
+def test_a_rows_adapter_is_exact_whatever_lies_beside_it(base, adapters):
+    alone = with_adapter(base, adapters[0])
+    both = stack_adapters([alone, with_adapter(base, adapters[1])])
+    np.testing.assert_allclose(
+        both(TOKENS, adapters=np.zeros(3, int)), alone(TOKENS), rtol=0, atol=1e-6
+    )
+
+
+def test_new_adapters_change_nothing_and_are_what_is_trained(base):
+    model = load_hf(base, dtype="float32")
+    lora = LoraConfig(rank=4, alpha=8, targets=("query", "down"), adapters=2)
+    grown = add_lora(model, lora, seed=0)
+    np.testing.assert_array_equal(grown(TOKENS), model(TOKENS))
+    trained = nnx.to_flat_state(nnx.state(grown, LoraParam))
+    shapes = {path[-1]: variable.get_value().shape for path, variable in trained}
+    assert shapes == {
+        "query_lora_a": (2, 2, 24, 4),
+        "query_lora_b": (2, 2, 4, 24),
+        "down_lora_a": (2, 2, 36, 4),
+        "down_lora_b": (2, 2, 4, 24),
+    }
+    graph, params, rest = nnx.split(grown, LoraParam, ...)
+    grads = jax.grad(lambda p: nnx.merge(graph, p, rest)(TOKENS)[..., 3].sum())(params)
+    norms = {
+        path[-1]: float(abs(leaf.get_value()).max()) for path, leaf in nnx.to_flat_state(grads)
+    }
+    assert norms["query_lora_b"] > 0
+    assert norms["query_lora_a"] == 0  # as B is zero at first
+    drawn = np.asarray(nnx.state(grown, LoraParam)["layers"]["query_lora_a"][...])
+    assert drawn.std() == pytest.approx(1 / np.sqrt(3 * 24), rel=0.2)
+    assert np.abs(drawn[:, 0] - drawn[:, 1]).max() > 0
+
+
+def test_an_exported_adapter_is_loaded_by_peft(base, adapters, tmp_path):
+    model = stack_adapters([with_adapter(base, folder) for folder in adapters])
+    save_adapter(model, tmp_path, adapter=1, base=str(base))
+    assert_close(model(TOKENS, adapters=np.ones(3, int)), peft_logits(base, tmp_path))
+    ours, theirs = (load_file(f / "adapter_model.safetensors") for f in (tmp_path, adapters[1]))
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value)
+    alone = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path)
+    assert alone.peft_config["default"].r == 3
+
+
+def test_a_merged_export_is_loaded_by_transformers(base, adapters, tmp_path):
+    model = with_adapter(base, adapters[0])
+    save_hf(merge_lora(model), tmp_path)
+    assert_close(peft_logits(tmp_path, None), peft_logits(base, adapters[0]))
+    with pytest.raises(ValueError, match="has adapters; merge them first"):
+        save_hf(model, tmp_path)
+
+
+def test_on_a_mesh_adapters_are_sharded_like_their_projections(base, adapters):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    model = load_adapter(load_hf(base, mesh=mesh, dtype="float32"), adapters[0], mesh=mesh)
+    assert model.layers.query_lora_b[...].sharding.spec[-1] == "tensor"
+    assert_close(jax.jit(model.__call__)(TOKENS), peft_logits(base, adapters[0]))
+
+
+def edit(folder: Path, **changes) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'; expected 'LORA'"),
+        ({"use_dora": True}, "use_dora is True; expected False"),
+        ({"bias": "all"}, "bias is 'all'; expected 'none'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is .*; expected None"),
+        ({"r": 0}, "r is 0; expected a positive integer"),
+        ({"lora_alpha": None}, "lora_alpha is None; expected a positive number"),
+        ({"target_modules": ["c_attn"]}, "target_modules is .*'all-linear' or a list of q_proj"),
+        ({"target_modules": r".*q_proj"}, "target_modules is .*'all-linear' or a list of q_proj"),
+    ],
+)
+def test_an_adapter_that_we_do_not_compute_is_refused_by_field(
+    base, adapters, tmp_path, changes, message
+):
+    folder = Path(shutil.copytree(adapters[0], tmp_path / "broken"))
+    edit(folder, **changes)
+    with pytest.raises(InputError, match=rf"adapter_config\.json: {message}"):
+        with_adapter(base, folder)
+
+
+def test_weights_that_do_not_fit_are_refused_by_tensor(base, adapters, tmp_path):
+    folder = Path(shutil.copytree(adapters[0], tmp_path / "broken"))
+    file = folder / "adapter_model.safetensors"
+    found = load_file(file)
+    first = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    save_file({name: value for name, value in found.items() if name != first}, file)
+    with pytest.raises(
+        InputError, match=r"q_proj.lora_A.weight is missing; expected shape \[3, 24"
+    ):
+        with_adapter(base, folder)
+    save_file(found | {first: np.zeros((2, 24), np.float32)}, file)
+    with pytest.raises(InputError, match=r"has shape \[2, 24\]; .* imply \[3, 24\]"):
+        with_adapter(base, folder)
+    save_file(found | {"surplus": np.zeros(2, np.float32)}, file)
+    with pytest.raises(InputError, match="tensor surplus belongs to no projection"):
+        with_adapter(base, folder)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        with_adapter(base, folder)
+    file.unlink()
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors: no such file"):
+        with_adapter(base, folder)
+    with pytest.raises(InputError, match="no such folder"):
+        with_adapter(base, tmp_path / "nowhere")
+
+
+def test_adapters_of_another_base_or_size_are_not_stacked(base, adapters, tmp_path):
+    one = with_adapter(base, adapters[0])
+    other = load_hf(base, dtype="float32")
+    other.norm[...] = other.norm[...] * 2
+    with pytest.raises(ValueError, match="norm differs between the models"):
+        stack_adapters([one, load_adapter(other, adapters[1])])
+    some = with_adapter(base, make_adapter(base, tmp_path, seed=3, modules="some"))
+    with pytest.raises(ValueError, match="must have equal configs"):
+        stack_adapters([one, some])
+    with pytest.raises(ValueError, match="there is no adapter 1; the model has 1"):
+        merge_lora(one, adapter=1)
+    with pytest.raises(ValueError, match="has adapters already"):
+        load_adapter(one, adapters[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 0}, "rank is 0"),
+        ({"adapters": 0}, "adapters is 0"),
+        ({"targets": ()}, "expected some of query, key"),
+        ({"targets": ("query", "query")}, "each once"),
+        ({"targets": ("head",)}, "expected some of query, key"),
+    ],
+)
+def test_a_size_that_no_adapter_has_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(LoraConfig(), **changes)
