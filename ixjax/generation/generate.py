@@ -14,21 +14,24 @@ from ixjax.models import Transformer
 def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
-    sampling: SamplingConfig,
+    sampling: SamplingConfig | Sequence[SamplingConfig],
     *,
     max_new_tokens: int,
     seed: int,
     end_ids: Sequence[int] = (),
+    adapters: Sequence[int] | int = 0,
 ) -> list[list[int]]:
     """Continue each prompt.
 
     Args:
         model: the decoder.
         prompts: token ids, one non-empty list a prompt, of any lengths.
-        sampling: temperature and nucleus; its own `max_new_tokens` is not used.
+        sampling: temperature and the like, one for all prompts or one each; its own
+            `max_new_tokens` is not used.
         max_new_tokens: tokens sampled at most per prompt.
         seed: prompt i's tokens depend on (seed, i) alone.
         end_ids: tokens that end a continuation; they are returned too.
+        adapters: the adapter of each prompt, or of all; -1: the base alone.
 
     Returns:
         The continuations, without their prompts.
@@ -45,13 +48,13 @@ def generate(
             f"model's max_length of {model.config.max_length}"
         )
     engine = Engine(model, max_new_tokens=max_new_tokens)
-    contexts = engine.extend(engine.empty(len(prompts)), prompts)
+    contexts = engine.extend(engine.empty(len(prompts), adapters=adapters), prompts)
     _, decoded = engine.decode(
         contexts,
         sampling=sampling,
         seed=seed,
         identities=np.arange(len(prompts), dtype=np.uint32)[:, None],
-        active=np.ones(len(prompts), bool),
-        end_ids=end_ids or (-1,),
+        limits=np.full(len(prompts), max_new_tokens),
+        end_ids=end_ids,
     )
     return [row[:n].tolist() for row, n in zip(decoded.tokens, decoded.counts, strict=True)]

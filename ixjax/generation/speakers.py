@@ -152,11 +152,11 @@ class ModelSpeaker:
             sampling=self.sampling,
             seed=self.seed,
             identities=identities,
-            active=active,
+            limits=np.where(active, self.sampling.max_new_tokens, 0),
             end_ids=self.view.template.end_ids,
         )
         utterances: list[Utterance | None] = [None] * len(active)
-        dialogues, lines, lengths = list(state.dialogues), list(state.lines), before.copy()
+        dialogues, lines, lengths = list(state.dialogues), list(state.lines), before
         for row in map(int, np.flatnonzero(active)):
             dialogue = _held(dialogues[row], row)
             said, lines[row], kept = self._parse(decoded, row, dialogue)
@@ -187,7 +187,7 @@ class ModelSpeaker:
         """See `Speaker.listen`. A row that is full is read anew without its oldest turns."""
         other = _other(self.view.role)
         dialogues = list(state.dialogues)
-        lengths, tokens = state.contexts.lengths.copy(), []
+        lengths, tokens = state.contexts.lengths, []
         for row, text in enumerate(texts):
             if text is None:
                 tokens.append([])
@@ -276,9 +276,9 @@ class ModelSpeaker:
                 sampling=self.sampling,
                 seed=self.seed,
                 identities=_line_identities(state.dialogues),
-                active=cut,
+                limits=np.where(cut, OUTCOME_TOKENS // 2, 0),
                 end_ids=self.view.template.end_ids,
-                max_new_tokens=OUTCOME_TOKENS // 2,
+                steps=OUTCOME_TOKENS // 2,
             )
             for row in np.flatnonzero(cut):
                 tokens = decoded.tokens[row, : decoded.counts[row]].tolist()

@@ -5,6 +5,7 @@ The reference is `Transformer.__call__` over the whole sequence, which knows no 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import jax
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from ixjax.generation import Engine, SamplingConfig, generate
 from ixjax.generation.engine import bucket
-from ixjax.models import ModelConfig
+from ixjax.models import LoraConfig, ModelConfig
 from tests.models.tiny import random_model
 
 CONFIG = ModelConfig(
@@ -70,15 +71,14 @@ def start(engine, sequences):
     return engine.extend(engine.empty(len(sequences)), sequences)
 
 
-def decode(
-    engine, contexts, *, sampling=FREE, active=(True,) * ROWS, end_ids=(-1,), ids=(0, 1, 2), **more
-):
+def decode(engine, contexts, *, sampling=FREE, limits=STEPS, end_ids=(), ids=(0, 1, 2), **more):
+    rows = len(contexts.tokens)
     return engine.decode(
         contexts,
         sampling=sampling,
         seed=5,
         identities=np.array(ids, np.uint32)[:, None],
-        active=np.array(active),
+        limits=np.broadcast_to(limits, (rows,)),
         end_ids=end_ids,
         **more,
     )
@@ -230,7 +230,7 @@ def test_a_turn_ends_with_its_end_token_which_is_not_read(engine):
 
 def test_inactive_rows_are_untouched(engine):
     prompts = draw(20, 7, 60)
-    contexts, decoded = decode(engine, start(engine, prompts), active=(True, False, True))
+    contexts, decoded = decode(engine, start(engine, prompts), limits=(STEPS, 0, STEPS))
     assert decoded.counts.tolist() == [STEPS, 0, STEPS]
     more = draw(3, 6, 4, seed=6)
     answers = sampled(decoded)
@@ -242,15 +242,127 @@ def test_a_turn_longer_than_a_chunk_leaves_full_rows_whole():
     steps = 100  # a slice update that does not fit would be shifted onto what is there
     engine = Engine(MODEL, max_new_tokens=steps)
     prompts = draw(20, 7, 155)
-    contexts, decoded = decode(engine, start(engine, prompts), active=(True, True, False))
+    contexts, decoded = decode(engine, start(engine, prompts), limits=(steps, steps, 0))
     now = [p + a for p, a in zip(prompts, sampled(decoded), strict=True)]
     more = [[1], [2], [3]]
     assert_predicts(engine.extend(contexts, more), [a + b for a, b in zip(now, more, strict=True)])
 
 
 def test_a_turn_that_rows_have_no_room_for_is_refused(engine):
-    with pytest.raises(ValueError, match=r"max_new_tokens is 65; .* turns of at most 64"):
-        decode(engine, start(engine, draw(1, 1, 1)), max_new_tokens=65)
+    with pytest.raises(ValueError, match=r"65 tokens were asked for; .* turns of at most 64"):
+        decode(engine, start(engine, draw(1, 1, 1)), limits=1, steps=65)
+    with pytest.raises(ValueError, match=r"13 tokens were asked for; .* this call for 12"):
+        decode(engine, start(engine, draw(1, 1, 1)), limits=13, steps=12)
+
+
+def test_a_turn_decoded_in_parts_is_the_turn_decoded_at_once(engine):
+    prompts = draw(20, 7, 60)
+    _, whole = decode(engine, start(engine, prompts))
+    contexts, first = decode(engine, start(engine, prompts), limits=(2, 5, 3))
+    contexts, rest = decode(
+        engine, contexts, limits=STEPS - first.counts, offsets=first.counts, steps=STEPS
+    )
+    parts = [a + b for a, b in zip(sampled(first), sampled(rest), strict=True)]
+    assert [len(part) for part in parts] == [STEPS] * ROWS
+    assert parts == sampled(whole)
+    more = draw(3, 6, 4, seed=5)
+    now = [p + a + m for p, a, m in zip(prompts, parts, more, strict=True)]
+    assert_predicts(engine.extend(contexts, more), now)
+
+
+def test_every_row_has_its_own_settings_ends_and_limit(engine):
+    prompts = draw(20, 7, 60)
+    configs = [GREEDY, FREE, SamplingConfig(top_k=2, repetition_penalty=1.5)]
+    alone = [
+        sampled(decode(engine, start(engine, prompts), sampling=config)[1]) for config in configs
+    ]
+    ends = [[alone[0][0][1], 3], [], [alone[2][2][4]]]
+    _, decoded = decode(
+        engine, start(engine, prompts), sampling=configs, end_ids=ends, limits=(STEPS, 2, STEPS)
+    )
+    first, second, third = (rows[i] for i, rows in enumerate(alone))
+    assert sampled(decoded) == [
+        first[: first.index(ends[0][0]) + 1],
+        second[:2],
+        third[: third.index(ends[2][0]) + 1],
+    ]
+
+
+def test_a_repetition_penalty_counts_the_prompt_and_what_was_sampled(engine):
+    torch = pytest.importorskip("torch", reason="transformers' processors need torch")
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    processor = processors.RepetitionPenaltyLogitsProcessor(1.8)
+    prompts = draw(20, 7, 33)
+    config = SamplingConfig(temperature=0.0, repetition_penalty=1.8)
+    _, decoded = decode(engine, start(engine, prompts), sampling=config)
+    for prompt, answer in zip(prompts, sampled(decoded), strict=True):
+        grown = list(prompt)
+        for token in answer:
+            logits = np.asarray(MODEL(np.array([grown])))[:, -1]
+            scores = processor(torch.tensor([grown]), torch.tensor(logits))
+            assert token == int(scores.argmax())
+            grown.append(token)
+
+
+def test_contexts_of_former_weights_are_refused(engine):
+    other = Engine(MODEL, max_new_tokens=STEPS)
+    contexts = start(other, draw(20, 7, 60))
+    other.update(random_model(MODEL.config, seed=1))
+    for use in (
+        lambda: other.extend(contexts, draw(1, 1, 1)),
+        lambda: decode(other, contexts),
+        lambda: other.score(contexts, draw(1, 1, 1), [draw(1, 1)] * ROWS),
+        lambda: other.store(other.empty(ROWS), np.array([0]), contexts, np.array([0])),
+        lambda: engine.extend(contexts, draw(1, 1, 1)),
+    ):
+        with pytest.raises(ValueError, match=r"were made with weights .* read them anew"):
+            use()
+    with pytest.raises(ValueError, match="this engine was made for"):
+        other.update(random_model(dataclasses.replace(MODEL.config, vocab_size=51)))
+
+
+def test_rows_of_two_adapters_and_of_none_share_a_batch():
+    lora = LoraConfig(rank=2, alpha=4, targets=("query", "up"), adapters=2)
+    model = random_model(dataclasses.replace(MODEL.config, lora=lora))
+    engine = Engine(model, max_new_tokens=STEPS)
+    (prompt,) = draw(12)
+    adapters = np.array([1, -1, 0])
+    contexts = engine.extend(engine.empty(ROWS, adapters=adapters), [prompt] * ROWS)
+    contexts, decoded = decode(engine, contexts, sampling=GREEDY)
+    answers = sampled(decoded)
+    assert len({tuple(answer) for answer in answers}) == ROWS
+    whole = np.array([prompt + answer for answer in answers])
+    logits = np.asarray(model(whole, adapters=adapters))
+    np.testing.assert_array_equal(logits[:, 11:-1].argmax(-1), answers)
+    moved = engine.store(engine.empty(ROWS), np.array([0]), contexts, np.array([1]))
+    assert moved.adapters.tolist() == [-1, 0, 0]
+    assert engine.fork(contexts, np.array([2, 0])).adapters.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("local", [(True, True), (True, False)])
+def test_local_layers_read_the_same_from_a_cache(local):
+    """Past the window, in chunks, decoded and scored: as one full pass."""
+    config = dataclasses.replace(
+        MODEL.config, sliding_window=7, local_layers=local, local_rope_theta=100.0
+    )
+    model = random_model(config)
+    engine = Engine(model, max_new_tokens=STEPS)
+    prompts = draw(30, 3, 17)
+    contexts = start(engine, [prompt[:2] for prompt in prompts])
+    contexts = engine.extend(contexts, [prompt[2:] for prompt in prompts])
+    tails = [draw(9, 4, seed=row) for row in range(ROWS)]
+    scores = engine.score(contexts, draw(2, 1, 4), tails)
+    _, decoded = decode(engine, contexts, sampling=GREEDY)
+    run = jax.jit(model.__call__)
+    for row, (prompt, prefix) in enumerate(zip(prompts, draw(2, 1, 4), strict=True)):
+        whole = np.array([prompt + sampled(decoded)[row]])
+        greedy = np.asarray(run(whole))[0].argmax(-1)
+        np.testing.assert_array_equal(greedy[len(prompt) - 1 : -1], whole[0, len(prompt) :])
+        for column, tail in enumerate(tails[row]):
+            logprobs = np.asarray(jax.nn.log_softmax(run(np.array([prompt + prefix + tail]))))[0]
+            start_at = len(prompt) + len(prefix) - 1
+            taken = logprobs[np.arange(start_at, start_at + len(tail)), tail]
+            np.testing.assert_allclose(scores[row, column], taken.sum(), atol=2e-4)
 
 
 def test_neither_neighbours_nor_the_row_number_change_what_is_sampled(engine):

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ixjax.generation.sampling import (
+    RowSampling,
     SamplingConfig,
     identity_keys,
     invert,
     keep_nucleus,
+    keep_top_k,
+    penalise,
     sample,
 )
 
@@ -25,9 +28,15 @@ keys_of = jax.jit(identity_keys)
 
 
 @jax.jit
-def draw(logits, identities, temperature=1.0, top_p=1.0):
-    keys = identity_keys(jax.random.key(11), identities)
-    return sample(logits, keys, temperature=jnp.float32(temperature), top_p=jnp.float32(top_p))
+def draw_rows(logits, identities, rows, seen):
+    return sample(logits, identity_keys(jax.random.key(11), identities), rows, seen)
+
+
+def draw(logits, identities, *configs, seen=None, **settings):
+    """Tokens and log-probabilities; one config for all rows, or one each."""
+    configs = configs or [SamplingConfig(**settings)] * len(logits)
+    seen = np.zeros(np.shape(logits), bool) if seen is None else seen
+    return draw_rows(logits, identities, RowSampling.of(configs), seen)
 
 
 def identities(count: int, *more: int) -> np.ndarray:
@@ -40,34 +49,76 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return x / x.sum()
 
 
-@pytest.mark.parametrize(
-    ("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.7, 1.0), (1.0, 0.8), (0.8, 0.5)]
-)
-def test_frequencies_are_those_of_the_distribution(temperature, top_p):
-    tokens, _ = draw(np.tile(LOGITS, (DRAWS, 1)), identities(DRAWS, 3), temperature, top_p)
-    probabilities = softmax(LOGITS / temperature)
-    order = np.argsort(-probabilities)
-    size = (
-        np.searchsorted(np.cumsum(probabilities[order]), top_p) + 1
-    )  # the nucleus, by its definition
-    kept = order[:size]
+SETTINGS = [
+    {},
+    {"temperature": 0.6},
+    {"temperature": 1.7},
+    {"top_p": 0.8},
+    {"temperature": 0.8, "top_p": 0.5},
+    {"top_p": 0.2},  # most draws fall outside: rows reach the threshold
+    {"top_k": 3},
+    {"min_p": 0.3},
+    {"top_k": 6, "top_p": 0.7, "min_p": 0.3, "temperature": 1.4},
+]
+
+
+def warp(logits: np.ndarray, config: SamplingConfig) -> np.ndarray:
+    """Scores as transformers' own processors leave them: -inf where a token is not kept."""
+    torch = pytest.importorskip("torch", reason="transformers' warpers need torch")
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    scores = torch.tensor(logits)
+    if config.temperature != 1:
+        scores = processors.TemperatureLogitsWarper(config.temperature)(None, scores)
+    if config.top_k:
+        scores = processors.TopKLogitsWarper(config.top_k)(None, scores)
+    if config.top_p < 1:
+        scores = processors.TopPLogitsWarper(config.top_p)(None, scores)
+    if config.min_p:
+        scores = processors.MinPLogitsWarper(config.min_p)(None, scores)
+    return scores.numpy()
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_frequencies_are_those_of_transformers_distribution(settings):
+    tokens, _ = draw(np.tile(LOGITS, (DRAWS, 1)), identities(DRAWS, 3), **settings)
+    expected = DRAWS * softmax(warp(LOGITS[None], SamplingConfig(**settings))[0])
     counts = np.bincount(tokens, minlength=len(LOGITS))
+    kept = expected > 0
     assert counts[kept].sum() == DRAWS
-    expected = DRAWS * probabilities[kept] / probabilities[kept].sum()
-    # 1 in 1000 seeds would fail; the seed is fixed.
-    assert stats.chisquare(counts[kept], expected).pvalue > 1e-3
+    if kept.sum() > 1:  # 1 in 1000 seeds would fail; the seed is fixed
+        assert stats.chisquare(counts[kept], expected[kept]).pvalue > 1e-3
+
+
+def test_every_row_has_its_own_settings():
+    configs = [SamplingConfig(**settings) for settings in SETTINGS]
+    logits = np.tile(LOGITS, (len(SETTINGS), 1))
+    together, _ = draw(logits, identities(len(SETTINGS), 3), *configs)
+    alone = [
+        draw(LOGITS[None], identities(len(SETTINGS), 3)[[row]], config)[0][0]
+        for row, config in enumerate(configs)
+    ]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_changing_a_setting_compiles_nothing():
+    rows = np.tile(LOGITS, (4, 1))
+    draw(rows, identities(4))
+    before = draw_rows._cache_size()
+    for changes in SETTINGS:
+        draw(rows, identities(4), repetition_penalty=1.3, **changes)
+    assert draw_rows._cache_size() == before
 
 
 def test_zero_temperature_takes_the_most_likely_token():
     logits = np.random.default_rng(0).normal(size=(64, 33)).astype(np.float32)
-    tokens, _ = draw(logits, identities(64), 0.0)
+    tokens, _ = draw(logits, identities(64), temperature=0.0)
     np.testing.assert_array_equal(tokens, logits.argmax(-1))
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (0.5, 0.7), (1.0, 1.0)])
 def test_log_probabilities_are_those_of_the_plain_softmax(temperature, top_p):
     logits = np.random.default_rng(1).normal(size=(64, 33)).astype(np.float32)
-    tokens, logprobs = draw(logits, identities(64), temperature, top_p)
+    tokens, logprobs = draw(logits, identities(64), temperature=temperature, top_p=top_p)
     expected = [np.log(softmax(row))[token] for row, token in zip(logits, tokens, strict=True)]
     np.testing.assert_allclose(logprobs, expected, atol=1e-5)
 
@@ -75,19 +126,63 @@ def test_log_probabilities_are_those_of_the_plain_softmax(temperature, top_p):
 @settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.99), st.floats(0.3, 4.0))
 def test_the_nucleus_is_that_of_transformers(seed, top_p, scale):
-    torch = pytest.importorskip("torch", reason="transformers' warper needs torch")
-    warpers = pytest.importorskip("transformers")
     logits = (scale * np.random.default_rng(seed).normal(size=(4, 50))).astype(np.float32)
-    mass = np.cumsum(-np.sort(-np.stack([softmax(row) for row in logits]), axis=-1), axis=-1)
+    probabilities = np.stack([softmax(row) for row in logits])
+    mass = np.cumsum(-np.sort(-probabilities, axis=-1), axis=-1)
     assume(np.abs(mass - top_p).min() > 1e-5)  # float32 sums may fall on either side
-    warped = warpers.TopPLogitsWarper(top_p)(None, torch.tensor(logits)).numpy()
-    kept = jax.jit(keep_nucleus)(jax.nn.softmax(logits), np.float32(top_p))
-    np.testing.assert_array_equal(np.asarray(kept) > 0, np.isfinite(warped))
+    weights = (probabilities / probabilities.max(-1, keepdims=True)).astype(np.float32)
+    kept = jax.jit(keep_nucleus)(weights, np.full(4, top_p, np.float32))
+    expected = np.isfinite(warp(logits, SamplingConfig(top_p=top_p)))
+    np.testing.assert_array_equal(np.asarray(kept) > 0, expected)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.booleans())
+def test_the_top_k_are_those_of_transformers(seed, top_k, ties):
+    logits = np.random.default_rng(seed).normal(size=(4, 50)).astype(np.float32)
+    logits = logits.round(1) if ties else logits
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    kept = jax.jit(keep_top_k)(weights, np.full(4, top_k, np.int32))
+    expected = np.isfinite(warp(logits, SamplingConfig(top_k=top_k)))
+    np.testing.assert_array_equal(np.asarray(kept) > 0, expected)
+
+
+@settings(max_examples=20)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 20),
+    st.floats(0.1, 1.0),
+    st.floats(0.0, 0.5),
+    st.floats(0.5, 2.0),
+)
+def test_only_what_transformers_keeps_is_drawn(seed, top_k, top_p, min_p, temperature):
+    logits = np.random.default_rng(seed).normal(scale=2, size=(1, 50)).astype(np.float32)
+    config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    kept = np.flatnonzero(np.isfinite(warp(logits, config)[0]))
+    tokens, _ = draw(np.tile(logits, (200, 1)), identities(200), *[config] * 200)
+    assert set(np.asarray(tokens).tolist()) <= set(kept.tolist())
+
+
+def test_the_repetition_penalty_is_that_of_transformers():
+    torch = pytest.importorskip("torch", reason="transformers' processors need torch")
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 20)).astype(np.float32)
+    context = rng.integers(0, 20, (3, 7))
+    seen = np.zeros((3, 20), bool)
+    np.put_along_axis(seen, context, values=True, axis=1)
+    config = SamplingConfig(repetition_penalty=1.4)
+    processor = processors.RepetitionPenaltyLogitsProcessor(1.4)
+    expected = processor(torch.tensor(context), torch.tensor(logits)).numpy()
+    found = penalise(logits, seen, RowSampling.of([config] * 3))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    greedy, _ = draw(logits, identities(3), seen=seen, repetition_penalty=1.4, temperature=0.0)
+    np.testing.assert_array_equal(greedy, expected.argmax(-1))
 
 
 def test_a_peaked_nucleus_is_one_token():
-    kept = keep_nucleus(jnp.array([[0.05, 0.9, 0.05]]), jnp.float32(0.5))
-    np.testing.assert_allclose(kept, [[0.0, 0.9, 0.0]])
+    kept = keep_nucleus(jnp.array([[0.05, 1.0, 0.05]]), jnp.array([0.5]))
+    np.testing.assert_allclose(kept, [[0.0, 1.0, 0.0]])
 
 
 def test_a_token_of_zero_weight_is_never_drawn():
@@ -98,14 +193,14 @@ def test_a_token_of_zero_weight_is_never_drawn():
     cumulative = np.asarray(jnp.cumsum(weights))
     uniform = (cumulative / cumulative[-1])[rng.integers(0, 19_900, 400)]
     rows = np.broadcast_to(weights, (400, 20_000))
-    tokens = jax.jit(invert)(rows, uniform, otherwise=np.full(400, int(weights.argmax())))
+    tokens = jax.jit(invert)(rows, uniform)
     assert (weights[tokens] > 0).all()
 
 
 def test_the_ends_of_the_unit_interval_give_the_first_and_last_possible_token():
     weights = jnp.array([[0.0, 0.5, 0.0, 0.5, 0.0]] * 2)
     last = np.nextafter(np.float32(1), np.float32(0))
-    tokens = invert(weights, jnp.array([0.0, last]), otherwise=jnp.array([4, 4]))
+    tokens = invert(weights, jnp.array([0.0, last]))
     np.testing.assert_array_equal(tokens, [1, 3])
 
 
@@ -130,6 +225,10 @@ def test_keys_differ_in_every_part_of_an_identity_their_order_and_the_seed():
     ("field", "value", "message"),
     [
         ("temperature", -0.1, "temperature is -0.1; it must be 0 or more"),
+        ("temperature", float("nan"), "temperature is nan; it must be 0 or more"),
+        ("top_k", -1, "top_k is -1; it must be 0 or more"),
+        ("min_p", 1.5, r"min_p is 1.5; it must be in \[0, 1\]"),
+        ("repetition_penalty", 0.0, "repetition_penalty is 0.0; it must be more than 0"),
         ("top_p", 0.0, r"top_p is 0.0; it must be in \(0, 1\]"),
         ("top_p", 1.1, r"top_p is 1.1; it must be in \(0, 1\]"),
         ("max_new_tokens", 0, "max_new_tokens is 0; it must be at least 1"),
