@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 
 from ixjax.generation import cache as kv
 from ixjax.generation.sampling import RowSampling, identity_keys, sample
@@ -125,12 +126,12 @@ class Draws:
     """
 
     seed: jax.Array
-    identities: jax.Array  # [S, k]
-    offsets: jax.Array  # [S]
-    limits: jax.Array  # [S]
-    end_ids: jax.Array  # [S, E]
+    identities: ArrayLike  # [S, k]
+    offsets: ArrayLike  # [S]
+    limits: ArrayLike  # [S]
+    end_ids: ArrayLike  # [S, E]
     rows: RowSampling
-    seen: jax.Array  # [S, V]
+    seen: ArrayLike  # [S, V]
 
 
 @functools.partial(

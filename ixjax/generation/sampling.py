@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,21 +67,25 @@ class SamplingConfig:
 class RowSampling:
     """The settings of each row, `[S]` arrays: changing one never compiles."""
 
-    temperature: jax.Array | np.ndarray
-    top_k: jax.Array | np.ndarray
-    top_p: jax.Array | np.ndarray
-    min_p: jax.Array | np.ndarray
-    repetition_penalty: jax.Array | np.ndarray
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    repetition_penalty: jax.Array
 
     @classmethod
     def of(cls, configs: Sequence[SamplingConfig]) -> RowSampling:
         """Row s as `configs[s]` says."""
+
+        def column(name: str, dtype: type) -> Any:
+            return np.array([getattr(config, name) for config in configs], dtype)
+
         return cls(
-            temperature=np.array([c.temperature for c in configs], np.float32),
-            top_k=np.array([c.top_k for c in configs], np.int32),
-            top_p=np.array([c.top_p for c in configs], np.float32),
-            min_p=np.array([c.min_p for c in configs], np.float32),
-            repetition_penalty=np.array([c.repetition_penalty for c in configs], np.float32),
+            temperature=column("temperature", np.float32),
+            top_k=column("top_k", np.int32),
+            top_p=column("top_p", np.float32),
+            min_p=column("min_p", np.float32),
+            repetition_penalty=column("repetition_penalty", np.float32),
         )
 
 
