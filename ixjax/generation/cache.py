@@ -74,15 +74,98 @@ def write(cache: KVCache, keys: jax.Array, values: jax.Array, counts: jax.Array)
     )
 
 
-def fork(cache: KVCache, rows: jax.Array) -> KVCache:
-    """A new cache whose row i is a copy of row `rows[i]`."""
-    return KVCache(cache.keys[:, rows], cache.values[:, rows], cache.lengths[rows])
+def fork(cache: KVCache, rows: jax.Array, *, span: int) -> KVCache:
+    """A new cache of the same columns whose row i is a copy of row `rows[i]`.
+
+    Args:
+        cache: the source.
+        rows: `[R]`.
+        span: columns that are copied; what these rows hold lies in front of it.
+    """
+    count = rows.shape[0]
+
+    def empty(x: jax.Array) -> jax.Array:
+        return jnp.zeros((x.shape[0], count, *x.shape[2:]), x.dtype)
+
+    target = KVCache(empty(cache.keys), empty(cache.values), jnp.zeros(count, jnp.int32))
+    return copy_rows(target, jnp.arange(count), cache, rows, count, span=span)
 
 
-def store(cache: KVCache, rows: jax.Array, source: KVCache) -> KVCache:
-    """Overwrite row `rows[i]` with row i of `source`; a row number out of range is left out."""
-    return KVCache(
-        cache.keys.at[:, rows].set(source.keys, mode="drop"),
-        cache.values.at[:, rows].set(source.values, mode="drop"),
-        cache.lengths.at[rows].set(source.lengths, mode="drop"),
-    )
+def copy_rows(
+    target: KVCache,
+    rows: jax.Array,
+    source: KVCache,
+    source_rows: jax.Array,
+    count: jax.Array | int,
+    *,
+    span: int,
+) -> KVCache:
+    """Overwrite row `rows[i]` of the target with row `source_rows[i]`, for each i below `count`.
+
+    A loop of whole slices: XLA's CPU backend gathers and scatters element by element, three times
+    slower.
+
+    Args:
+        target: the cache that is changed.
+        rows: `[R]`.
+        source: a cache of as many columns.
+        source_rows: `[R]`.
+        count: how many of the R are copied.
+        span: columns that are copied; what these rows hold lies in front of it.
+    """
+
+    def copy(i: jax.Array, into: KVCache) -> KVCache:
+        def one(x: jax.Array, y: jax.Array) -> jax.Array:
+            layers, _, heads, _, size = y.shape
+            part = (layers, 1, heads, span, size)
+            row = jax.lax.dynamic_slice(y, (0, source_rows[i], 0, 0, 0), part)
+            return jax.lax.dynamic_update_slice(x, row, (0, rows[i], 0, 0, 0))
+
+        lengths = into.lengths.at[rows[i]].set(source.lengths[source_rows[i]])
+        return KVCache(one(into.keys, source.keys), one(into.values, source.values), lengths)
+
+    return jax.lax.fori_loop(0, count, copy, target)
+
+
+def take_rows(x: jax.Array, rows: jax.Array, *, span: int) -> jax.Array:
+    """`[L, R, K, span, D]`: rows `rows[i]` of keys or values, up to `span`; see `copy_rows`."""
+    layers, _, heads, _, size = x.shape
+
+    def copy(i: jax.Array, into: jax.Array) -> jax.Array:
+        row = jax.lax.dynamic_slice(x, (0, rows[i], 0, 0, 0), (layers, 1, heads, span, size))
+        return jax.lax.dynamic_update_slice(into, row, (0, i, 0, 0, 0))
+
+    empty = jnp.zeros((layers, rows.shape[0], heads, span, size), x.dtype)
+    return jax.lax.fori_loop(0, rows.shape[0], copy, empty)
+
+
+def write_rows(
+    cache: KVCache,
+    rows: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    counts: jax.Array,
+    number: jax.Array,
+) -> KVCache:
+    """As `write`, of rows `rows[i]` alone, for each i below `number`.
+
+    Args:
+        cache: the rows.
+        rows: `[R]`.
+        keys: `[L, R, K, n, D]`.
+        values: `[L, R, K, n, D]`.
+        counts: `[R]` int32 in 0..n.
+        number: how many of the R are written.
+    """
+
+    def put(i: jax.Array, into: KVCache) -> KVCache:
+        start = into.lengths[rows[i]]
+
+        def one(x: jax.Array, new: jax.Array) -> jax.Array:
+            new = jax.lax.dynamic_slice_in_dim(new, i, 1, axis=1)
+            return jax.lax.dynamic_update_slice(x, new, (0, rows[i], 0, start, 0))
+
+        lengths = into.lengths.at[rows[i]].add(counts[i])
+        return KVCache(one(into.keys, keys), one(into.values, values), lengths)
+
+    return jax.lax.fori_loop(0, number, put, cache)

@@ -120,7 +120,8 @@ class Engine:
     def extend(self, contexts: Contexts, tokens: Sequence[Sequence[int]]) -> Contexts:
         """Read `tokens[s]` into row s (an empty sequence leaves it as it is).
 
-        The given contexts are consumed. What is long is read in chunks.
+        The given contexts are consumed. What is long is read in chunks. Where half of the rows
+        or fewer are given anything, only those take part.
 
         Raises:
             ValueError: a row would outgrow the model's `max_length`, or the contexts were made
@@ -144,17 +145,35 @@ class Engine:
     def _extend_chunk(
         self, contexts: Contexts, chunk: Sequence[Sequence[int]], size: int
     ) -> Contexts:
-        padded, counts = pad(chunk, size)
-        cache, logits = passes.extend(
-            self._graph,
-            self._params,
-            contexts.cache,
-            contexts.logits,
-            padded,
-            counts,
-            contexts.adapters,
-            span=self._span(contexts),
-        )
+        given = [row for row, part in enumerate(chunk) if part]
+        few = bucket(len(given))
+        if few <= len(chunk) // 2:
+            rows = np.array(given + [given[0]] * (few - len(given)), np.int32)
+            padded, counts = pad([chunk[row] for row in rows], size)
+            cache, logits = passes.extend_rows(
+                self._graph,
+                self._params,
+                contexts.cache,
+                contexts.logits,
+                rows,
+                np.int32(len(given)),
+                padded,
+                counts,
+                contexts.adapters[rows],
+                span=self._span([contexts.tokens[row] for row in given]),
+            )
+        else:
+            padded, counts = pad(chunk, size)
+            cache, logits = passes.extend(
+                self._graph,
+                self._params,
+                contexts.cache,
+                contexts.logits,
+                padded,
+                counts,
+                contexts.adapters,
+                span=self._span(contexts.tokens),
+            )
         tokens = _joined(contexts.tokens, chunk)
         return dataclasses.replace(contexts, cache=cache, logits=logits, tokens=tokens)
 
@@ -215,7 +234,7 @@ class Engine:
             contexts.logits,
             contexts.adapters,
             draws,
-            span=self._span(contexts),
+            span=self._span(contexts.tokens),
             steps=steps,
         )
         tokens, logprobs, counts, kept = jax.device_get(sampled)
@@ -256,15 +275,15 @@ class Engine:
             tails,
             tail_counts,
             contexts.adapters,
-            span=self._span(contexts),
+            span=self._span(contexts.tokens),
         )
         return np.asarray(scores)
 
     def fork(self, contexts: Contexts, rows: np.ndarray) -> Contexts:
         """Row i of the result is a copy of row `rows[i]`; the source stays valid."""
         rows = np.asarray(rows, np.int32)
-        cache, logits = passes.fork(contexts.cache, contexts.logits, rows)
         tokens = tuple(contexts.tokens[row] for row in rows)
+        cache, logits = passes.fork(contexts.cache, contexts.logits, rows, span=self._span(tokens))
         return Contexts(cache, logits, tokens, contexts.adapters[rows], contexts.version)
 
     def store(
@@ -272,17 +291,24 @@ class Engine:
     ) -> Contexts:
         """Overwrite `rows` with `source_rows` of `source`. The target is consumed.
 
-        Shapes stay those of the source whatever the number of rows, so that nothing recompiles.
-
         Raises:
             ValueError: the two were not made with the same weights.
         """
         self._check(contexts)
         self._check(source)
-        target = np.full(source.cache.rows, contexts.cache.rows, np.int32)  # out of range: dropped
-        target[np.asarray(source_rows)] = rows
-        cache, logits = passes.store(
-            contexts.cache, contexts.logits, target, source.cache, source.logits
+        number = len(rows)
+        if not number:
+            return contexts
+        size = bucket(number)
+        cache, logits = passes.copy_rows(
+            contexts.cache,
+            contexts.logits,
+            np.resize(np.asarray(rows, np.int32), size),
+            source.cache,
+            source.logits,
+            np.resize(np.asarray(source_rows, np.int32), size),
+            np.int32(number),
+            span=self._span([source.tokens[row] for row in source_rows]),
         )
         tokens, adapters = list(contexts.tokens), contexts.adapters.copy()
         for row, source_row in zip(rows, source_rows, strict=True):
@@ -311,9 +337,9 @@ class Engine:
                 seen[row, list(contexts.tokens[row])] = True
         return seen
 
-    def _span(self, contexts: Contexts) -> int:
-        """Columns that attention must read: 0 for rows that have read nothing."""
-        longest = max(map(len, contexts.tokens))
+    def _span(self, tokens: Sequence[tuple[int, ...]]) -> int:
+        """Columns that hold all of these rows: 0 where they have read nothing."""
+        longest = max(map(len, tokens))
         if longest == 0:
             return 0
         spans = (SMALLEST_SPAN << power for power in itertools.count())

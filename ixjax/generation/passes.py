@@ -239,13 +239,30 @@ def score(graph, params, cache, prefix, prefix_counts, tails, tail_counts, adapt
     return jax.lax.map(one, (tails, tail_counts)).T
 
 
-@jax.jit
-def fork(cache, logits, rows):
+@functools.partial(jax.jit, static_argnames=("graph", "span"), donate_argnames=("cache", "logits"))
+def extend_rows(graph, params, cache, logits, rows, number, tokens, counts, adapters, *, span):
+    """As `extend`, of rows `rows[i]` `[R]` alone, for each i below `number`."""
+    model = nnx.merge(graph, params)
+    lengths = cache.lengths[rows]
+    taken = tuple(kv.take_rows(x, rows, span=span) for x in (cache.keys, cache.values))
+    past = [Piece(taken, _below(lengths, span), jnp.arange(span)[None])] if span else []
+    hidden, (keys, values) = _read(model, tokens, lengths, counts, adapters, past)
+    last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
+    # Rows behind `number` are padding: out of range, so dropped.
+    target = jnp.where(jnp.arange(rows.shape[0]) < number, rows, cache.rows)
+    logits = logits.at[target].set(model.logits(last), mode="drop")
+    return kv.write_rows(cache, rows, keys, values, counts, number), logits
+
+
+@functools.partial(jax.jit, static_argnames="span")
+def fork(cache, logits, rows, *, span):
     """See `ixjax.generation.cache.fork`."""
-    return kv.fork(cache, rows), logits[rows]
+    return kv.fork(cache, rows, span=span), logits[rows]
 
 
-@functools.partial(jax.jit, donate_argnames=("cache", "logits"))
-def store(cache, logits, rows, source, source_logits):
-    """See `ixjax.generation.cache.store`."""
-    return kv.store(cache, rows, source), logits.at[rows].set(source_logits, mode="drop")
+@functools.partial(jax.jit, static_argnames="span", donate_argnames=("cache", "logits"))
+def copy_rows(cache, logits, rows, source, source_logits, source_rows, number, *, span):
+    """See `ixjax.generation.cache.copy_rows`."""
+    target = jnp.where(jnp.arange(rows.shape[0]) < number, rows, cache.rows)
+    logits = logits.at[target].set(source_logits[source_rows], mode="drop")
+    return kv.copy_rows(cache, rows, source, source_rows, number, span=span), logits

@@ -55,20 +55,37 @@ def test_new_tokens_are_written_behind_each_row():
             np.testing.assert_array_equal(written, new[:, row, :, :count])
 
 
-def test_fork_copies_rows():
+def test_new_tokens_are_written_behind_some_rows_alone():
+    cache = filled(ROWS, [0, 2, 5, 6], seed=0)
+    keys, values = np.random.default_rng(1).normal(size=(2, 2, 3, 1, 3, 4)).astype(np.float32)
+    rows, counts = jnp.array([2, 0, 1]), jnp.array([1, 3, 2])
+    after = kv.write_rows(cache, rows, keys, values, counts, 2)  # the third is padding
+    np.testing.assert_array_equal(after.lengths, [3, 2, 6, 6])
+    np.testing.assert_array_equal(after.keys[:, 2, :, 5:6], keys[:, 0, :, :1])
+    np.testing.assert_array_equal(after.keys[:, 2, :, :5], cache.keys[:, 2, :, :5])
+    np.testing.assert_array_equal(after.values[:, 0, :, :3], values[:, 1])
+    np.testing.assert_array_equal(after.values[:, [1, 3]], cache.values[:, [1, 3]])
+
+
+@pytest.mark.parametrize("span", [4, COLUMNS])
+def test_fork_copies_rows(span):
     cache = filled(ROWS, [1, 2, 3, 4], seed=2)
-    rows = np.array([3, 0, 3])
-    forked = kv.fork(cache, rows)
-    np.testing.assert_array_equal(forked.keys, np.asarray(cache.keys)[:, rows])
-    np.testing.assert_array_equal(forked.values, np.asarray(cache.values)[:, rows])
+    rows = jnp.array([3, 0, 3])
+    forked = kv.fork(cache, rows, span=span)
+    assert forked.keys.shape == (2, 3, 1, COLUMNS, 4)
+    for copy, source in ((forked.keys, cache.keys), (forked.values, cache.values)):
+        np.testing.assert_array_equal(copy[:, :, :, :span], np.asarray(source)[:, rows, :, :span])
     np.testing.assert_array_equal(forked.lengths, [4, 1, 4])
+    taken = kv.take_rows(cache.keys, rows, span=span)
+    np.testing.assert_array_equal(taken, np.asarray(cache.keys)[:, rows, :, :span])
 
 
-def test_store_overwrites_the_named_rows_and_drops_those_out_of_range():
+def test_copying_overwrites_the_named_rows_and_leaves_out_the_padding():
     cache, source = filled(ROWS, [1, 2, 3, 4], seed=3), filled(3, [7, 8, 9], seed=4)
-    stored = kv.store(cache, np.array([2, ROWS, 0]), source)
-    np.testing.assert_array_equal(stored.lengths, [9, 2, 7, 4])
+    rows, sources = jnp.array([2, 0, 1]), jnp.array([0, 2, 1])
+    copied = kv.copy_rows(cache, rows, source, sources, 2, span=COLUMNS)
+    np.testing.assert_array_equal(copied.lengths, [9, 2, 7, 4])
     expected = np.array(cache.keys)
     expected[:, [2, 0]] = np.asarray(source.keys)[:, [0, 2]]
-    np.testing.assert_array_equal(stored.keys, expected)
-    np.testing.assert_array_equal(stored.values[:, [1, 3]], cache.values[:, [1, 3]])
+    np.testing.assert_array_equal(copied.keys, expected)
+    np.testing.assert_array_equal(copied.values[:, [1, 3]], cache.values[:, [1, 3]])
