@@ -145,22 +145,34 @@ def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+NO_EFFECT: Mapping[str, Any] = {"affects_result": False}
+"""Metadata of a setting that changes how work is done and not what comes out of it."""
+
+
 def fingerprint(*parts: Any) -> str:
-    """16 hex digits that change when any part does (JSON values, dataclasses, paths, bytes)."""
+    """16 hex digits that change when any part does (JSON values, dataclasses, paths, bytes).
+
+    Dataclass fields with the metadata `NO_EFFECT` are left out.
+    """
     digest = hashlib.sha256()
     for part in parts:
-        data = (
-            part if isinstance(part, bytes) else json.dumps(_plain(part), sort_keys=True).encode()
-        )
+        data = part if isinstance(part, bytes) else json.dumps(plain(part), sort_keys=True).encode()
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()[:16]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON has it, without dataclass fields that have the metadata `NO_EFFECT`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+        return {
+            field.name: plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.metadata.get("affects_result", True)
+        }
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, Path):
         return str(value)
     return value

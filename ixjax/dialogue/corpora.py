@@ -28,7 +28,7 @@ FORMAT_OF_SCENARIO: Mapping[str, Format] = {"esc": "esconv", "p4g": "p4g", "sand
 class DataConfig:
     """The corpus and its splits."""
 
-    path: str = ""
+    path: str = dataclasses.field(default="", metadata=io.NO_EFFECT)
     """File or folder of the corpus; the sandbox needs none."""
     format: Format = "auto"
     """How to read it: esconv, p4g, jsonl (your own), sandbox; auto: by the scenario and path."""

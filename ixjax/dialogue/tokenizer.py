@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ixjax.io import InputError
+from ixjax.io import NO_EFFECT, InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -40,7 +40,7 @@ SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte, so that nothing i
 class TokenizerConfig:
     """Which tokenizer both speakers use."""
 
-    path: str = ""
+    path: str = dataclasses.field(default="", metadata=NO_EFFECT)
     """Hugging Face tokenizer folder with a chat template; empty: train one on the corpus."""
 
     vocab_size: int = 4096

@@ -18,7 +18,7 @@ import numpy as np
 
 from ixjax.dialogue.types import Dialogue, OutcomeReading, UserCondition, Utterance
 from ixjax.generation import Speaker, User
-from ixjax.io import InputError
+from ixjax.io import NO_EFFECT, InputError
 from ixjax.search.rollout import POLICY, USER, hashed, turn_identities, words
 
 
@@ -30,7 +30,7 @@ class EvaluationConfig:
     """Held-out conditions, the first ones; all of them where there are fewer."""
     samples: int = 1
     """Dialogues a condition, each with its own draws; methods are paired sample by sample."""
-    batch: int = 64
+    batch: int = dataclasses.field(default=64, metadata=NO_EFFECT)
     """Most dialogues played side by side."""
     max_turns: int = 8
     """Policy turns after which a dialogue is over."""

@@ -147,29 +147,34 @@ def _draw(weights: jax.Array, keys: jax.Array, rows: RowSampling) -> jax.Array:
     needed = rows.top_p * weights.sum(-1)
     whole = (rows.top_p >= 1) | (rows.temperature == 0)
 
+    def belongs(token):
+        weight = jnp.take_along_axis(weights, token[:, None], axis=-1)
+        likelier = jnp.sum(jnp.where(weights > weight, weights, 0.0), axis=-1)
+        return whole | (likelier < needed)
+
     def attempt(state):
         i, token, accepted = state
-        attempt_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
-        new = invert(possible, jax.vmap(jax.random.uniform)(attempt_keys))
-        weight = jnp.take_along_axis(weights, new[:, None], axis=-1)
-        likelier = jnp.sum(jnp.where(weights > weight, weights, 0.0), axis=-1)
-        token = jnp.where(accepted, token, new)
-        return i + 1, token, accepted | whole | (likelier < needed)
+        new = invert(possible, jax.vmap(jax.random.uniform)(_folded(keys, i)))
+        return i + 1, jnp.where(accepted, token, new), accepted | belongs(new)
 
     def unfinished(state):
         i, _, accepted = state
         return (i < ATTEMPTS) & ~jnp.all(accepted)
 
-    rows_count = weights.shape[0]
-    start = (jnp.int32(0), jnp.zeros(rows_count, jnp.int32), jnp.zeros(rows_count, bool))
-    _, token, accepted = jax.lax.while_loop(unfinished, attempt, start)
+    first = invert(possible, jax.vmap(jax.random.uniform)(keys))
+    accepted = jax.lax.cond(jnp.all(whole), lambda _: whole, belongs, first)
+    _, token, accepted = jax.lax.while_loop(unfinished, attempt, (1, first, accepted))
 
     def by_threshold(token):
         kept = jnp.where(keep_nucleus(weights, rows.top_p) > 0, possible, 0.0)
-        last_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, ATTEMPTS)
-        return jnp.where(accepted, token, invert(kept, jax.vmap(jax.random.uniform)(last_keys)))
+        last = invert(kept, jax.vmap(jax.random.uniform)(_folded(keys, ATTEMPTS)))
+        return jnp.where(accepted, token, last)
 
     return jax.lax.cond(jnp.all(accepted), lambda token: token, by_threshold, token)
+
+
+def _folded(keys: jax.Array, data: jax.Array | int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
 
 
 def invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ with the reply to it. So the closing outcome line can be scored behind any turn 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import zlib
 from collections.abc import Sequence
@@ -24,12 +25,14 @@ from ixjax.dialogue.chat import View
 from ixjax.dialogue.types import Dialogue, Outcome, OutcomeReading, Role, Utterance
 from ixjax.generation.engine import Contexts, Decoded, Engine
 from ixjax.generation.sampling import SamplingConfig
+from ixjax.io import InputError
 from ixjax.models import Transformer
 
 State = TypeVar("State")
 ReadOut = Literal["expected", "sampled"]
 
-OUTCOME_TOKENS = 24  # room kept in every context for the marker and one closing line
+OUTCOME_TOKENS = 32  # room kept in every context for the marker and one closing line
+IDENTITY_PARTS = 8  # at most, of what a turn is drawn by
 SILENCE = "..."  # what the other side hears of a turn without a word in it
 
 
@@ -89,11 +92,13 @@ class Rows:
     contexts: what the engine holds.
     dialogues: `[S]` the dialogue of each row, None for an empty one.
     lines: `[S]` the outcome line that closed the row, as generated.
+    identities: `[S]` what the row's last turn was drawn by.
     """
 
     contexts: Contexts
     dialogues: list[Dialogue | None]
     lines: list[str | None]
+    identities: list[tuple[int, ...]]
 
 
 class ModelSpeaker:
@@ -134,13 +139,14 @@ class ModelSpeaker:
 
     def empty(self, rows: int) -> Rows:
         """See `Speaker.empty`."""
-        return Rows(self._engine.empty(rows), [None] * rows, [None] * rows)
+        return Rows(self._engine.empty(rows), [None] * rows, [None] * rows, [()] * rows)
 
     def start(self, dialogues: Sequence[Dialogue]) -> Rows:
         """See `Speaker.start`."""
         tokens = [self._render(dialogue) for dialogue in dialogues]
         contexts = self._engine.extend(self._engine.empty(len(tokens)), tokens)
-        return Rows(contexts, list(dialogues), [None] * len(tokens))
+        told = [(zlib.crc32(json.dumps(d.to_json()).encode()),) for d in dialogues]
+        return Rows(contexts, list(dialogues), [None] * len(tokens), told)
 
     def speak(
         self, state: Rows, identities: np.ndarray, active: np.ndarray
@@ -157,15 +163,20 @@ class ModelSpeaker:
         )
         utterances: list[Utterance | None] = [None] * len(active)
         dialogues, lines, lengths = list(state.dialogues), list(state.lines), before
+        drawn_by, anew = list(state.identities), [[] for _ in utterances]
         for row in map(int, np.flatnonzero(active)):
             dialogue = _held(dialogues[row], row)
             said, lines[row], kept = self._parse(decoded, row, dialogue)
             lengths[row] += kept
             utterances[row] = said
+            drawn_by[row] = tuple(identities[row].tolist())
             if said.text:
-                dialogues[row] = dialogue.said(self.view.role, said.text)
+                dialogues[row] = after = dialogue.said(self.view.role, said.text)
+                if said.text == SILENCE:  # not what was sampled: read as the other side hears it
+                    lengths[row], anew[row] = 0, self._render(after)
         # Behind the utterance lies at most a closing line, which the outcome is read without.
-        return Rows(self._engine.shorten(contexts, lengths), dialogues, lines), utterances
+        contexts = self._engine.extend(self._engine.shorten(contexts, lengths), anew)
+        return Rows(contexts, dialogues, lines, drawn_by), utterances
 
     def _parse(
         self, decoded: Decoded, row: int, dialogue: Dialogue
@@ -199,7 +210,7 @@ class ModelSpeaker:
                 lengths[row], new = 0, self._render(after)
             tokens.append(new)
         contexts = self._engine.extend(self._engine.shorten(state.contexts, lengths), tokens)
-        return Rows(contexts, dialogues, list(state.lines))
+        return Rows(contexts, dialogues, list(state.lines), list(state.identities))
 
     def _render(self, dialogue: Dialogue) -> list[int]:
         context = self.view.context(dialogue, max_tokens=self._limit)
@@ -212,15 +223,18 @@ class ModelSpeaker:
             self._engine.fork(state.contexts, rows),
             [state.dialogues[row] for row in rows],
             [state.lines[row] for row in rows],
+            [state.identities[row] for row in rows],
         )
 
     def store(self, state: Rows, rows: np.ndarray, source: Rows, source_rows: np.ndarray) -> Rows:
         """See `Speaker.store`."""
         dialogues, lines = list(state.dialogues), list(state.lines)
+        identities = list(state.identities)
         for row, source_row in zip(rows, source_rows, strict=True):
             dialogues[row], lines[row] = source.dialogues[source_row], source.lines[source_row]
+            identities[row] = source.identities[source_row]
         contexts = self._engine.store(state.contexts, rows, source.contexts, source_rows)
-        return Rows(contexts, dialogues, lines)
+        return Rows(contexts, dialogues, lines, identities)
 
     def outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
         """Engagement of each active row by the configured read-out (docs/algorithm.md).
@@ -235,7 +249,7 @@ class ModelSpeaker:
         return self._expected_outcomes(state, active)
 
     def _expected_outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
-        scenario, template = self.view.scenario, self.view.template
+        scenario = self.view.scenario
         rows = [int(row) for row in np.flatnonzero(active)]
         if not rows:
             return [None] * len(active)
@@ -245,23 +259,39 @@ class ModelSpeaker:
             scenario.outcome_lines(conditions.get(row, conditions[rows[0]]))
             for row in range(len(active))
         ]
-        candidates = [
-            [[*template.encode(line), template.end_ids[0]] for line, _ in lines]
-            for lines in possible
-        ]
+        candidates = [self._line_tokens([line for line, _ in lines]) for lines in possible]
         shared = [_common_prefix(lines) for lines in candidates]
         prefixes = [
-            [*template.marker_ids, *lines[0][:n]]
+            [*self.view.template.marker_ids, *lines[0][:n]]
             for lines, n in zip(candidates, shared, strict=True)
         ]
         tails = [[line[n:] for line in lines] for lines, n in zip(candidates, shared, strict=True)]
+        most = max(map(len, tails))  # conditions may differ in how many outcomes they have
+        tails = [lines + [[]] * (most - len(lines)) for lines in tails]
         scores = self._engine.score(state.contexts, prefixes, tails)
         readings: list[OutcomeReading | None] = [None] * len(active)
         for row in rows:
             outcomes = [outcome for _, outcome in possible[row]]
             released = [scenario.released(conditions[row], o.value) for o in outcomes]
-            readings[row] = _expectation(scores[row], outcomes, released)
+            readings[row] = _expectation(scores[row, : len(outcomes)], outcomes, released)
         return readings
+
+    def _line_tokens(self, lines: Sequence[str]) -> list[list[int]]:
+        """Closing lines with their end token.
+
+        Raises:
+            InputError: one does not fit into the room that every context keeps for it.
+        """
+        template = self.view.template
+        tokens = [[*template.encode(line), template.end_ids[0]] for line in lines]
+        longest = max(range(len(lines)), key=lambda i: len(tokens[i]))
+        room = OUTCOME_TOKENS - len(template.marker_ids)
+        if len(tokens[longest]) > room:
+            raise InputError(
+                f"the outcome line {lines[longest]!r} has {len(tokens[longest])} tokens; contexts "
+                f"keep room for {room}: shorten the scenario's outcome lines"
+            )
+        return tokens
 
     def _sampled_outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
         """Lines as generated; a row that was cut before it closed has its line drawn now."""
@@ -269,20 +299,25 @@ class ModelSpeaker:
         lines = list(state.lines)
         if cut.any():
             contexts = self._engine.fork(state.contexts, np.arange(len(active)))
-            marker = self.view.template.marker_ids
-            contexts = self._engine.extend(contexts, [marker if on else [] for on in cut])
+            template = self.view.template
+            contexts = self._engine.extend(
+                contexts, [template.marker_ids if on else [] for on in cut]
+            )
+            room = OUTCOME_TOKENS - len(template.marker_ids)
             _, decoded = self._engine.decode(
                 contexts,
                 sampling=self.sampling,
                 seed=self.seed,
-                identities=_line_identities(state.dialogues),
-                limits=np.where(cut, OUTCOME_TOKENS // 2, 0),
-                end_ids=self.view.template.end_ids,
-                steps=OUTCOME_TOKENS // 2,
+                identities=_line_identities(state.identities),
+                limits=np.where(cut, room, 0),
+                end_ids=template.end_ids,
+                # Behind the tokens of the turn itself, so with random numbers of their own.
+                offsets=np.full(len(active), self.sampling.max_new_tokens),
+                steps=room,
             )
             for row in np.flatnonzero(cut):
                 tokens = decoded.tokens[row, : decoded.counts[row]].tolist()
-                lines[row] = self.view.template.decode(tokens)
+                lines[row] = template.decode(tokens)
         readings: list[OutcomeReading | None] = [None] * len(active)
         for row in map(int, np.flatnonzero(active)):
             condition = _held(state.dialogues[row], row).condition
@@ -328,10 +363,7 @@ def _reading(outcome: Outcome | None) -> OutcomeReading:
     return OutcomeReading(engagement=outcome.engagement, value=outcome.value)
 
 
-def _line_identities(dialogues: Sequence[Dialogue | None]) -> np.ndarray:
-    """What a closing line is drawn by: its whole dialogue."""
-    texts = [
-        "" if d is None else "\n".join([d.condition.id, *(t.text for t in d.turns)])
-        for d in dialogues
-    ]
-    return np.array([[zlib.crc32(text.encode())] for text in texts], np.uint32)
+def _line_identities(identities: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """`[S, IDENTITY_PARTS]`: a closing line is drawn by what the turn before it was drawn by."""
+    padded = [(*parts, *(0,) * (IDENTITY_PARTS - len(parts))) for parts in identities]
+    return np.array(padded, np.uint32)

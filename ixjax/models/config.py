@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from ixjax.io import NO_EFFECT
+
 DType = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -167,7 +169,7 @@ class ModelConfig:
 class ModelArguments:
     """The network of a run: a folder to start from, or a size to train from scratch."""
 
-    path: str = ""
+    path: str = dataclasses.field(default="", metadata=NO_EFFECT)
     """Folder of a Hugging Face checkpoint that both speakers start from; empty: from scratch."""
     hidden_size: int = 256
     """Width of the residual stream (from scratch)."""

@@ -8,6 +8,7 @@ from ixjax.dialogue.corpora import DataConfig
 from ixjax.dialogue.tokenizer import TokenizerConfig
 from ixjax.evaluation import EvaluationConfig
 from ixjax.generation import ReadOut, SamplingConfig
+from ixjax.io import NO_EFFECT
 from ixjax.models import ModelArguments
 from ixjax.parallel import MeshConfig
 from ixjax.search import PairsConfig, SearchConfig
@@ -22,7 +23,7 @@ class RunConfig:
     """Whose dialogues these are: esc, p4g, sandbox, or a registered one."""
     seed: int = 0
     """Of everything random in the run."""
-    out: str = ""
+    out: str = dataclasses.field(default="", metadata=NO_EFFECT)
     """The run directory; empty: runs/NAME-OF-CONFIG."""
     readout: ReadOut = "expected"
     """How engagement is read from the simulator: expected (scored lines) or sampled (a line)."""
@@ -32,7 +33,7 @@ class RunConfig:
     """A tokenizer to load, or the size of one to train."""
     model: ModelArguments = dataclasses.field(default_factory=ModelArguments)
     """The network of both speakers."""
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig, metadata=NO_EFFECT)
     """How devices are laid out in training."""
     sft: SFTConfig = dataclasses.field(default_factory=SFTConfig)
     """Training of the policy and the simulators."""

@@ -10,11 +10,17 @@ import numpy as np
 
 from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
+from ixjax.models import Transformer
+from ixjax.pipeline.inputs import SOURCES
 from ixjax.pipeline.run import Reporter, Run
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
-from ixjax.training import load_reference, reference_logprobs, save_reference, train_dpo
-
-SOURCES = ("human", "imcts", "mix")
+from ixjax.training import (
+    load_reference,
+    model_fingerprint,
+    reference_logprobs,
+    save_reference,
+    train_dpo,
+)
 
 
 def align(run: Run, reporter: Reporter) -> dict[str, Any]:
@@ -23,11 +29,8 @@ def align(run: Run, reporter: Reporter) -> dict[str, Any]:
     Returns:
         The last metrics by source.
     """
-    inputs = {
-        "pairs": run.require("pairs", "search")["inputs"],
-        "policy": run.require("sft/policy", "sft")["inputs"],
-    }
-    return {source: _align(run, source, inputs, reporter) for source in SOURCES}
+    run.require("prepare", "sft/policy", "pairs")
+    return {source: _align(run, source, reporter) for source in SOURCES}
 
 
 def policy_directory(run: Run, source: str) -> Path:
@@ -35,12 +38,11 @@ def policy_directory(run: Run, source: str) -> Path:
     return run.directory.policy_dpo / source
 
 
-def _align(run: Run, source: str, upstream: dict[str, str], reporter: Reporter) -> dict[str, Any]:
+def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
     config, stage = run.config, f"dpo/{source}"
-    inputs = io.fingerprint(upstream, config.dpo, config.pairs, source)
-    with run.stage(stage, inputs) as facts:
+    with run.stage(stage) as facts:
         if facts is None:
-            return dict(run.require(stage, "dpo"))
+            return run.facts(stage)
         pairs = _pairs(run, source)
         view = run.view("policy")
         rendered = [
@@ -48,7 +50,8 @@ def _align(run: Run, source: str, upstream: dict[str, str], reporter: Reporter) 
             for p in pairs
         ]
         directory = policy_directory(run, source)
-        reference = _reference(run, source, rendered, inputs, reporter)
+        policy = run.load(run.directory.policy_sft)
+        reference = _reference(run, source, policy, rendered, reporter)
         reporter.start(f"dpo {source}", config.dpo.steps, "steps")
 
         def on_step(metrics: dict[str, Any]) -> None:
@@ -58,7 +61,7 @@ def _align(run: Run, source: str, upstream: dict[str, str], reporter: Reporter) 
             facts.update(metrics)
 
         train_dpo(
-            run.load(run.directory.policy_sft),
+            policy,
             rendered,
             config.dpo,
             mesh=run.mesh,
@@ -69,7 +72,7 @@ def _align(run: Run, source: str, upstream: dict[str, str], reporter: Reporter) 
         )
         facts["pairs"] = len(pairs)
         reporter.finish(pairs=len(pairs))
-    return dict(run.require(stage, "dpo"))
+    return run.facts(stage)
 
 
 def _pairs(run: Run, source: str) -> list[PreferencePair]:
@@ -92,16 +95,20 @@ def _pairs(run: Run, source: str) -> list[PreferencePair]:
 
 
 def _reference(
-    run: Run, source: str, rendered: Sequence[RenderedPair], inputs: str, reporter: Reporter
+    run: Run,
+    source: str,
+    policy: Transformer,
+    rendered: Sequence[RenderedPair],
+    reporter: Reporter,
 ) -> Any:
-    """Reference log-probabilities: from disk if they belong to these pairs, else computed now."""
+    """Reference log-probabilities: from disk if they are of this policy and these tokens."""
     path = policy_directory(run, source) / "reference.json"
-    stored, reason = load_reference(path, inputs)
+    tokens = [[pair.prompt, pair.chosen, pair.rejected] for pair in rendered]
+    belongs_to = io.fingerprint(model_fingerprint(policy), tokens)
+    stored, reason = load_reference(path, belongs_to)
     if stored is not None:
         return stored
     reporter.note(f"dpo {source}: reference log-probabilities are computed ({reason})")
-    reference = reference_logprobs(
-        run.load(run.directory.policy_sft), rendered, run.config.dpo, mesh=run.mesh
-    )
-    save_reference(path, reference, inputs)
+    reference = reference_logprobs(policy, rendered, run.config.dpo, mesh=run.mesh)
+    save_reference(path, reference, belongs_to)
     return reference

@@ -12,14 +12,14 @@ from ixjax.dialogue.scenarios import sandbox
 from ixjax.dialogue.types import Dialogue
 from ixjax.evaluation import Played, cell_metrics, fidelity, play
 from ixjax.generation import Speaker, User
-from ixjax.pipeline.dpo import SOURCES, policy_directory
+from ixjax.pipeline.dpo import policy_directory
+from ixjax.pipeline.inputs import SIMULATORS, SOURCES, SPEAKERS
 from ixjax.pipeline.run import Reporter, Run
 from ixjax.search import BestOfN
 
 SCHEMA = "ixjax.evaluation"
 PLAYED_SCHEMA = "ixjax.played"
 REFERENCE_METHOD = "sft"
-SIMULATORS = ("simulator", "simulator_heldout")
 # Seeds apart from those of the search, so that no method meets dialogues it was tuned on.
 EVALUATION_SEED = 1000
 
@@ -30,20 +30,21 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
     Returns:
         The content of evaluation.json.
     """
-    upstream = [run.require(f"dpo/{source}", "dpo")["inputs"] for source in SOURCES]
-    upstream += [run.require(f"sft/{name}", "sft")["inputs"] for name in SIMULATORS]
-    inputs = io.fingerprint(upstream, run.config.evaluation)
-    with run.stage("evaluate", inputs) as facts:
+    run.require("prepare", *(f"sft/{name}" for name in SPEAKERS))
+    run.require(*(f"dpo/{source}" for source in SOURCES))
+    with run.stage("evaluate") as facts:
         if facts is None:
             return dict(io.read_json(run.directory.evaluation))
-        roots = [run.root(d) for d in run.dialogues("test")][: run.config.evaluation.conditions]
+        inputs = run.inputs("evaluate")
+        roots = run.roots("test")[: run.config.evaluation.conditions]
         methods, users = _methods(run), _users(run)
         cells = []
         reporter.start("evaluate", len(methods) * len(users), "cells")
         for user_name, make_user in users.items():
             baseline: list[Played] = []
+            user = functools.cache(make_user)  # made once, where any cell is left to play
             for method, make_policy in methods.items():
-                played = _cell(run, f"{inputs}-{method}-{user_name}", make_policy, make_user, roots)
+                played = _cell(run, f"{inputs}-{method}-{user_name}", make_policy, user, roots)
                 baseline = played if method == REFERENCE_METHOD else baseline
                 cell = cell_metrics(
                     played,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from ixjax import io
@@ -11,7 +10,8 @@ from ixjax.dialogue.corpora import read_corpus, split_corpus, write_dialogues
 from ixjax.dialogue.scenarios import Scenario
 from ixjax.dialogue.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from ixjax.dialogue.types import Dialogue
-from ixjax.pipeline.run import Reporter, Run
+from ixjax.pipeline.inputs import corpus_inputs
+from ixjax.pipeline.run import CONDITIONS_SCHEMA, Reporter, Run
 
 SPLITS = ("train", "train_heldout", "valid", "test")
 
@@ -26,14 +26,9 @@ def prepare(run: Run, reporter: Reporter) -> dict[str, Any]:
         InputError: the corpus can't be read, or a split is empty.
     """
     config = run.config
-    source = Path(config.data.path) if config.data.path else None
-    read_from = io.folder_fingerprint(source) if source is not None and source.exists() else ""
-    inputs = io.fingerprint(
-        config.data, config.tokenizer, config.model.path, config.scenario, config.seed, read_from
-    )
-    with run.stage("prepare", inputs) as facts:
+    with run.stage("prepare") as facts:
         if facts is None:
-            return dict(run.require("prepare", "prepare"))
+            return run.facts("prepare")
         reporter.start("prepare", None, "dialogues")
         dialogues, account, official = read_corpus(config.data, config.scenario, seed=config.seed)
         splits = split_corpus(dialogues, config.data, seed=config.seed, official=official)
@@ -50,8 +45,9 @@ def prepare(run: Run, reporter: Reporter) -> dict[str, Any]:
         facts["account"] = [list(row) for row in account.rows()]
         facts["account"].append(["moved out of their official split (leakage)", splits.moved])
         facts["splits"] = {name: len(getattr(splits, name)) for name in SPLITS}
+        facts["corpus"] = corpus_inputs(config)
         reporter.finish(**facts["splits"])
-    return dict(run.require("prepare", "prepare"))
+    return run.facts("prepare")
 
 
 def _write_conditions(run: Run, train: list[Dialogue], test: list[Dialogue]) -> None:
@@ -61,7 +57,7 @@ def _write_conditions(run: Run, train: list[Dialogue], test: list[Dialogue]) -> 
         for split, dialogues in (("train", train), ("test", test))
         for dialogue in dialogues
     ]
-    io.write_jsonl(run.directory.conditions, records, schema="ixjax.conditions")
+    io.write_jsonl(run.directory.conditions, records, schema=CONDITIONS_SCHEMA)
 
 
 def _write_tokenizer(run: Run, dialogues: list[Dialogue]) -> None:

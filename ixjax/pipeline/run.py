@@ -28,7 +28,11 @@ from ixjax.generation import ModelSpeaker
 from ixjax.models import Transformer
 from ixjax.parallel import describe, make_mesh
 from ixjax.pipeline.config import RunConfig
+from ixjax.pipeline.inputs import corpus_inputs, stage_inputs
 from ixjax.training import load_model
+
+CONDITIONS_SCHEMA = "ixjax.conditions"
+COMMANDS = {"pairs": "search"}  # of stages that are not named like the command that does them
 
 
 class Reporter(Protocol):
@@ -104,19 +108,64 @@ class Run:
         """Where the policy first moves under a dialogue's condition."""
         return dialogue.before(0 if self.scenario.policy_opens else 1)
 
-    def require(self, stage: str, command: str) -> Mapping[str, Any]:
-        """What the manifest says of a finished stage.
+    def roots(self, split: str) -> list[Dialogue]:
+        """Where the policy first moves under each condition of a split: train or test."""
+        records = io.read_jsonl(self.directory.conditions, schema=CONDITIONS_SCHEMA)
+        return [Dialogue.from_json(r["root"]) for r in records if r["split"] == split]
+
+    def inputs(self, stage: str) -> str:
+        """The fingerprint of what a stage is made from now."""
+        return stage_inputs(stage, self.config, self._prepared)
+
+    @functools.cached_property
+    def _prepared(self) -> str:
+        # A corpus that is not at hand any more leaves what was prepared from it as it is.
+        entry = self.manifest.get("prepare")
+        path = self.config.data.path
+        if entry is not None and path and not Path(path).exists():
+            return entry["corpus"]
+        return corpus_inputs(self.config)
+
+    def require(self, *stages: str) -> None:
+        """See to it that stages are finished, and from what they would be made from now.
 
         Raises:
-            InputError: it is not finished; names the command that does it.
+            InputError: one is not; names the command that does it.
         """
-        entry = self.manifest.get(stage)
-        if entry is None:
+        for stage in stages:
+            entry = self.manifest.get(stage)
+            command = COMMANDS.get(stage, stage.partition("/")[0])
+            if entry is None or not all(path.exists() for path in self._outputs(stage)):
+                state = "is not finished here"
+            elif entry["inputs"] != self.inputs(stage):
+                state = "was made from other data or settings than the present ones"
+            else:
+                continue
             raise io.InputError(
-                f"{self.directory.root}: {stage} is not finished here; run `ixjax {command}` with "
-                "the same --config and --out first"
+                f"{self.directory.root}: {stage} {state}; run `ixjax {command}` with the same "
+                "--config and --out first"
             )
-        return entry
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What the manifest holds of a finished stage.
+
+        Raises:
+            InputError: see `require`.
+        """
+        self.require(stage)
+        return dict(self.manifest.stages[stage])
+
+    def _outputs(self, stage: str) -> list[Path]:
+        """What a finished stage has left, by which it is known to be still there."""
+        d, (kind, _, which) = self.directory, stage.partition("/")
+        return {
+            "prepare": [d.data, d.conditions, d.tokenizer],
+            "sft": [d.root / ("policy_sft" if which == "policy" else which) / "model"],
+            "search": [d.trees],
+            "pairs": [d.pairs, d.human_pairs],
+            "dpo": [d.policy_dpo / which / "model"],
+            "evaluate": [d.evaluation],
+        }[kind]
 
     @property
     def manifest(self) -> io.Manifest:
@@ -124,14 +173,16 @@ class Run:
         return io.Manifest.load(self.directory.manifest)
 
     @contextlib.contextmanager
-    def stage(self, name: str, inputs: str) -> Iterator[dict[str, Any] | None]:
+    def stage(self, name: str) -> Iterator[dict[str, Any] | None]:
         """Do a piece of work once.
 
         Yields:
             A dictionary for facts to record with the finished stage; None where the manifest
-            holds it already, made from the same inputs.
+            holds it already, made from the same inputs, and its output is still there.
         """
-        if self.manifest.is_done(name, inputs):
+        inputs = self.inputs(name)
+        there = all(path.exists() for path in self._outputs(name))
+        if there and self.manifest.is_done(name, inputs):
             yield None
             return
         facts: dict[str, Any] = {}
@@ -162,7 +213,8 @@ def open_run(config: RunConfig) -> Run:
     mine = _settings(config)
     if directory.config.exists():
         theirs = yaml.safe_load(directory.config.read_text()) or {}
-        _refuse_other_config(directory, _flatten(theirs), _flatten(mine))
+        _refuse_other_config(directory, _flatten(theirs), config)
+        io.write_text(directory.config, yaml.safe_dump(mine, sort_keys=False))
     elif directory.root.exists() and any(directory.root.iterdir()):
         raise io.InputError(
             f"{directory.root}: holds files but no config.yaml, so it is not a run directory; "
@@ -192,11 +244,17 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _refuse_other_config(
-    directory: io.RunDirectory, theirs: Mapping[str, Any], mine: Mapping[str, Any]
+    directory: io.RunDirectory, theirs: Mapping[str, Any], config: RunConfig
 ) -> None:
-    differing = [key for key in sorted({*theirs, *mine}) if theirs.get(key) != mine.get(key)]
+    """Refuse settings that would give another result; the others may change.
+
+    A setting that is newer than the run directory was at its default there.
+    """
+    mine, default = _flatten(io.plain(config)), _flatten(io.plain(RunConfig()))
+    known = {**default, **theirs}
+    differing = [key for key in sorted(mine) if known.get(key) != mine[key]]
     if differing:
-        lines = [f"  {k}: {theirs.get(k)!r} there, {mine.get(k)!r} now" for k in differing]
+        lines = [f"  {k}: {known.get(k)!r} there, {mine[k]!r} now" for k in differing]
         raise io.InputError(
             f"{directory.config}: this run was made with another configuration:\n"
             + "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ixjax.search import (
     TREE_SCHEMA,
     FinishedTree,
     PreferencePair,
+    check_readable,
     extract_pairs,
     human_pairs,
 )
@@ -31,11 +33,8 @@ def search(run: Run, reporter: Reporter) -> dict[str, Any]:
     Raises:
         InputError: no tree gave a pair, or no outcome could be read.
     """
-    trained = [run.require(f"sft/{name}", "sft")["inputs"] for name in ("policy", "simulator")]
-    inputs = io.fingerprint(trained, run.config.search, run.config.sampling, run.config.readout)
-    trees = _trees(run, inputs, reporter)
-    pairs = _pairs(run, io.fingerprint(inputs, run.config.pairs), reporter)
-    return {"trees": trees, "pairs": pairs}
+    run.require("prepare", "sft/policy", "sft/simulator")
+    return {"trees": _trees(run, reporter), "pairs": _pairs(run, reporter)}
 
 
 def finished_trees(run: Run) -> Iterator[FinishedTree]:
@@ -45,59 +44,66 @@ def finished_trees(run: Run) -> Iterator[FinishedTree]:
             yield FinishedTree.from_json(record)
 
 
-def _trees(run: Run, inputs: str, reporter: Reporter) -> dict[str, Any]:
-    with run.stage("search", inputs) as facts:
+def _trees(run: Run, reporter: Reporter) -> dict[str, Any]:
+    with run.stage("search") as facts:
         if facts is None:
-            return dict(run.require("search", "search"))
-        roots = [run.root(d) for d in run.dialogues("train")][: run.config.search.conditions]
-        parts = run.directory.trees / "parts"
-        size = run.config.search.trees
-        batches = [roots[i : i + size] for i in range(0, len(roots), size)]
+            return run.facts("search")
+        roots = run.roots("train")[: run.config.search.conditions]
         reporter.start("search", len(roots), "trees")
-        missing = []
-        for index, batch in enumerate(batches):
-            path = parts / f"{inputs}-{index:05d}.jsonl"
-            if path.exists():
-                reporter.advance(len(batch))
-            else:
-                missing.append((path, batch))
-        _search_batches(run, missing, reporter)
-        done = [parts / f"{inputs}-{index:05d}.jsonl" for index in range(len(batches))]
-        records = [r for path in done for r in io.read_jsonl(path, schema=TREE_SCHEMA)]
+        parts = run.directory.trees / "parts" / run.inputs("search")
+        found = _read_parts(parts)
+        reporter.advance(sum(root.condition.id in found for root in roots))
+        missing = [root for root in roots if root.condition.id not in found]
+        found |= _search_batches(run, missing, parts, reporter)
+        records = [found[root.condition.id] for root in roots]
+        account = _account(records)
+        check_readable(account["simulations"], account["unreadable"], run.scenario)
         io.write_jsonl(
             run.directory.trees / "trees-00000-of-00001.jsonl", records, schema=TREE_SCHEMA
         )
-        facts.update(_account(records))
+        facts.update(account)
         reporter.finish(**facts)
-    return dict(run.require("search", "search"))
+    return run.facts("search")
+
+
+def _read_parts(parts: Path) -> dict[str, dict[str, Any]]:
+    """The trees that an interrupted search has left, by the id of their condition."""
+    records = [
+        r for p in sorted(parts.glob("*.jsonl")) for r in io.read_jsonl(p, schema=TREE_SCHEMA)
+    ]
+    return {record["condition_id"]: record for record in records}
 
 
 def _search_batches(
-    run: Run, missing: Sequence[tuple[Path, Sequence[Dialogue]]], reporter: Reporter
-) -> None:
-    """Play the batches that are not on disk yet; each is written as it finishes.
+    run: Run, roots: Sequence[Dialogue], parts: Path, reporter: Reporter
+) -> dict[str, dict[str, Any]]:
+    """Search `roots`, as many at once as the configuration says; write each batch as it finishes.
 
-    A tree depends on its own identity alone, and what shares its batch stays the same in a
-    restart, so an interrupted search ends in the same trees, bit for bit.
+    A tree depends on its own identity alone, so an interrupted search ends in the same trees.
     """
-    if not missing:
-        return
+    if not roots:
+        return {}
     trees = run_search(
         run.speaker(run.directory.policy_sft, "policy"),
         run.speaker(run.directory.simulator, "user"),
         run.scenario,
-        [root for _, batch in missing for root in batch],
+        roots,
         run.config.search,
         seed=run.config.seed,
     )
-    for path, batch in missing:
+    found: dict[str, dict[str, Any]] = {}
+    size = run.config.search.trees
+    for count in [size] * (len(roots) // size) + [len(roots) % size]:
         records = []
-        for tree in itertools.islice(trees, len(batch)):
+        for tree in itertools.islice(trees, count):
             records.append(tree.to_json())
             reporter.advance()
-        io.write_jsonl(path, records, schema=TREE_SCHEMA)
-        run.log("search", _account(records))
-    next(trees, None)  # the search's own last word: whether any outcome could be read
+        if records:
+            name = io.fingerprint(records[0]["condition_id"])
+            io.write_jsonl(parts / f"{name}.jsonl", records, schema=TREE_SCHEMA)
+            run.log("search", _account(records))
+            found |= {record["condition_id"]: record for record in records}
+    return found
 
 
 def _account(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -108,14 +114,15 @@ def _account(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return dict(total)
 
 
-def _pairs(run: Run, inputs: str, reporter: Reporter) -> dict[str, Any]:
-    with run.stage("pairs", inputs) as facts:
+def _pairs(run: Run, reporter: Reporter) -> dict[str, Any]:
+    config = run.config.pairs
+    with run.stage("pairs") as facts:
         if facts is None:
-            return dict(run.require("pairs", "search"))
+            return run.facts("pairs")
         found: list[PreferencePair] = []
         account: collections.Counter[str] = collections.Counter()
         for tree in finished_trees(run):
-            found += extract_pairs(tree, run.config.pairs, account=account)
+            found += extract_pairs(tree, config, account=account)
         dropped = +account  # without the rules that never applied
         if not found:
             raise io.InputError(
@@ -123,14 +130,15 @@ def _pairs(run: Run, inputs: str, reporter: Reporter) -> dict[str, Any]:
                 "--pairs.min-margin or --pairs.min-visits, or search more (--search.iterations, "
                 "--search.width)"
             )
-        human = _human(run, len(found), reporter)
+        # As many as the tree pairs, for the policy that learns from them alone, or as the mix asks.
+        human = _human(run, math.ceil(max(1.0, config.human_pair_ratio) * len(found)), reporter)
         _write(run, run.directory.pairs, found)
         _write(run, run.directory.human_pairs, human)
         io.write_jsonl(
             run.directory.pairs_trl, [p.to_trl(run.scenario) for p in found], schema=None
         )
         facts.update(imcts=len(found), human=len(human), dropped=dict(dropped))
-    return dict(run.require("pairs", "search"))
+    return run.facts("pairs")
 
 
 def _human(run: Run, count: int, reporter: Reporter) -> list[PreferencePair]:

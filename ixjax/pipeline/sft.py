@@ -9,6 +9,7 @@ from typing import Any
 from ixjax import io
 from ixjax.dialogue.types import Role
 from ixjax.models import Transformer, init_model, load_hf
+from ixjax.pipeline.inputs import speaker_seed
 from ixjax.pipeline.run import Reporter, Run
 from ixjax.training import sft_examples, train_sft
 
@@ -21,18 +22,15 @@ class SpeakerPlan:
     directory: Path
     role: Role
     split: str
-    seed: int
 
 
 def speaker_plans(run: Run) -> list[SpeakerPlan]:
     """Policy and simulator learn from the same dialogues, the held-out simulator from others."""
-    seed, directory = run.config.seed, run.directory
+    directory = run.directory
     return [
-        SpeakerPlan("policy", directory.policy_sft, "policy", "train", 10 * seed + 1),
-        SpeakerPlan("simulator", directory.simulator, "user", "train", 10 * seed + 2),
-        SpeakerPlan(
-            "simulator_heldout", directory.simulator_heldout, "user", "train_heldout", 10 * seed + 3
-        ),
+        SpeakerPlan("policy", directory.policy_sft, "policy", "train"),
+        SpeakerPlan("simulator", directory.simulator, "user", "train"),
+        SpeakerPlan("simulator_heldout", directory.simulator_heldout, "user", "train_heldout"),
     ]
 
 
@@ -42,19 +40,16 @@ def train_speakers(run: Run, reporter: Reporter) -> dict[str, Any]:
     Returns:
         The last metrics of each model by name.
     """
-    prepared = run.require("prepare", "prepare")
-    return {
-        plan.name: _train(run, plan, prepared["inputs"], reporter) for plan in speaker_plans(run)
-    }
+    run.require("prepare")
+    return {plan.name: _train(run, plan, reporter) for plan in speaker_plans(run)}
 
 
-def _train(run: Run, plan: SpeakerPlan, prepared: str, reporter: Reporter) -> dict[str, Any]:
+def _train(run: Run, plan: SpeakerPlan, reporter: Reporter) -> dict[str, Any]:
     config = run.config
-    stage = f"sft/{plan.name}"
-    inputs = io.fingerprint(prepared, config.sft, config.model, plan.seed)
-    with run.stage(stage, inputs) as facts:
+    stage, seed = f"sft/{plan.name}", speaker_seed(plan.name, config.seed)
+    with run.stage(stage) as facts:
         if facts is None:
-            return dict(run.require(stage, "sft"))
+            return run.facts(stage)
         view = run.view(plan.role)
         rate = config.sft.prefix_outcome_rate
         train, valid = (
@@ -63,7 +58,7 @@ def _train(run: Run, plan: SpeakerPlan, prepared: str, reporter: Reporter) -> di
                 view,
                 max_tokens=config.model.max_length,
                 prefix_outcome_rate=rate,
-                seed=plan.seed,
+                seed=seed,
             )
             for split in (plan.split, "valid")
         )
@@ -81,18 +76,18 @@ def _train(run: Run, plan: SpeakerPlan, prepared: str, reporter: Reporter) -> di
         facts["examples"] = len(train)
         facts["dropped_turns"] = sum(example.dropped_turns for example in train)
         train_sft(
-            initial_model(run, seed=plan.seed),
+            initial_model(run, seed=seed),
             train,
             valid,
             config.sft,
             mesh=run.mesh,
-            seed=plan.seed,
+            seed=seed,
             directory=plan.directory,
             on_step=on_step,
         )
         if started:
             reporter.finish(**_shown(facts))
-    return dict(run.require(stage, "sft"))
+    return run.facts(stage)
 
 
 def initial_model(run: Run, *, seed: int) -> Transformer:

@@ -3,7 +3,7 @@
 from ixjax.search.best_of_n import BestOfN
 from ixjax.search.config import SearchConfig
 from ixjax.search.human_pairs import human_pairs
-from ixjax.search.imcts import run
+from ixjax.search.imcts import check_readable, run
 from ixjax.search.pairs import PAIRS_SCHEMA, PairsConfig, PreferencePair, extract_pairs
 from ixjax.search.tree import TREE_SCHEMA, FinishedTree, Tree, TreeNode
 from ixjax.search.uct import add_children, backpropagate, uct_select
@@ -20,6 +20,7 @@ __all__ = [
     "TreeNode",
     "add_children",
     "backpropagate",
+    "check_readable",
     "extract_pairs",
     "human_pairs",
     "run",

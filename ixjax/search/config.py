@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ixjax.io import InputError
+from ixjax.io import NO_EFFECT, InputError
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class SearchConfig:
 
     conditions: int = 64
     """Training conditions that are searched, one tree each: the first of the split."""
-    trees: int = 16
+    trees: int = field(default=16, metadata=NO_EFFECT)
     """Trees that grow side by side, one a condition."""
     iterations: int = 16
     """Rounds of select, expand, roll out, back-propagate."""

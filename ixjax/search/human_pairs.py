@@ -12,6 +12,7 @@ import numpy as np
 
 from ixjax.dialogue.types import Dialogue
 from ixjax.generation import Speaker
+from ixjax.generation.speakers import SILENCE
 from ixjax.search.pairs import PreferencePair
 
 
@@ -21,7 +22,8 @@ def human_pairs(
     """Pairs at `count` random policy turns of `dialogues`, no turn twice.
 
     Yields:
-        One pair for each drawn turn; None where the policy's sample equals the human's turn.
+        One pair for each drawn turn; None where the policy's sample equals the human's turn, or
+        has no word in it.
     """
     turns = [
         (dialogue, i)
@@ -41,7 +43,7 @@ def human_pairs(
         _, utterances = policy.speak(policy.start([*histories, *padding]), identities, active)
         for history, (dialogue, i), said in zip(histories, chosen, utterances, strict=False):
             human = dialogue.turns[i].text
-            if said is None or said.text == human:
+            if said is None or said.text in (human, SILENCE):
                 yield None
                 continue
             yield PreferencePair.from_human(history, chosen=human, rejected=said.text)

@@ -67,6 +67,11 @@ def run(
             arrived += tree.account["simulations"]
             unreadable += tree.account["unreadable"]
             yield tree
+    check_readable(arrived, unreadable, scenario)
+
+
+def check_readable(arrived: int, unreadable: int, scenario: Scenario) -> None:
+    """Raise `InputError` where a search of `unreadable` outcomes read none (`arrived` is 0)."""
     if not arrived:
         raise InputError(
             f"not one of the {unreadable} simulated outcomes could be read; expected a closing "

@@ -160,9 +160,9 @@ def extract_pairs(
     Args:
         tree: a finished tree.
         config: the rules.
-        account: counts to add to: `kept` pairs; `few_visits` responses left out; and pairs
-            dropped as `silent` (one of the two said nothing), `truncated` (the chosen one was
-            cut), `equal_text`, `small_margin` and `over_limit` (more than `max_pairs_per_node`).
+        account: counts to add to: `kept` pairs; responses left out as `few_visits` or `silent`
+            (without a word); and pairs dropped as `truncated` (the chosen one was cut),
+            `equal_text`, `small_margin` and `over_limit` (more than `max_pairs_per_node`).
     """
     account = Counter() if account is None else account
     pairs: list[PreferencePair] = []
@@ -182,8 +182,10 @@ def _sound(
     responses: Sequence[TreeNode], config: PairsConfig, account: Counter[str]
 ) -> list[tuple[TreeNode, TreeNode]]:
     """(chosen, rejected) that pass every rule but the limit, widest margin first."""
-    compared = [node for node in responses if node.visits >= config.min_visits]
-    account["few_visits"] += len(responses) - len(compared)
+    visited = [node for node in responses if node.visits >= config.min_visits]
+    compared = [node for node in visited if node.text != SILENCE]
+    account["few_visits"] += len(responses) - len(visited)
+    account["silent"] += len(visited) - len(compared)
     sound = []
     for chosen, rejected in _candidates(compared, config):
         rule = _broken_rule(chosen, rejected, config)
@@ -199,16 +201,18 @@ def _candidates(
 ) -> Iterator[tuple[TreeNode, TreeNode]]:
     """Two siblings at a time, the better one first; ties in value keep the order of ids."""
     ranked = sorted(responses, key=lambda node: (-node.value, node.id))
-    if config.selection == "extremes":
-        ranked = [ranked[0], ranked[-1]] if len(ranked) > 1 else []
-    return itertools.combinations(ranked, 2)
+    if config.selection == "all":
+        return itertools.combinations(ranked, 2)
+    # The best that may be chosen at all, against the worst.
+    choosable = [node for node in ranked if config.keep_truncated or not node.truncated]
+    return iter(
+        [(choosable[0], ranked[-1])] if choosable and choosable[0] is not ranked[-1] else []
+    )
 
 
 def _broken_rule(chosen: TreeNode, rejected: TreeNode, config: PairsConfig) -> str | None:
     if chosen.text == rejected.text:
         return "equal_text"
-    if SILENCE in (chosen.text, rejected.text):
-        return "silent"
     if chosen.value - rejected.value < config.min_margin - _MARGIN_SLACK:
         return "small_margin"
     if chosen.truncated and not config.keep_truncated:

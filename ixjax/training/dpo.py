@@ -23,7 +23,6 @@ from jax.sharding import Mesh
 from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
 from ixjax.models import Transformer
-from ixjax.parallel import batch_sharding
 from ixjax.training.batching import (
     Bucket,
     Pairs,
@@ -38,8 +37,8 @@ from ixjax.training.trainer import (
     LossFunction,
     OnStep,
     Training,
-    check_divides,
     make_eval_step,
+    place_batch,
     place_params,
     train,
 )
@@ -63,9 +62,9 @@ class DPOConfig:
     """Pairs a step."""
     max_pairs: int = 4096
     """Pairs used at most, drawn by the seed."""
-    checkpoint_every: int = 50
+    checkpoint_every: int = dataclasses.field(default=50, metadata=io.NO_EFFECT)
     """Steps between checkpoints."""
-    log_every: int = 5
+    log_every: int = dataclasses.field(default=5, metadata=io.NO_EFFECT)
     """Steps between lines of metrics.jsonl."""
     optimizer: OptimizerConfig = dataclasses.field(
         default_factory=lambda: OptimizerConfig(
@@ -145,14 +144,14 @@ def reference_logprobs(
     Raises:
         InputError: there is no pair, or one is too long.
     """
-    check_divides(mesh, config.batch_size)
     evaluate = make_eval_step(model.config, mesh, response_logprobs)
     params = place_params(model, mesh)
     found = np.zeros((len(pairs), 2), np.float32)
     for bucket in _buckets(model, pairs, config):
         batches = in_batches(bucket.pairs, batch_size=config.batch_size)
-        sums = [evaluate(params, jax.device_put(b, batch_sharding(mesh))) for b in batches]
-        found[bucket.members] = np.concatenate(jax.device_get(sums))[: len(bucket.members)]
+        sums = jax.device_get([evaluate(params, place_batch(b, mesh)) for b in batches])
+        real = [of_batch[: config.batch_size] for of_batch in sums]  # without what placing added
+        found[bucket.members] = np.concatenate(real)[: len(bucket.members)]
     return found
 
 
@@ -166,7 +165,7 @@ def save_reference(path: str | Path, reference: np.ndarray, fingerprint: str) ->
     Args:
         path: the file (JSON).
         reference: from `reference_logprobs`.
-        fingerprint: of the reference model, the tokenizer and the pairs.
+        fingerprint: of the reference model and the pairs' tokens.
     """
     record = {"schema": SCHEMA, "version": io.SCHEMA_VERSION, "fingerprint": fingerprint}
     io.write_json(path, record | {"logprobs": reference.tolist()})
@@ -182,7 +181,7 @@ def load_reference(path: str | Path, fingerprint: str) -> tuple[np.ndarray | Non
     except (io.InputError, KeyError, TypeError, ValueError):
         return None, "the stored ones are damaged"
     if record.get("fingerprint") != fingerprint:
-        return None, "the stored ones belong to other pairs, another tokenizer or reference"
+        return None, "the stored ones belong to other pairs, tokens or weights"
     return reference, "stored"
 
 

@@ -30,9 +30,9 @@ class SFTConfig:
     """Steps between validation losses."""
     patience: int = 3
     """Validations without a better loss after which training stops; 0: never."""
-    checkpoint_every: int = 100
+    checkpoint_every: int = dataclasses.field(default=100, metadata=io.NO_EFFECT)
     """Steps between checkpoints."""
-    log_every: int = 10
+    log_every: int = dataclasses.field(default=10, metadata=io.NO_EFFECT)
     """Steps between lines of metrics.jsonl."""
     prefix_outcome_rate: float = 0.25
     """Share of the earlier user turns after which the simulator also learns the outcome."""

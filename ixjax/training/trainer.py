@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from ixjax.models import ModelConfig, Transformer
 from ixjax.parallel import batch_sharding, make_mesh, replicated
-from ixjax.training.batching import num_rows
+from ixjax.training.batching import pad_rows
 from ixjax.training.checkpoints import (
     Progress,
     TrainingCheckpoints,
@@ -182,7 +182,6 @@ def train(
     if is_finished(directory, training.inputs):
         checkpoints.discard()
         return load_model(directory, mesh=mesh)
-    check_divides(mesh, num_rows(training.batch(0)))
     params = _Loop(model, training, mesh, checkpoints, on_step).run()
     checkpoints.finish(params, model.config)
     return nnx.merge(nnx.graphdef(model), params)
@@ -231,7 +230,7 @@ class _Loop:
             rate = self.rates[progress.step]
             self.tokens += training.num_tokens(batch)
             self.state, metrics = self.compiled.train(
-                self.state, jax.device_put(batch, batch_sharding(self.mesh)), rate
+                self.state, place_batch(batch, self.mesh), rate
             )
             progress.step += 1
             last = progress.step == training.steps
@@ -289,13 +288,8 @@ class _Loop:
 
 
 def mean_loss(model: Transformer, loss: LossFunction, batches: Sequence[Any]) -> float:
-    """Mean loss over all batches (host arrays of one shape), each weight counting the same.
-
-    Raises:
-        ValueError: the mesh that the model lies on does not divide the batch.
-    """
+    """Mean loss over all batches (host arrays of one shape), each weight counting the same."""
     mesh = mesh_of(model)
-    check_divides(mesh, num_rows(batches[0]))
     return _mean_loss(place_params(model, mesh), loss, batches, model.config, mesh)
 
 
@@ -303,8 +297,7 @@ def _mean_loss(
     params: Any, loss: LossFunction, batches: Sequence[Any], config: ModelConfig, mesh: Mesh
 ) -> float:
     evaluate = make_eval_step(config, mesh, loss)
-    place = functools.partial(jax.device_put, device=batch_sharding(mesh))
-    sums = [evaluate(params, place(batch))[:2] for batch in batches]
+    sums = [evaluate(params, place_batch(batch, mesh))[:2] for batch in batches]
     totals = np.array(jax.device_get(sums), np.float64).sum(axis=0)
     return float(totals[0] / max(totals[1], 1.0))
 
@@ -326,14 +319,10 @@ def mesh_of(model: Transformer) -> Mesh:
     return make_mesh(devices=sorted(sharding.device_set, key=lambda device: device.id))
 
 
-def check_divides(mesh: Mesh, batch_size: int) -> None:
-    """Raise `ValueError` if the rows of a batch can't be dealt out equally."""
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """Host arrays on the devices, rows without weight added until they can be dealt out equally."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % shards:
-        raise ValueError(
-            f"batch_size is {batch_size}; it must be a multiple of mesh.data x mesh.fsdp "
-            f"({mesh.shape['data']} x {mesh.shape['fsdp']} = {shards}), which split a batch"
-        )
+    return jax.device_put(pad_rows(batch, multiple=shards), batch_sharding(mesh))
 
 
 def _copy(tree: Any) -> Any:

@@ -26,8 +26,11 @@ def run(capsys, stage: str, *arguments: str) -> tuple[int, str]:
     return code, capsys.readouterr().err
 
 
+SANDBOX = ("--data.sandbox-dialogues", "40")
+
+
 def prepare(capsys, out, *more: str) -> tuple[int, str]:
-    return run(capsys, "prepare", "--out", str(out), "--data.sandbox-dialogues", "40", *more)
+    return run(capsys, "prepare", "--out", str(out), *SANDBOX, *more)
 
 
 def test_prepare_writes_splits_conditions_and_a_tokenizer(tmp_path, capsys):
@@ -54,6 +57,66 @@ def test_a_run_directory_of_another_config_is_refused_with_what_differs(tmp_path
     assert "search.width: 6 there, 9 now" in error
     assert "seed: 0 there, 5 now" in error
     assert "Give another --out" in error
+
+
+def test_settings_that_change_no_result_may_change(tmp_path, capsys):
+    prepare(capsys, tmp_path / "run")
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    changes = ("--search.trees", "3", "--sft.log-every", "7", "--evaluation.batch", "2")
+    assert prepare(capsys, tmp_path / "run", *changes) == (0, "")
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before
+    assert "trees: 3" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_setting_that_a_run_directory_is_too_old_to_know_was_at_its_default(tmp_path, capsys):
+    prepare(capsys, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    lines = [line for line in config.read_text().splitlines() if "min_p:" not in line]
+    config.write_text("\n".join(lines))
+    assert prepare(capsys, tmp_path / "run") == (0, "")
+    code, error = prepare(capsys, tmp_path / "run", "--sampling.min-p", "0.1")
+    assert code == 2
+    assert "sampling.min_p: 0.0 there, 0.1 now" in error
+
+
+def test_a_stage_whose_output_is_gone_is_done_again(tmp_path, capsys):
+    prepare(capsys, tmp_path / "run")
+    (tmp_path / "run" / "conditions.jsonl").unlink()
+    code, error = run(capsys, "sft", "--out", str(tmp_path / "run"), *SANDBOX)
+    assert code == 2
+    assert "prepare is not finished here; run `ixjax prepare`" in error
+    assert prepare(capsys, tmp_path / "run") == (0, "")
+    assert (tmp_path / "run" / "conditions.jsonl").exists()
+
+
+def test_a_stage_after_a_corpus_that_changed_is_refused(tmp_path, capsys):
+    corpus = tmp_path / "mine.jsonl"
+    corpus.write_text("".join(dialogue_line(i) for i in range(40)))
+    own = ("--data.path", str(corpus), "--data.format", "jsonl")
+    assert prepare(capsys, tmp_path / "run", *own) == (0, "")
+    corpus.write_text("".join(dialogue_line(i) for i in range(41)))
+    code, error = run(capsys, "sft", "--out", str(tmp_path / "run"), *SANDBOX, *own)
+    assert code == 2
+    assert "prepare was made from other data or settings than the present ones" in error
+    corpus.unlink()  # what was prepared can be worked with where the corpus is not
+    code, error = run(capsys, "search", "--out", str(tmp_path / "run"), *SANDBOX, *own)
+    assert code == 2
+    assert "sft/policy is not finished here" in error
+
+
+def dialogue_line(number: int) -> str:
+    """One sandbox dialogue in the documented JSONL."""
+    record = {
+        "id": f"d{number}",
+        "condition": {"need": "advice", "distress": 4, "patience": 3},
+        "turns": [
+            {"role": "user", "text": f"hi {number} ."},
+            {"role": "policy", "text": "okay ."},
+            {"role": "user", "text": "thanks ."},
+        ],
+        "outcome": {"value": 2},
+    }
+    return json.dumps(record) + "\n"
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path, capsys):
@@ -99,7 +162,7 @@ def test_a_bad_corpus_line_is_named(tmp_path, capsys):
 def test_a_stage_before_its_inputs_names_the_command_to_run(tmp_path, capsys):
     code, error = run(capsys, "search", "--out", str(tmp_path / "run"))
     assert code == 2
-    assert "run `ixjax sft`" in error
+    assert "prepare is not finished here; run `ixjax prepare`" in error
 
 
 def test_an_unknown_stage_lists_the_known(capsys):

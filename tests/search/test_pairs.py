@@ -53,6 +53,15 @@ def test_extremes_are_the_best_against_the_worst():
     assert texts(extract_pairs(tree, PairsConfig(selection="extremes"))) == [("b", "a")]
 
 
+def test_extremes_are_taken_among_what_may_be_taken():
+    tree = tree_of(
+        ("cut", 1.0, 1), ("a", 0.9, 1), ("b", 0.2, 1), ("...", 0.0, 1), truncated=("cut",)
+    )
+    extremes = PairsConfig(selection="extremes")
+    assert texts(extract_pairs(tree, extremes)) == [("a", "b")]
+    assert texts(extract_pairs(tree_of(("cut", 1.0, 1), truncated=("cut",)), extremes)) == []
+
+
 def test_each_rule_drops_what_it_says_and_counts_it():
     tree = tree_of(
         ("a", 0.9, 5), ("b", 0.85, 5), ("few", 0.0, 1), ("cut", 1.0, 5), ("...", 0.0, 5),
@@ -61,10 +70,10 @@ def test_each_rule_drops_what_it_says_and_counts_it():
     account: Counter[str] = Counter()
     config = PairsConfig(min_visits=2, max_pairs_per_node=1)
     assert texts(extract_pairs(tree, config, account=account)) == [("a", "c")]
-    # cut-a (0.1), cut-b, cut-c are truncated; a-b is too close; four pairs touch the silence;
-    # of a-c and b-c the wider one is kept.
+    # cut-a (0.1), cut-b, cut-c are truncated; a-b is too close; the silence is left out; of a-c
+    # and b-c the wider one is kept.
     assert account == Counter(
-        few_visits=1, truncated=3, small_margin=1, silent=4, over_limit=1, kept=1
+        few_visits=1, truncated=3, small_margin=1, silent=1, over_limit=1, kept=1
     )
     kept = extract_pairs(tree, PairsConfig(min_visits=2, keep_truncated=True))
     assert texts(kept)[0] == ("cut", "c")

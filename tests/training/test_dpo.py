@@ -192,7 +192,7 @@ def test_stale_or_damaged_reference_is_not_used_and_says_why(tmp_path):
     save_reference(path, np.zeros((2, 2), np.float32), "a")
     found, reason = load_reference(path, "b")
     assert found is None
-    assert "other pairs, another tokenizer or reference" in reason
+    assert "other pairs, tokens or weights" in reason
     path.write_text(path.read_text()[:40])
     found, reason = load_reference(path, "a")
     assert found is None

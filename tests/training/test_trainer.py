@@ -165,7 +165,11 @@ def test_loss_that_is_not_finite_ends_training_and_is_never_kept(tmp_path):
     assert steps == [1]  # the state after the first step, whose own loss was finite
 
 
-def test_batch_that_the_mesh_does_not_divide_is_refused(tmp_path):
+def test_a_batch_that_the_mesh_does_not_divide_trains_as_on_one_device(tmp_path):
     sft = dataclasses.replace(SFT, batch_size=6)
-    with pytest.raises(ValueError, match=r"batch_size is 6; it must be a multiple of .*= 8\)"):
-        run("sft", tmp_path, mesh=mesh_of_eight(4, 2, 1), sft=sft)
+    losses = []
+    for name, mesh in (("eight", mesh_of_eight(4, 2, 1)), ("one", None)):
+        steps: list[dict] = []
+        run("sft", tmp_path / name, mesh=mesh, sft=sft, on_step=steps.append)
+        losses.append([step["loss"] for step in steps])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
