@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ixjax.io import InputError
+
 AXES = ("data", "fsdp", "tensor")
 
 # logical axis of a weight -> mesh axis
@@ -52,20 +54,20 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     """A mesh with axes (data, fsdp, tensor) over `devices` (default: all).
 
     Raises:
-        ValueError: the sizes do not multiply to the device count.
+        InputError: the sizes do not multiply to the device count.
     """
     config = config or MeshConfig()
     devices = list(jax.devices() if devices is None else devices)
     sizes = [config.data, config.fsdp, config.tensor]
     fixed = math.prod(size for size in sizes if size != -1)
     if len(devices) % fixed:
-        raise ValueError(
+        raise InputError(
             f"a mesh of data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} needs a "
             f"multiple of {fixed} devices; {len(devices)} found"
         )
     sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
-        raise ValueError(
+        raise InputError(
             f"a mesh of {sizes[0]} x {sizes[1]} x {sizes[2]} has {math.prod(sizes)} places; "
             f"{len(devices)} devices found: set one of mesh.data, mesh.fsdp, mesh.tensor to -1"
         )

@@ -1,7 +1,7 @@
 """The console command: `ixjax STAGE [flags]`.
 
-Bad input ends with one line and exit code 2, an interruption with 130; anything else is a bug and
-shows its traceback.
+Bad input ends with one line and exit code 2, a full disk or a diverged training with 1, an
+interruption with 130; anything else is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ def main(stage: str | None = None, arguments: Sequence[str] | None = None) -> No
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except (OSError, FloatingPointError) as error:
+        # A full disk, a folder that may not be written, a training that diverged.
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)

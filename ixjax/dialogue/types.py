@@ -126,14 +126,12 @@ class Utterance:
 
     text: what was said; empty only where `ended`.
     ended: whether the user closed the dialogue with it.
-    outcome: read from the closing line; None if there is none or it is unreadable.
     num_tokens: tokens sampled (words of a scripted speaker).
     truncated: whether the turn was cut at its longest.
     """
 
     text: str
     ended: bool = False
-    outcome: Outcome | None = None
     num_tokens: int = 0
     truncated: bool = False
 

@@ -166,7 +166,7 @@ class ModelSpeaker:
         drawn_by, anew = list(state.identities), [[] for _ in utterances]
         for row in map(int, np.flatnonzero(active)):
             dialogue = _held(dialogues[row], row)
-            said, lines[row], kept = self._parse(decoded, row, dialogue)
+            said, lines[row], kept = self._parse(decoded, row)
             lengths[row] += kept
             utterances[row] = said
             drawn_by[row] = tuple(identities[row].tolist())
@@ -178,20 +178,13 @@ class ModelSpeaker:
         contexts = self._engine.extend(self._engine.shorten(contexts, lengths), anew)
         return Rows(contexts, dialogues, lines, drawn_by), utterances
 
-    def _parse(
-        self, decoded: Decoded, row: int, dialogue: Dialogue
-    ) -> tuple[Utterance, str | None, int]:
+    def _parse(self, decoded: Decoded, row: int) -> tuple[Utterance, str | None, int]:
         count = int(decoded.counts[row])
         tokens = decoded.tokens[row, :count].tolist()
         turn = self.view.parse(tokens)
-        outcome = None
-        if turn.line is not None:
-            outcome = self.view.scenario.read_outcome(dialogue.condition, turn.line)
         truncated = not tokens or tokens[-1] not in self.view.template.end_ids
         text = turn.text if turn.text or turn.ended else SILENCE
-        said = Utterance(
-            text=text, ended=turn.ended, outcome=outcome, num_tokens=count, truncated=truncated
-        )
+        said = Utterance(text=text, ended=turn.ended, num_tokens=count, truncated=truncated)
         return said, turn.line, turn.kept
 
     def listen(self, state: Rows, texts: Sequence[str | None]) -> Rows:
@@ -294,6 +287,14 @@ class ModelSpeaker:
         return tokens
 
     def _sampled_outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
+        lines = self._drawn_lines(state, active)
+        readings: list[OutcomeReading | None] = [None] * len(active)
+        for row in map(int, np.flatnonzero(active)):
+            condition = _held(state.dialogues[row], row).condition
+            readings[row] = _reading(self.view.scenario.read_outcome(condition, lines[row] or ""))
+        return readings
+
+    def _drawn_lines(self, state: Rows, active: np.ndarray) -> list[str | None]:
         """Lines as generated; a row that was cut before it closed has its line drawn now."""
         cut = active & np.array([line is None for line in state.lines])
         lines = list(state.lines)
@@ -318,11 +319,7 @@ class ModelSpeaker:
             for row in np.flatnonzero(cut):
                 tokens = decoded.tokens[row, : decoded.counts[row]].tolist()
                 lines[row] = template.decode(tokens)
-        readings: list[OutcomeReading | None] = [None] * len(active)
-        for row in map(int, np.flatnonzero(active)):
-            condition = _held(state.dialogues[row], row).condition
-            readings[row] = _reading(self.view.scenario.read_outcome(condition, lines[row] or ""))
-        return readings
+        return lines
 
 
 def _held(dialogue: Dialogue | None, row: int) -> Dialogue:

@@ -17,10 +17,15 @@ from ixjax.parallel import partition_spec
 def param_shardings(config: ModelConfig, mesh: Mesh) -> nnx.State:
     """A sharding for each parameter, in the tree that `nnx.split(model)[1]` has."""
     specs = weight_specs(config)
+    # A head is not cut in two: its halves are rotated together.
+    counts = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
 
     def sharding(path: tuple, _: object) -> NamedSharding:
         spec = specs[".".join(str(p) for p in path)]
-        return NamedSharding(mesh, partition_spec(spec.axes, spec.shape, mesh))
+        shape = [
+            counts.get(name or "", size) for name, size in zip(spec.axes, spec.shape, strict=True)
+        ]
+        return NamedSharding(mesh, partition_spec(spec.axes, shape, mesh))
 
     return nnx.map_state(lambda path, v: v.replace(sharding(path, v)), abstract_params(config))
 

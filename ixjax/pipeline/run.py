@@ -25,6 +25,7 @@ from ixjax.dialogue.scenarios import Scenario, get_scenario
 from ixjax.dialogue.tokenizer import load_tokenizer
 from ixjax.dialogue.types import Dialogue, Role
 from ixjax.generation import ModelSpeaker
+from ixjax.generation.speakers import OUTCOME_TOKENS
 from ixjax.models import Transformer
 from ixjax.parallel import describe, make_mesh
 from ixjax.pipeline.config import RunConfig
@@ -209,6 +210,7 @@ def open_run(config: RunConfig) -> Run:
     if not config.out:
         raise io.InputError("out: no run directory given; set --out RUN")
     get_scenario(config.scenario)  # an unknown name is said before anything is written
+    _check_room(config)
     directory = io.RunDirectory(Path(config.out))
     mine = _settings(config)
     if directory.config.exists():
@@ -224,6 +226,16 @@ def open_run(config: RunConfig) -> Run:
         directory.root.mkdir(parents=True, exist_ok=True)
         io.write_text(directory.config, yaml.safe_dump(mine, sort_keys=False))
     return Run(config, directory)
+
+
+def _check_room(config: RunConfig) -> None:
+    longest, turn = config.model.max_length, config.sampling.max_new_tokens
+    if longest <= turn + OUTCOME_TOKENS:
+        raise io.InputError(
+            f"sampling.max_new_tokens is {turn}, model.max_length {longest}: a context must hold "
+            f"a turn, {OUTCOME_TOKENS} tokens of an outcome line, and some history; expected "
+            f"model.max_length to be more than {turn + OUTCOME_TOKENS}"
+        )
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

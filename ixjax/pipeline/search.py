@@ -83,9 +83,11 @@ def _search_batches(
     """
     if not roots:
         return {}
+    policy = run.speaker(run.directory.policy_sft, "policy")
+    simulator = run.speaker(run.directory.simulator, "user")
     trees = run_search(
-        run.speaker(run.directory.policy_sft, "policy"),
-        run.speaker(run.directory.simulator, "user"),
+        policy,
+        simulator,
         run.scenario,
         roots,
         run.config.search,
@@ -103,6 +105,12 @@ def _search_batches(
             io.write_jsonl(parts / f"{name}.jsonl", records, schema=TREE_SCHEMA)
             run.log("search", _account(records))
             found |= {record["condition_id"]: record for record in records}
+    dropped = policy.dropped_turns + simulator.dropped_turns
+    if dropped:
+        reporter.note(
+            f"search: {dropped:,} oldest turns found no room in contexts of "
+            f"{run.config.model.max_length} tokens (model.max_length)"
+        )
     return found
 
 

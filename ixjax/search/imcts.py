@@ -4,7 +4,7 @@ Trees grow in lockstep, `config.trees` of them at a time: select leaves on the d
 speakers expand all of them at once, play every new response on to its end, send the outcomes up.
 The arithmetic is `uct`, the talking is `expansion`; here is the loop that joins them.
 
-The method is docs/algorithm.md, section 3, after Wang et al. 2025, arXiv 2506.21497.
+The method is docs/algorithm.md, "The tree", after Wang et al. 2025, arXiv 2506.21497.
 """
 
 from __future__ import annotations
@@ -191,7 +191,6 @@ def _add(
         tree,
         parents.reshape(shape),
         samples.over.reshape(shape),
-        samples.outcome.reshape(shape),
     )
     reactions = np.asarray(ids).ravel()
     for slot in np.flatnonzero(slots.responding).tolist():

@@ -1,8 +1,8 @@
 """Preference pairs: two responses in one history, the one that earned more against the other.
 
 Every decision node of a finished tree is a history; its children are responses with a mean return
-and a visit count. Which of them make pairs is docs/algorithm.md, section 4; how many did not, and
-by which rule, is counted.
+and a visit count. Which of them make pairs is docs/algorithm.md, "Preference pairs";
+how many did not, and by which rule, is counted.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What a speaker says is a function of an identity: `[S, 6]` uint32 of seed, condition, node, sample,
 turn and speaker. Nothing of it is a position in a batch, so a dialogue comes out the same whatever
-is played beside it, on any number of devices and after a restart (docs/algorithm.md, section 3).
+is played beside it, on any number of devices and after a restart (docs/algorithm.md, "The tree").
 """
 
 from __future__ import annotations

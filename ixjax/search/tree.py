@@ -5,7 +5,7 @@ selection and back-propagation are a few vectorised operations and no Python obj
 Texts never enter the arrays: they live on the host, by node id. A tree that is done becomes a
 `FinishedTree`: plain records that JSON, pair extraction and reports read.
 
-Two kinds of node alternate (docs/algorithm.md, section 3): at a *decision* node the policy moves,
+Two kinds of node alternate (docs/algorithm.md, "The tree"): at a *decision* node the policy moves,
 at a *response* node the user reacts. The root is a decision node.
 """
 
@@ -50,7 +50,6 @@ class Tree:
             the exploration term remembers that they were tried.
         value_sum: `[B, N]` sum of the arrived returns, `W` in the formulas (not the axis).
         terminal: `[B, N]` whether the dialogue is over at the node.
-        terminal_value: `[B, N]` the return of a terminal node, nan when it could not be read.
         num_nodes: `[B]` nodes in use.
     """
 
@@ -64,7 +63,6 @@ class Tree:
     unread: jax.Array  # [B, N]
     value_sum: jax.Array  # [B, N]
     terminal: jax.Array  # [B, N]
-    terminal_value: jax.Array  # [B, N]
     num_nodes: jax.Array  # [B]
 
     ROOT: ClassVar[int] = 0
@@ -101,7 +99,6 @@ class Tree:
             unread=zeros,
             value_sum=jnp.zeros((trees, nodes), value_dtype),
             terminal=jnp.zeros((trees, nodes), bool),
-            terminal_value=jnp.full((trees, nodes), jnp.nan, value_dtype),
             num_nodes=jnp.ones((trees,), jnp.int32),
         )
 

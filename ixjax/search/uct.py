@@ -4,7 +4,7 @@ Each operation is written for one tree and vmapped over trees, then jitted at th
 a path run for as many steps as the deepest tree needs, with one bound for all trees: a bound per
 tree would make XLA copy whole trees at every step, to freeze those that are done.
 
-See docs/algorithm.md, section 3. References: Kocsis and Szepesvári, Bandit based Monte-Carlo
+See docs/algorithm.md, "The tree". References: Kocsis and Szepesvári, Bandit based Monte-Carlo
 planning, 2006 (UCT); Liu et al., Watch the Unobserved, 2020 (pending visits); Couëtoux et al.,
 Continuous upper confidence trees, 2011 (progressive widening).
 """
@@ -59,7 +59,7 @@ def uct_select(
         The trees with the pending visits added, and the selected nodes, `[B, L]`.
 
     References:
-        docs/algorithm.md, section 3, step 1.
+        docs/algorithm.md, "The tree", selection.
     """
     pending, selected = _select(tree, c_uct, widening_factor, widening_exponent, leaves=leaves)
     return dataclasses.replace(tree, pending=pending), selected
@@ -70,7 +70,6 @@ def add_children(
     tree: Tree,
     parents: ArrayLike,
     terminal: ArrayLike | None = None,
-    terminal_value: ArrayLike | None = None,
 ) -> tuple[Tree, jax.Array]:
     """Adds up to `K` nodes to every tree, in the given order.
 
@@ -78,7 +77,6 @@ def add_children(
         tree: the trees, `[B, N]`.
         parents: `[B, K]` the parent of each new node; `NO_NODE` where there is none to add.
         terminal: `[B, K]` whether the dialogue is over at the new node; default False.
-        terminal_value: `[B, K]` the return of a terminal node, nan when unreadable.
 
     Returns:
         The trees, and the new nodes' indices, `[B, K]`. `NO_NODE` where nothing was to be added
@@ -87,13 +85,9 @@ def add_children(
     _require_per_tree(tree, parents=parents)
     if terminal is None:
         terminal = jnp.zeros(jnp.shape(parents), bool)
-    if terminal_value is None:
-        terminal_value = jnp.full(jnp.shape(parents), jnp.nan)
-    _require_same_shape(parents=parents, terminal=terminal, terminal_value=terminal_value)
+    _require_same_shape(parents=parents, terminal=terminal)
     with jax.named_scope("add_children"):
-        return jax.vmap(_add_children_one)(
-            tree, jnp.asarray(parents), jnp.asarray(terminal), jnp.asarray(terminal_value)
-        )
+        return jax.vmap(_add_children_one)(tree, jnp.asarray(parents), jnp.asarray(terminal))
 
 
 def backpropagate(
@@ -118,7 +112,7 @@ def backpropagate(
         selected: `[B, L]` the leaves of `uct_select` whose pending visits end here.
 
     References:
-        docs/algorithm.md, section 3, step 4.
+        docs/algorithm.md, "The tree", back-propagation.
     """
     _require_per_tree(tree, leaves=leaves, returns=returns)
     _require_same_shape(leaves=leaves, returns=returns)
@@ -237,7 +231,7 @@ def _add_along_path(
 
 
 def _add_children_one(
-    tree: Tree, parents: jax.Array, terminal: jax.Array, terminal_value: jax.Array
+    tree: Tree, parents: jax.Array, terminal: jax.Array
 ) -> tuple[Tree, jax.Array]:
     """Un-batched `add_children`: `parents[K]`."""
     wanted = parents != Tree.NO_NODE
@@ -261,9 +255,6 @@ def _add_children_one(
         num_children=tree.num_children.at[into].add(1, mode="drop"),
         children=tree.children.at[into, slot].set(index, mode="drop"),
         terminal=tree.terminal.at[new].set(terminal, mode="drop"),
-        terminal_value=tree.terminal_value.at[new].set(
-            terminal_value.astype(tree.terminal_value.dtype), mode="drop"
-        ),
         num_nodes=tree.num_nodes + jnp.sum(fits, dtype=jnp.int32),
     )
     return grown, jnp.where(fits, index, Tree.NO_NODE)

@@ -279,20 +279,21 @@ def test_the_user_opens_and_ends_the_dialogue():
         true_user.start([Dialogue("d", condition, ())]), np.array([[8]]), np.ones(1, bool)
     )
     assert first.text == true_user.opening(condition, (8,))
-    assert (first.ended, first.outcome) == (False, None)
+    assert not first.ended
     ends = set()
     for i in range(30):
         _, (said,) = true_user.speak(
             true_user.listen(state, [PLAN]), np.array([[i]]), np.ones(1, bool)
         )
-        assert said.ended == (said.outcome is not None)
         assert said.num_tokens == len(said.text.split())
-        ends.add(said.outcome)
-    assert ends == {Outcome(1.0, 1.0), None}
+        ends.add(said.ended)
+    assert ends == {True, False}
     # Out of patience: the user leaves, no better than before.
     state = true_user.listen(true_user.start([opened(user(patience=1))]), [IDLE])
     state, (said,) = true_user.speak(state, np.array([[0]]), np.ones(1, bool))
-    assert (said.ended, said.outcome) == (True, Outcome(4.0, 0.0))
+    assert said.ended
+    (reading,) = true_user.outcomes(state, np.ones(1, bool))
+    assert (reading.value, reading.engagement) == (4.0, 0.0)
     with pytest.raises(ValueError, match="nothing to say in dialogue 'u': it is over"):
         true_user.speak(true_user.listen(state, [IDLE]), np.array([[1]]), np.ones(1, bool))
     with pytest.raises(ValueError, match="the policy is to move"):

@@ -13,6 +13,7 @@ from ixjax.dialogue import Dialogue, Turn, UserCondition, get_scenario
 from ixjax.dialogue.chat import ChatTemplate, View
 from ixjax.generation import ModelSpeaker, SamplingConfig
 from ixjax.generation.speakers import SILENCE
+from ixjax.io import InputError
 from ixjax.testing import byte_tokenizer, tiny_model
 
 CONDITION = UserCondition("c", {"need": "advice", "distress": 4, "patience": 3})
@@ -58,11 +59,35 @@ def test_what_was_spoken_is_in_the_context_that_hears_the_answer(model, template
     state, said = policy.speak(policy.start([OPENED]), identities(1), np.ones(1, bool))
     assert state.dialogues[0].turns[-1] == Turn("policy", said[0].text)
     heard = policy.listen(state, ["thank you ."])
-    # The sampled tokens are in the cache as they were sampled: compare with those, not with the
-    # text tokenised anew.
+    # The sampled tokens are in the cache as they were sampled, not as the text tokenised anew.
     start = policy.view.context(OPENED, max_tokens=192).tokens
-    sampled = heard.contexts.lengths[0] - len(start)
-    assert sampled >= len(policy.view.continuation(state.dialogues[0], "thank you ."))
+    sampled = state.contexts.tokens[0][len(start) :]
+    assert policy.view.parse(sampled).text == said[0].text
+    assert len(sampled) == said[0].num_tokens
+    continuation = policy.view.continuation(state.dialogues[0], "thank you .")
+    assert heard.contexts.tokens[0] == (*start, *sampled, *continuation)
+    expected = teacher_forced(model, heard.contexts.tokens[0])[-1]
+    np.testing.assert_allclose(jax.nn.log_softmax(heard.contexts.logits[0]), expected, atol=1e-4)
+
+
+def test_a_turn_without_a_word_is_read_as_the_other_side_hears_it(model, template, monkeypatch):
+    policy = speaker(model, template, "policy")
+    state = policy.start([OPENED, OPENED])
+    decode = policy._engine.decode
+
+    def silent_first(contexts, **settings):
+        contexts, decoded = decode(contexts, **settings | {"limits": [0, 8]})
+        tokens, counts = decoded.tokens.copy(), decoded.counts.copy()
+        tokens[0, 0], counts[0] = template.end_ids[0], 1
+        return contexts, dataclasses.replace(decoded, tokens=tokens, counts=counts)
+
+    monkeypatch.setattr(policy._engine, "decode", silent_first)
+    state, said = policy.speak(state, identities(2), np.ones(2, bool))
+    assert said[0].text == SILENCE
+    anew = policy.start([OPENED.said("policy", SILENCE)])
+    assert state.contexts.tokens[0] == anew.contexts.tokens[0]
+    heard, read = policy.listen(state, ["thank you .", None]), policy.listen(anew, ["thank you ."])
+    np.testing.assert_allclose(heard.contexts.logits[0], read.contexts.logits[0], atol=1e-4)
 
 
 def test_a_full_context_loses_its_oldest_turns_and_goes_on(model, template):
@@ -154,5 +179,35 @@ def test_a_turn_longer_than_the_context_is_refused_at_the_start(model, template)
         ModelSpeaker(model, view, SamplingConfig(max_new_tokens=180), seed=0)
 
 
-def test_silence_is_a_word():
-    assert Turn("user", SILENCE).text
+def test_conditions_may_differ_in_how_many_outcomes_they_have(model, template):
+    """A row's expectation does not depend on how many lines its neighbour has."""
+
+    class Fewer(type(get_scenario("sandbox"))):
+        def outcome_lines(self, condition):
+            return super().outcome_lines(condition)[: condition.attributes["distress"]]
+
+    view = View(scenario=Fewer(), role="user", template=template)
+    user = ModelSpeaker(model, view, SamplingConfig(max_new_tokens=8), seed=0)
+    mild = Dialogue("m", UserCondition("m", {**CONDITION.attributes, "distress": 2}), OPENED.turns)
+    together = user.outcomes(user.start([OPENED, mild]), np.ones(2, bool))
+    alone = [user.outcomes(user.start([d]), np.ones(1, bool))[0] for d in (OPENED, mild)]
+    for found, expected in zip(together, alone, strict=True):
+        assert found.value == pytest.approx(expected.value, abs=1e-4)
+
+
+def test_an_outcome_line_that_contexts_keep_no_room_for_is_refused(model, template):
+    user = speaker(model, template, "user")
+    with pytest.raises(InputError, match="has 61 tokens; contexts keep room for"):
+        user._line_tokens(["short", "x" * 60])
+
+
+def test_a_closing_line_is_drawn_by_what_the_turn_before_it_was(model, template):
+    """Two rollouts in the same words are two draws; the same rollout again is the same one."""
+    user = speaker(model, template, "user", readout="sampled")
+    lines = []
+    for ids in ([[1, 5]], [[1, 6]], [[1, 5]]):
+        state = dataclasses.replace(user.start([OPENED]), identities=[tuple(ids[0])])
+        cut = user._drawn_lines(state, np.ones(1, bool))
+        lines.append(cut[0])
+    assert lines[0] == lines[2]
+    assert lines[0] != lines[1]

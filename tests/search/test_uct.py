@@ -79,7 +79,6 @@ def as_arrays(batch: list[list[PlainNode]], dtype: str) -> Tree:
         children=jnp.asarray(children),
         value_sum=jnp.asarray(value_sum),
         terminal=jnp.asarray(terminal),
-        terminal_value=jnp.full(shape, jnp.nan, dtype),
         num_nodes=jnp.asarray([len(nodes) for nodes in batch], jnp.int32),
         **{name: jnp.asarray(array) for name, array in fields.items()},
     )

@@ -77,11 +77,9 @@ class TrueUser:
         rng = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=key))
         bounds = np.cumsum([reaction.probability for reaction in possible])
         chosen = possible[min(int(np.searchsorted(bounds, rng.random(), "right")), len(bounds) - 1)]
-        condition = row.dialogue.condition
         said = Utterance(
             text=chosen.text,
             ended=chosen.mood.over,
-            outcome=outcome_of(condition, chosen.mood) if chosen.mood.over else None,
             num_tokens=len(chosen.text.split()),
         )
         return UserRow(row.dialogue.said("user", chosen.text), chosen.mood), said
