@@ -3,9 +3,8 @@
     python benchmarks/generate.py --size a --batch 32
 
 Prompts are random tokens of equal length, no token ends a turn, top-p is 0.9. The first call
-compiles and is not counted; figures are medians over `repeats`. `seconds` is the whole call, prompts in,
-tokens out; `first_token_seconds` the same for one token; decode tokens per second follow from
-the difference.
+compiles and is not counted; figures are medians over `repeats`. `seconds` is the whole call;
+`first_token_seconds` the same for one token; decode tokens per second follow from the difference.
 """
 
 from __future__ import annotations
