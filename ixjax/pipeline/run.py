@@ -216,7 +216,8 @@ def open_run(config: RunConfig) -> Run:
     if directory.config.exists():
         theirs = yaml.safe_load(directory.config.read_text()) or {}
         _refuse_other_config(directory, _flatten(theirs), config)
-        io.write_text(directory.config, yaml.safe_dump(mine, sort_keys=False))
+        if theirs != yaml.safe_load(yaml.safe_dump(mine)):  # in what changes no result
+            io.write_text(directory.config, yaml.safe_dump(mine, sort_keys=False))
     elif directory.root.exists() and any(directory.root.iterdir()):
         raise io.InputError(
             f"{directory.root}: holds files but no config.yaml, so it is not a run directory; "
