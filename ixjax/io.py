@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically; the folder is made where it is missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -54,8 +54,10 @@ def read_text(path: str | Path) -> str:
     """
     path = Path(path)
     try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the text
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder; expected a file") from None
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
@@ -280,12 +282,21 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
 
-class Manifest:
-    """Finished stages of a run: stage -> {"inputs": fingerprint, "seconds": ..., facts...}."""
+TRAININGS = ("sft/", "dpo/")
 
-    def __init__(self, path: Path, stages: dict[str, dict[str, Any]]):
+
+class Manifest:
+    """Finished stages of a run: stage -> {"inputs": fingerprint, "seconds": ..., facts...}.
+
+    Trainings that were begun are noted with their inputs, too: their checkpoints are worth keeping.
+    """
+
+    def __init__(
+        self, path: Path, stages: dict[str, dict[str, Any]], started: dict[str, str] | None = None
+    ):
         self.path = path
         self.stages = stages
+        self.started = started or {}
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -299,7 +310,7 @@ class Manifest:
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
             raise InputError(f"{path}: expected an object with `stages`; the manifest is damaged")
-        return cls(path, content["stages"])
+        return cls(path, content["stages"], content.get("started"))
 
     def get(self, stage: str) -> dict[str, Any] | None:
         """What is recorded of a finished stage."""
@@ -312,7 +323,20 @@ class Manifest:
     def record(self, stage: str, inputs: str, **facts: Any) -> None:
         """Mark a stage as finished; the file is rewritten atomically."""
         self.stages[stage] = {"inputs": inputs, **facts}
-        write_json(
-            self.path,
-            {"schema": "ixjax.manifest", "version": SCHEMA_VERSION, "stages": self.stages},
-        )
+        self.started.pop(stage, None)
+        self._write()
+
+    def start(self, stage: str, inputs: str) -> None:
+        """Note that a training begins."""
+        if stage.startswith(TRAININGS) and self.started.get(stage) != inputs:
+            self.started[stage] = inputs
+            self._write()
+
+    @property
+    def made(self) -> dict[str, str]:
+        """The inputs of everything that is there: finished stages and begun trainings."""
+        return self.started | {stage: entry["inputs"] for stage, entry in self.stages.items()}
+
+    def _write(self) -> None:
+        content = {"schema": "ixjax.manifest", "version": SCHEMA_VERSION, "stages": self.stages}
+        write_json(self.path, content | ({"started": self.started} if self.started else {}))

@@ -115,9 +115,22 @@ def test_an_empty_file_of_ours_is_refused(tmp_path, content):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    for path in (tmp_path / "no.json", tmp_path, tmp_path / "no" / "no.json"):
+    for path in (tmp_path / "no.json", tmp_path / "no" / "no.json"):
         with refused(f"{path}: no such file"):
             io.read_json(path)
+    with refused(f"{tmp_path}: a folder; expected a file"):
+        io.read_json(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert io.read_json(tmp_path / "a.json") == {"a": 1}
+
+
+def test_files_have_the_permissions_of_other_new_files(tmp_path):
+    (tmp_path / "plain").touch()
+    io.write_text(tmp_path / "ours", "x")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_bytes_that_are_not_utf8_are_named(tmp_path):

@@ -43,6 +43,9 @@ def main(stage: str | None = None, arguments: Sequence[str] | None = None) -> No
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (OSError, FloatingPointError) as error:
         # A full disk, a folder that may not be written, a training that diverged.
         print(f"error: {error}", file=sys.stderr)

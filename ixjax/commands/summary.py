@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+WEAK_CORRELATION = 0.1  # Spearman, of foretold and recorded outcomes
+
 
 def print_prepare(console: Console, facts: Mapping[str, Any]) -> None:
     """What was read, merged and dropped, and how the corpus was divided."""
@@ -89,6 +91,12 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
             ),
             (_evaluation_row(cell) for cell in cells),
         )
+        weak = [f for f in result["fidelity"] if f["simulator"] == user and _is_weak(f)]
+        if weak:
+            console.print(
+                f"{user} predicts the outcomes of held-out dialogues no better than their mean "
+                "does: gains with it mean little.\n"
+            )
     _print(
         console,
         "Fidelity of the simulators, on held-out human dialogues",
@@ -118,6 +126,13 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
     )
 
 
+def _is_weak(fidelity: Mapping[str, Any]) -> bool:
+    """Whether a simulator knows nothing of who is helped by what."""
+    error, baseline = fidelity["outcome_mae"], fidelity["outcome_mae_baseline"]
+    correlation = fidelity["outcome_spearman"]
+    return None in (error, correlation) or error >= baseline or correlation < WEAK_CORRELATION
+
+
 def _evaluation_row(cell: Mapping[str, Any]) -> tuple[Any, ...]:
     return (
         cell["method"],
@@ -143,7 +158,9 @@ def _print(
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*map(_show, row))
-    console.print(table)
+    # A narrow terminal breaks long lines; figures are never cut.
+    needed = table.__rich_measure__(console, console.options.update(max_width=1000)).maximum
+    console.print(table, width=max(console.width, needed), no_wrap=True, crop=False)
 
 
 def _show(value: Any) -> str:
@@ -151,11 +168,12 @@ def _show(value: Any) -> str:
         return "n/a"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    # + 0.0 after rounding: no "-0.000".
+    return f"{round(value, 3) + 0.0:.3f}" if isinstance(value, float) else str(value)
 
 
 def _percent(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.1f} %"
+    return "n/a" if value is None else f"{round(100 * value, 1) + 0.0:.1f} %"
 
 
 def _interval(low: float | None, high: float | None) -> str:

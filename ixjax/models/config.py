@@ -189,7 +189,12 @@ class ModelArguments:
     """Type of activations and matrix products."""
 
     def __post_init__(self) -> None:
-        """Refuse a width that the heads can't share equally."""
+        """Refuse a width that the heads can't share equally, and heads that KV heads can't."""
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
+                f"({self.num_kv_heads})"
+            )
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_heads "

@@ -40,6 +40,12 @@ def prepare(run: Run, reporter: Reporter) -> dict[str, Any]:
                     "dialogues or larger data.*_fraction"
                 )
             write_dialogues(run.directory.data / f"{name}.jsonl", part)
+        for name in ("train", "train_heldout"):
+            if all(dialogue.outcome is None for dialogue in getattr(splits, name)):
+                raise io.InputError(
+                    f"no dialogue of the {name} split has an outcome: a simulator could not learn "
+                    "any; give some dialogues their outcome"
+                )
         _write_conditions(run, splits.train, splits.test)
         _write_tokenizer(run, [*splits.train, *splits.train_heldout])
         facts["account"] = [list(row) for row in account.rows()]

@@ -186,6 +186,7 @@ class Run:
         if there and self.manifest.is_done(name, inputs):
             yield None
             return
+        self.manifest.start(name, inputs)
         facts: dict[str, Any] = {}
         started = time.monotonic()
         yield facts
@@ -210,12 +211,12 @@ def open_run(config: RunConfig) -> Run:
     if not config.out:
         raise io.InputError("out: no run directory given; set --out RUN")
     get_scenario(config.scenario)  # an unknown name is said before anything is written
-    _check_room(config)
+    _check_settings(config)
     directory = io.RunDirectory(Path(config.out))
-    mine = _settings(config)
+    mine, run = _settings(config), Run(config, directory)
     if directory.config.exists():
         theirs = yaml.safe_load(directory.config.read_text()) or {}
-        _refuse_other_config(directory, _flatten(theirs), config)
+        _refuse_other_config(run, _flatten(theirs))
         if theirs != yaml.safe_load(yaml.safe_dump(mine)):  # in what changes no result
             io.write_text(directory.config, yaml.safe_dump(mine, sort_keys=False))
     elif directory.root.exists() and any(directory.root.iterdir()):
@@ -226,10 +227,17 @@ def open_run(config: RunConfig) -> Run:
     else:
         directory.root.mkdir(parents=True, exist_ok=True)
         io.write_text(directory.config, yaml.safe_dump(mine, sort_keys=False))
-    return Run(config, directory)
+    return run
 
 
-def _check_room(config: RunConfig) -> None:
+def _check_settings(config: RunConfig) -> None:
+    """Refuse now what would fail hours later."""
+    if not 0 <= config.seed < 2**31:
+        raise io.InputError(f"seed is {config.seed}; expected 0 or more, below 2^31")
+    if config.search.width < 2:
+        raise io.InputError(
+            f"search.width is {config.search.width}; expected 2 or more: a pair needs two responses"
+        )
     longest, turn = config.model.max_length, config.sampling.max_new_tokens
     if longest <= turn + OUTCOME_TOKENS:
         raise io.InputError(
@@ -256,20 +264,21 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _refuse_other_config(
-    directory: io.RunDirectory, theirs: Mapping[str, Any], config: RunConfig
-) -> None:
-    """Refuse settings that would give another result; the others may change.
+def _refuse_other_config(run: Run, theirs: Mapping[str, Any]) -> None:
+    """Refuse settings that something in the run directory was made without.
 
-    A setting that is newer than the run directory was at its default there.
+    Settings of stages that are yet to be done may change, and those that change no result. A
+    setting that is newer than the run directory was at its default there.
     """
-    mine, default = _flatten(io.plain(config)), _flatten(io.plain(RunConfig()))
+    mine, default = _flatten(io.plain(run.config)), _flatten(io.plain(RunConfig()))
     known = {**default, **theirs}
     differing = [key for key in sorted(mine) if known.get(key) != mine[key]]
-    if differing:
+    made = run.manifest.made
+    stale = [stage for stage, inputs in made.items() if inputs != run.inputs(stage)]
+    if differing and stale:
         lines = [f"  {k}: {known.get(k)!r} there, {mine[k]!r} now" for k in differing]
         raise io.InputError(
-            f"{directory.config}: this run was made with another configuration:\n"
+            f"{run.directory.config}: this run was made with another configuration:\n"
             + "\n".join(lines)
-            + "\nGive another --out, or the same settings."
+            + f"\nMade with it: {', '.join(stale)}. Give another --out, or the same settings."
         )

@@ -134,9 +134,8 @@ def _pairs(run: Run, reporter: Reporter) -> dict[str, Any]:
         dropped = +account  # without the rules that never applied
         if not found:
             raise io.InputError(
-                f"{run.directory.trees}: no preference pair was found ({_why(dropped)}). Lower "
-                "--pairs.min-margin or --pairs.min-visits, or search more (--search.iterations, "
-                "--search.width)"
+                f"{run.directory.trees}: no preference pair was found ({_why(dropped)}). "
+                f"{_advice(dropped)}; or search more (--search.iterations, --search.width)"
             )
         # As many as the tree pairs, for the policy that learns from them alone, or as the mix asks.
         human = _human(run, math.ceil(max(1.0, config.human_pair_ratio) * len(found)), reporter)
@@ -167,6 +166,15 @@ def _human(run: Run, count: int, reporter: Reporter) -> list[PreferencePair]:
 
 def _write(run: Run, path: Path, pairs: Sequence[PreferencePair]) -> None:
     io.write_jsonl(path, [pair.to_json() for pair in pairs], schema=PAIRS_SCHEMA)
+
+
+def _advice(dropped: collections.Counter[str]) -> str:
+    """What would let in most of the pairs that were dropped."""
+    return {
+        "truncated": "Allow longer turns (--sampling.max-new-tokens), or --pairs.keep-truncated",
+        "few_visits": "Lower --pairs.min-visits",
+        "small_margin": "Lower --pairs.min-margin",
+    }.get(max(dropped, key=dropped.__getitem__, default=""), "Train the speakers longer")
 
 
 def _why(dropped: collections.Counter[str]) -> str:

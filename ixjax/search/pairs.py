@@ -49,6 +49,8 @@ class PairsConfig:
         for name in ("min_visits", "max_pairs_per_node"):
             if getattr(self, name) < 1:
                 raise InputError(f"pairs.{name} is {getattr(self, name)}; expected 1 or more")
+        if self.min_margin > 1:
+            raise InputError(f"pairs.min_margin is {self.min_margin}; engagement is 1 at most")
         for name in ("min_margin", "human_pair_ratio"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"pairs.{name} is {getattr(self, name)}; expected 0 or more")

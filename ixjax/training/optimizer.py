@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
         for name in ("learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         for name in ("warmup_fraction", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:

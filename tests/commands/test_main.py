@@ -8,6 +8,7 @@ import runpy
 import jax
 import pytest
 
+from ixjax import io
 from ixjax.commands import main as commands
 
 
@@ -71,12 +72,58 @@ def test_settings_that_change_no_result_may_change(tmp_path, capsys):
 def test_a_setting_that_a_run_directory_is_too_old_to_know_was_at_its_default(tmp_path, capsys):
     prepare(capsys, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
-    lines = [line for line in config.read_text().splitlines() if "min_p:" not in line]
+    lines = [line for line in config.read_text().splitlines() if "heldout_fraction:" not in line]
     config.write_text("\n".join(lines))
     assert prepare(capsys, tmp_path / "run") == (0, "")
-    code, error = prepare(capsys, tmp_path / "run", "--sampling.min-p", "0.1")
+    code, error = prepare(capsys, tmp_path / "run", "--data.heldout-fraction", "0.3")
     assert code == 2
-    assert "sampling.min_p: 0.0 there, 0.1 now" in error
+    assert "data.heldout_fraction: 0.4 there, 0.3 now" in error
+
+
+def test_settings_of_stages_that_are_yet_to_be_done_may_change(tmp_path, capsys):
+    prepare(capsys, tmp_path / "run")
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    assert prepare(capsys, tmp_path / "run", "--pairs.min-margin", "0.05") == (0, "")
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before
+    manifest = io.Manifest.load(tmp_path / "run" / "manifest.json")
+    manifest.start("sft/policy", "of a training that was begun with other settings")
+    code, error = prepare(capsys, tmp_path / "run", "--pairs.min-margin", "0.06")
+    assert code == 2
+    assert "Made with it: sft/policy" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--seed", "-1"), "seed is -1; expected 0 or more"),
+        (("--search.width", "1"), "search.width is 1; expected 2 or more"),
+        (("--sampling.max-new-tokens", "5000"), "sampling.max_new_tokens is 5000, model.max_len"),
+        (("--pairs.min-margin", "2"), "pairs.min_margin is 2.0; engagement is 1 at most"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_before_any_work(tmp_path, capsys, flags, message):
+    code, error = prepare(capsys, tmp_path / "run", *flags)
+    assert code == 2
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_out_that_is_a_file_is_one_line(tmp_path, capsys):
+    (tmp_path / "run").write_text("mine")
+    code, error = prepare(capsys, tmp_path / "run" / "sub")
+    assert code == 1
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_a_corpus_without_any_outcome_is_refused(tmp_path, capsys):
+    corpus = tmp_path / "mine.jsonl"
+    lines = [json.loads(dialogue_line(i)) | {"outcome": None} for i in range(40)]
+    corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    own = ("--data.path", str(corpus), "--data.format", "jsonl")
+    code, error = prepare(capsys, tmp_path / "run", *own)
+    assert code == 2
+    assert "no dialogue of the train split has an outcome" in error
 
 
 def test_a_stage_whose_output_is_gone_is_done_again(tmp_path, capsys):

@@ -112,10 +112,10 @@ def test_the_aligned_policy_is_not_the_sft_policy(whole):
 
 
 def test_zero_pairs_say_which_flag_to_change(tmp_path):
-    run = open_run(tiny_run(tmp_path / "run", pairs=PairsConfig(min_margin=2.0)))
+    run = open_run(tiny_run(tmp_path / "run", pairs=PairsConfig(min_margin=1.0)))
     prepare(run, Silent())
     train_speakers(run, Silent())
-    with pytest.raises(io.InputError, match=r"no preference pair was found.*--pairs.min-margin"):
+    with pytest.raises(io.InputError, match=r"no preference pair was found.*--pairs"):
         search(run, Silent())
     with pytest.raises(io.InputError, match="run `ixjax search`"):
         align(run, Silent())
