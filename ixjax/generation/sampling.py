@@ -43,6 +43,8 @@ class SamplingConfig:
     """Logits of tokens that the context holds are divided (negative: multiplied) by it."""
     max_new_tokens: int = 48
     """Longest turn in tokens; a turn that reaches it is cut."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a turn, e.g. a role's name in a model without end tokens; they are cut off."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
@@ -60,6 +62,10 @@ class SamplingConfig:
             )
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        if not isinstance(self.stop, tuple) or "" in self.stop:  # one text would be its letters
+            raise ValueError(
+                f"stop is {self.stop!r}; it must be a tuple of texts, none of them empty"
+            )
 
 
 @jax.tree_util.register_dataclass

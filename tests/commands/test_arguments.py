@@ -161,6 +161,26 @@ def test_flags_win_over_the_file_and_out_takes_its_name(tmp_path):
     assert settings == Outer(out="runs/run", mode="extremes", inner=Inner(rate=0.1, steps=7))
 
 
+def test_stop_texts_are_a_list_in_a_file_and_words_behind_a_flag(tmp_path):
+    path = write(tmp_path, 'sampling: {stop: ["\\nUser:", "###"]}\n')
+    assert load(RunConfig, path).sampling.stop == ("\nUser:", "###")
+    flags = ["--config", path, "--sampling.stop", "\nUser:", "Bob says"]
+    settings = parse(RunConfig, flags, stage="x", summary="X.")
+    assert settings.sampling.stop == ("\nUser:", "Bob says")
+
+
+@pytest.mark.parametrize(
+    ("stop", "message"),
+    [
+        ('"User:"', r"sampling.stop is 'User:' \(str\); expected a list \[str, \.\.\.\]$"),
+        ('["User:", ""]', r"sampling: stop is \('User:', ''\); it must be a tuple of texts"),
+    ],
+)
+def test_stop_texts_that_are_none_are_refused(tmp_path, stop, message):
+    with pytest.raises(InputError, match=message):
+        load(RunConfig, write(tmp_path, f"sampling: {{stop: {stop}}}\n"))
+
+
 def test_a_config_flag_without_a_name_is_an_error():
     with pytest.raises(InputError, match="expected a path or a preset behind it"):
         parse(Outer, ["--config"], stage="x", summary="X.")

@@ -232,6 +232,12 @@ def test_keys_differ_in_every_part_of_an_identity_their_order_and_the_seed():
         ("top_p", 0.0, r"top_p is 0.0; it must be in \(0, 1\]"),
         ("top_p", 1.1, r"top_p is 1.1; it must be in \(0, 1\]"),
         ("max_new_tokens", 0, "max_new_tokens is 0; it must be at least 1"),
+        (
+            "stop",
+            ("User:", ""),
+            r"stop is \('User:', ''\); it must be a tuple of texts, none .* empty",
+        ),
+        ("stop", "User:", "stop is 'User:'; it must be a tuple of texts"),
     ],
 )
 def test_values_out_of_range_are_refused(field, value, message):
