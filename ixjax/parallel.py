@@ -18,14 +18,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ixjax.io import InputError
 
 AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
 
-# logical axis of a weight -> mesh axis
-RULES: Mapping[str, str] = {
-    "embed": "fsdp",
-    "vocab": "tensor",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
+# logical axis of a weight or of a KV cache -> mesh axes
+RULES: Mapping[str, tuple[str, ...]] = {
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "rows": BATCH_AXES,
 }
 
 
@@ -75,21 +77,22 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
 
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """Mesh axes of a weight whose dimensions carry the logical names `axes`.
+    """Mesh axes of an array whose dimensions carry the logical names `axes`.
 
-    A dimension that its mesh axis does not divide stays whole (two KV heads on four devices).
+    A dimension that its mesh axes do not divide stays whole (two KV heads on four devices).
 
     Raises:
-        ValueError: two dimensions of one weight fall on the same mesh axis.
+        ValueError: two dimensions of one array fall on the same mesh axis.
     """
     placed = []
     for name, size in zip(axes, shape, strict=True):
-        axis = RULES.get(name) if name is not None else None
-        placed.append(axis if axis is not None and size % mesh.shape[axis] == 0 else None)
-    used = [axis for axis in placed if axis is not None]
+        over = RULES.get(name or "", ())
+        divides = size % math.prod(mesh.shape[axis] for axis in over) == 0
+        placed.append(over if divides else ())
+    used = [axis for over in placed for axis in over]
     if len(used) != len(set(used)):
         raise ValueError(f"axes {tuple(axes)} fall on the same mesh axis: {placed}")
-    return PartitionSpec(*placed)
+    return PartitionSpec(*(over[0] if len(over) == 1 else over or None for over in placed))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -99,7 +102,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis of a batch, split over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def describe(mesh: Mesh) -> str:

@@ -21,8 +21,8 @@ from ixjax.dialogue.chat import View
 from ixjax.dialogue.types import Dialogue, Outcome
 from ixjax.evaluation.play import EvaluationConfig
 from ixjax.generation import ModelSpeaker, User
+from ixjax.generation.turns import engagements
 from ixjax.models import Transformer
-from ixjax.search.rollout import engagements
 from ixjax.training import validation_loss
 
 CALIBRATION_BINS = 10

@@ -1,4 +1,4 @@
-"""Play: a policy talks to a user under held-out conditions, many dialogues in lockstep.
+"""Play: a policy talks to a user under held-out conditions, many dialogues at once.
 
 What either side draws is a function of (condition, sample, turn, speaker) and of its own seed,
 never of a place in a batch. So every method meets the same user draws under the same condition,
@@ -14,12 +14,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from ixjax.dialogue.types import Dialogue, OutcomeReading, UserCondition, Utterance
-from ixjax.generation import Speaker, User
+from ixjax import generation
+from ixjax.dialogue.types import Dialogue, UserCondition, Utterance
+from ixjax.generation import Finished, Game, Speaker, User
+from ixjax.generation.turns import POLICY, USER, hashed, words
 from ixjax.io import NO_EFFECT, InputError
-from ixjax.search.rollout import POLICY, USER, hashed, turn_identities, words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,64 +141,20 @@ def play(
     # All batches have one size, so that nothing compiles anew; as even as they come, so that few
     # rows of the last one are padding.
     batches = -(-len(games) // config.batch)
-    rows = -(-len(games) // batches)
-    return [
-        played
-        for start in range(0, len(games), rows)
-        for played in _play_batch(
-            policy, user, games[start : start + rows], rows=rows, max_turns=config.max_turns
-        )
-    ]
+    finished = generation.play(
+        policy,
+        user,
+        [Game((hashed(root.condition.id), sample), root) for root, sample in games],
+        max_turns=config.max_turns,
+        rows=-(-len(games) // batches),
+    )
+    return [_played(*game, found) for game, found in zip(games, finished, strict=True)]
 
 
-def _play_batch(
-    policy: Speaker,
-    user: User,
-    games: Sequence[tuple[Dialogue, int]],
-    *,
-    rows: int,
-    max_turns: int,
-) -> list[Played]:
-    """Play `games` in `rows` rows; those that are left over never speak."""
-    padded = [*games, *[games[-1]] * (rows - len(games))]
-    real = np.arange(rows) < len(games)
-    dialogues = [root for root, _ in padded]
-    base = np.array([[hashed(root.condition.id), sample] for root, sample in padded], np.uint32)
-    policy_state, user_state = policy.start(dialogues), user.start(dialogues)
-    tokens: list[list[int]] = [[] for _ in padded]
-    ended, alive = np.zeros(rows, bool), real.copy()
-    for turn in range(max_turns):
-        policy_state, responses = policy.speak(
-            policy_state, turn_identities(base, np.full(rows, turn), POLICY), alive
-        )
-        user_state = user.listen(user_state, _heard(responses, alive))
-        user_state, reactions = user.speak(
-            user_state, turn_identities(base, np.full(rows, turn), USER), alive
-        )
-        for row in np.flatnonzero(alive):
-            response, reaction = _said(responses[row]), _said(reactions[row])
-            tokens[row].append(response.num_tokens)
-            ended[row] = reaction.ended
-            dialogues[row] = _exchange(dialogues[row], response, reaction)
-        alive &= ~ended
-        if not alive.any() or turn + 1 == max_turns:
-            break
-        policy_state = policy.listen(policy_state, _heard(reactions, alive))
-    readings = user.outcomes(user_state, real)
-    return [
-        _played(game, dialogues[row], readings[row], bool(ended[row]), tokens[row])
-        for row, game in enumerate(games)
-    ]
-
-
-def _played(
-    game: tuple[Dialogue, int],
-    dialogue: Dialogue,
-    reading: OutcomeReading | None,
-    ended: bool,
-    tokens: Sequence[int],
-) -> Played:
-    root, sample = game
+def _played(root: Dialogue, sample: int, found: Finished) -> Played:
+    dialogue, reading = root, found.reading
+    for response, reaction in zip(found.said[POLICY], found.said[USER], strict=True):
+        dialogue = _exchange(dialogue, response, reaction)
     return Played(
         condition=root.condition.id,
         sample=sample,
@@ -207,8 +162,8 @@ def _played(
         engagement=math.nan if reading is None else reading.engagement,
         value=math.nan if reading is None else reading.value,
         released=None if reading is None else reading.released,
-        ended=ended,
-        response_tokens=tuple(tokens),
+        ended=found.ended,
+        response_tokens=found.tokens(POLICY),
     )
 
 
@@ -218,18 +173,6 @@ def _exchange(dialogue: Dialogue, response: Utterance, reaction: Utterance) -> D
     if reaction.ended and not reaction.text:
         return dialogue
     return dialogue.said("user", words(reaction))
-
-
-def _said(utterance: Utterance | None) -> Utterance:
-    """An active row's utterance, which a speaker must give."""
-    if utterance is None:
-        raise ValueError("a speaker said nothing for a row that is active")
-    return utterance
-
-
-def _heard(utterances: Sequence[Utterance | None], rows: np.ndarray) -> list[str | None]:
-    """What the other side hears; None leaves its row as it is."""
-    return [words(_said(said)) if on else None for said, on in zip(utterances, rows, strict=True)]
 
 
 def _or_null(value: float) -> float | None:

@@ -1,8 +1,30 @@
-"""Generation: an engine over token ids, and speakers that put words to it."""
+"""Generation: an engine over token ids, speakers that put words to it, and play between them."""
 
-from ixjax.generation.engine import Engine
+from ixjax.generation.account import Account, RecompilationError
+from ixjax.generation.config import DebugConfig, EngineConfig
+from ixjax.generation.engine import Contexts, Decoded, Engine, Turns
 from ixjax.generation.generate import generate
 from ixjax.generation.sampling import SamplingConfig
-from ixjax.generation.speakers import ModelSpeaker, ReadOut, Speaker, User
+from ixjax.generation.scheduler import Finished, Game, play
+from ixjax.generation.speakers import ModelSpeaker, ReadOut, Speaker, User, speaker_engine
 
-__all__ = ["Engine", "ModelSpeaker", "ReadOut", "SamplingConfig", "Speaker", "User", "generate"]
+__all__ = [
+    "Account",
+    "Contexts",
+    "DebugConfig",
+    "Decoded",
+    "Engine",
+    "EngineConfig",
+    "Finished",
+    "Game",
+    "ModelSpeaker",
+    "ReadOut",
+    "RecompilationError",
+    "SamplingConfig",
+    "Speaker",
+    "Turns",
+    "User",
+    "generate",
+    "play",
+    "speaker_engine",
+]

@@ -115,13 +115,14 @@ def attend(
     Args:
         implementation: what `choose` chose.
         q: `[B, H, T, D]` queries, scaled.
-        pieces: (keys `[B, K, n, D]`, values `[B, K, n, D]`, visible `[B or 1, T or 1, n]` bool).
+        pieces: (keys `[B, K, D, n]` or in blocks `[B, K, J, D, m]`, values `[B, K, n, D]`,
+            visible `[B or 1, T or 1, n]` bool).
         softcap: see `ModelConfig.attention_softcap`; cuDNN has none.
 
     Returns:
         `[B, H, T, D]` in q's dtype; finite garbage where a query sees nothing in any piece.
     """
-    if implementation == "xla" or not any(_is_long(keys) for keys, _, _ in pieces):
+    if implementation == "xla" or not any(_is_long(values) for _, values, _ in pieces):
         return attend_pieces(q, pieces, softcap=softcap)
     kernel = cudnn if implementation == "cudnn" else functools.partial(pallas, softcap=softcap)
     return attend_by(kernel, q, pieces, softcap=softcap)
@@ -135,10 +136,12 @@ def attend_by(
     rows = q.reshape(batch, pieces[0][0].shape[1], -1, size)
     parts = []
     for keys, values, visible in pieces:
+        # XLA moves this in front of a loop over tokens, in which the cache does not change.
+        keys = _columns_in_front(keys)
         # A row holds head by head all positions, so the mask of the positions is repeated.
         heads = rows.shape[2] // length if visible.shape[1] > 1 else 1
         by_row = jnp.tile(visible, (1, heads, 1))
-        if _is_long(keys):
+        if _is_long(values):
             out, lse = kernel(rows, keys, values, by_row)
             # What a kernel makes of a row without visible keys is its own affair (cuDNN does not
             # say): its weight is to be 0, and 0 * NaN is not.
@@ -178,7 +181,7 @@ def cudnn(q: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) 
     # in every layer of every step. What it calls gives float32 and takes our layout.
     from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention
 
-    shape = (visible.shape[0], 1, q.shape[2], keys.shape[2])
+    shape = (visible.shape[0], 1, q.shape[2], values.shape[2])
     mask = jnp.broadcast_to(visible[:, None], shape)
     found = dot_product_attention(
         q, keys, values, mask=mask, scale=1.0, qkv_layout="BNTH", return_residual=True
@@ -281,5 +284,12 @@ def _read_tile(q_ref, keys_ref, values_ref, visible_ref, out_ref, lse_ref, *, so
     lse_ref[...] = top + jnp.log(total)
 
 
-def _is_long(keys: jax.Array) -> bool:
-    return keys.shape[2] >= LONG and keys.shape[2] % KEY_BLOCK == 0
+def _columns_in_front(keys: jax.Array) -> jax.Array:
+    """`[B, K, n, D]` of keys `[B, K, D, n]` or `[B, K, J, D, m]`."""
+    if keys.ndim == 5:
+        return keys.swapaxes(3, 4).reshape(*keys.shape[:2], -1, keys.shape[3])
+    return keys.swapaxes(2, 3)
+
+
+def _is_long(values: jax.Array) -> bool:
+    return values.shape[2] >= LONG and values.shape[2] % KEY_BLOCK == 0

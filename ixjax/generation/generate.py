@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ixjax.generation.engine import Engine
+from ixjax.generation.config import EngineConfig
+from ixjax.generation.engine import Engine, Turns
 from ixjax.generation.sampling import SamplingConfig
 from ixjax.models import Transformer
 
@@ -20,6 +21,7 @@ def generate(
     seed: int,
     end_ids: Sequence[int] = (),
     adapters: Sequence[int] | int = 0,
+    engine_config: EngineConfig | None = None,
 ) -> list[list[int]]:
     """Continue each prompt.
 
@@ -32,6 +34,7 @@ def generate(
         seed: prompt i's tokens depend on (seed, i) alone.
         end_ids: tokens that end a continuation; they are returned too.
         adapters: the adapter of each prompt, or of all; -1: the base alone.
+        engine_config: sizes of the batches and the attention kernel.
 
     Returns:
         The continuations, without their prompts.
@@ -47,14 +50,13 @@ def generate(
             f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the "
             f"model's max_length of {model.config.max_length}"
         )
-    engine = Engine(model, max_new_tokens=max_new_tokens)
+    engine = Engine(model, engine_config)
     contexts = engine.extend(engine.empty(len(prompts), adapters=adapters), prompts)
-    _, decoded = engine.decode(
-        contexts,
+    turns = Turns(
         sampling=sampling,
         seed=seed,
         identities=np.arange(len(prompts), dtype=np.uint32)[:, None],
         limits=np.full(len(prompts), max_new_tokens),
         end_ids=end_ids,
     )
-    return [row[:n].tolist() for row, n in zip(decoded.tokens, decoded.counts, strict=True)]
+    return engine.decode(contexts, turns)[1].tokens

@@ -1,9 +1,10 @@
-"""The engine's compiled functions: one forward pass on top of what rows of a cache hold.
+"""The engine's compiled functions: forward passes over a batch of rows copied out of a cache.
 
-Every function takes the parameters as an argument, so two models of one shape share their compiled
-code. `span` is how many columns of the cache attention reads.
+Every function takes the weights as an argument, so two models of one shape share their compiled
+code, and knows nothing of the cache that its rows came from. What it returns of keys and values is
+new tokens' alone; `ixjax.generation.cache.append` writes them behind their rows.
 
-Axes: L layers, S cache rows, K KV heads, T columns, D head size, V vocabulary, C candidates.
+Axes: L layers, R rows, K KV heads, D head size, V vocabulary, C candidates.
 """
 
 from __future__ import annotations
@@ -17,51 +18,81 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
-from ixjax.generation import cache as kv
-from ixjax.generation.sampling import RowSampling, identity_keys, sample
-from ixjax.models import (
-    FULL_UNROLL_LAYERS,
-    attend_pieces,
-    in_window,
-    select,
-    unstack,
-)
+from ixjax.generation.attention import Implementation, attend
+from ixjax.generation.cache import Batch, Layer
+from ixjax.generation.sampling import RowSampling, identity_keys, sample, uniforms
+from ixjax.generation.stops import FOUND, advance
+from ixjax.models import Transformer, in_window, select, unstack
 
 
-def _causal(counts: jax.Array, size: int) -> jax.Array:
-    """`[S, size, size]` bool: earlier new tokens and itself, padding excluded."""
-    order = jnp.tril(jnp.ones((size, size), bool))[None]
-    return order & (jnp.arange(size)[None, :] < counts[:, None])[:, None, :]
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is known of a model while its passes are compiled: a static argument.
+
+    graph: of the decoder.
+    attention: which implementation.
+    """
+
+    graph: nnx.GraphDef
+    attention: Implementation
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A model's parameters, and the same layer by layer where passes don't scan over them.
+
+    Slices of stacked weights would be copied at every pass; taken apart once they are not.
+    """
+
+    params: nnx.State
+    layers: list[nnx.State] | None
+
+    @classmethod
+    def of(cls, model: Transformer, *, apart: bool) -> Weights:
+        """The weights of a model as the passes take them."""
+        layers = unstack(nnx.state(model.layers), model.config.num_layers) if apart else None
+        return cls(nnx.state(model), layers)
 
 
 class Piece(NamedTuple):
     """Keys and values that were read before, and who may see them.
 
-    stored: (keys, values), each `[L, S, K, m, D]`.
-    visible: `[S, 1, m]` bool.
-    positions: `[S or 1, m]` of the tokens in their rows.
+    stored: a `Layer` for each of the model's layers, in a list or stacked.
+    visible: `[R, 1, m]` bool.
+    positions: `[R or 1, m]` of the tokens in their rows.
     """
 
     stored: Any
-    visible: jax.Array  # [S, 1, m]
-    positions: jax.Array  # [S, m]
+    visible: jax.Array  # [R, 1, m]
+    positions: jax.Array  # [R, m]
 
 
-def _read(model, tokens, first, counts, adapters, pieces, layers=None):
-    """Run new tokens `[S, n]` on top of pieces of a cache.
+def _read(
+    program: Program,
+    weights: Weights,
+    tokens: jax.Array,
+    first: jax.Array,
+    counts: jax.Array,
+    adapters: jax.Array,
+    pieces: list[Piece],
+) -> tuple[jax.Array, Any]:
+    """Run new tokens `[R, n]` on top of pieces that were read before.
 
     Args:
-        model: the decoder.
-        tokens: `[S, n]`, of which row s has `counts[s]`.
-        first: `[S]` position of each row's first new token.
-        counts: `[S]`.
-        adapters: `[S]` the adapter of each row.
-        pieces: a sequence of `Piece`.
-        layers: see `Transformer.run`; keys and values are then lists of L pairs.
+        program: the decoder.
+        weights: its weights.
+        tokens: `[R, n]`, of which row r has `counts[r]`.
+        first: `[R]` position of each row's first new token.
+        counts: `[R]`.
+        adapters: `[R]` the adapter of each row.
+        pieces: what stands before the new tokens, from the left to the right.
 
     Returns:
-        Hidden states `[S, n, hidden]`; keys and values of the new tokens.
+        Hidden states `[R, n, hidden]`; the `Layer` of the new tokens for each of the model's
+        layers, in a list or stacked.
     """
+    model = nnx.merge(program.graph, weights.params)
     config = model.config
     positions = _behind(first, tokens.shape[1])
     causal = _causal(counts, tokens.shape[1])
@@ -71,44 +102,69 @@ def _read(model, tokens, first, counts, adapters, pieces, layers=None):
         for seen, keys in zip(visible, [*(p.positions for p in pieces), positions], strict=True)
     ]
 
-    def attend(layer, local, q, k, v):
+    def attention(stored, local, q, k, v):
         masks = [select(local, a, b) for a, b in zip(near, visible, strict=True)]
-        read = [(*kv, mask) for kv, mask in zip([*layer, (k, v)], masks, strict=True)]
-        return attend_pieces(q, read, softcap=config.attention_softcap), (k, v)
+        new = Layer(k.swapaxes(2, 3), v)
+        read = [(*layer, mask) for layer, mask in zip([*stored, new], masks, strict=True)]
+        return attend(program.attention, q, read, softcap=config.attention_softcap), new
 
-    stored = [piece.stored for piece in pieces]
-    cache = stored if layers is None else list(zip(*stored, strict=True))
-    return model.run(tokens, positions, attend, cache, layers=layers, adapters=adapters)
+    layers, stored = weights.layers, [piece.stored for piece in pieces]
+    if layers is not None:
+        stored = [[piece[i] for piece in stored] for i in range(len(layers))]
+    return model.run(tokens, positions, attention, stored, layers=layers, adapters=adapters)
 
 
-def _past(cache: kv.KVCache, span: int) -> list[Piece]:
-    """The first `span` columns of a cache as pieces for `_read`: one, or none of an empty cache."""
-    if not span:
+def _past(batch: Batch) -> list[Piece]:
+    """What a batch holds, as pieces for `_read`: one, or none where it holds nothing."""
+    if batch.past is None:
         return []
-    stored = (cache.keys[:, :, :, :span], cache.values[:, :, :, :span])
-    return [Piece(stored, _below(cache.lengths, span), jnp.arange(span)[None])]
+    span = jnp.arange(batch.span)[None]
+    return [Piece(batch.past, _below(batch.lengths, batch.span), span)]
 
 
 def _behind(first: jax.Array, count: int) -> jax.Array:
-    """`[S, count]` positions from `first` `[S]` on."""
+    """`[R, count]` positions from `first` `[R]` on."""
     return first[:, None] + jnp.arange(count)[None, :]
 
 
 def _below(counts: jax.Array, size: int) -> jax.Array:
-    """`[S, 1, size]` bool: the first `counts[s]` columns of each row."""
+    """`[R, 1, size]` bool: the first `counts[r]` columns of each row."""
     return (jnp.arange(size)[None, :] < counts[:, None])[:, None, :]
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "span"), donate_argnames=("cache", "logits"))
-def extend(graph, params, cache, logits, tokens, counts, adapters, *, span):
-    """Read `counts[s]` of `tokens[s]` `[S, n]` into each row; its logits follow the last."""
-    model = nnx.merge(graph, params)
-    hidden, (keys, values) = _read(
-        model, tokens, cache.lengths, counts, adapters, _past(cache, span)
-    )
-    last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
-    logits = jnp.where((counts > 0)[:, None], model.logits(last), logits)
-    return kv.write(cache, keys, values, counts), logits
+def _causal(counts: jax.Array, size: int) -> jax.Array:
+    """`[R, size, size]` bool: earlier new tokens and itself, padding excluded."""
+    order = jnp.tril(jnp.ones((size, size), bool))[None]
+    return order & _below(counts, size)
+
+
+def _stacked(new: Any) -> Layer:
+    """Layers in a list, or stacked already, as one `Layer` of `[L, ...]`."""
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *new) if isinstance(new, list) else new
+
+
+def _head(program: Program, weights: Weights, hidden: jax.Array) -> jax.Array:
+    return nnx.merge(program.graph, weights.params).logits(hidden)
+
+
+def _last(hidden: jax.Array, counts: jax.Array) -> jax.Array:
+    """`[R, hidden]` the state of each row's last new token."""
+    return jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def extend(
+    program: Program,
+    weights: Weights,
+    batch: Batch,
+    tokens: ArrayLike,
+    counts: ArrayLike,
+    adapters: ArrayLike,
+) -> tuple[Layer, jax.Array]:
+    """Read `counts[r]` of `tokens[r]` `[R, n]` behind each row: what is new, and `[R, V]` logits."""
+    hidden, new = _read(program, weights, tokens, batch.lengths, counts, adapters, _past(batch))
+    logits = _head(program, weights, _last(hidden, counts))
+    return _stacked(new), jnp.where((counts > 0)[:, None], logits, batch.logits)
 
 
 @jax.tree_util.register_dataclass
@@ -116,81 +172,111 @@ def extend(graph, params, cache, logits, tokens, counts, adapters, *, span):
 class Draws:
     """How `decode` draws in each row.
 
-    seed: typed key of the run.
-    identities: `[S, k]` uint32, what each row is.
-    offsets: `[S]` int32, index in its turn of the first token that is drawn now.
-    limits: `[S]` int32, tokens drawn at most; 0 for a row that draws none.
-    end_ids: `[S, E]` int32 tokens that end the row's turn, filled up with -1.
+    seeds: `[R]` uint32 of the run.
+    identities: `[R, k]` uint32, what each row is.
+    offsets: `[R]` int32, index in its turn of the first token that is drawn now.
+    limits: `[R]` int32, tokens drawn at most; 0 for a row that draws none.
+    end_ids: `[R, E]` int32 tokens that end the row's turn, filled up with -1.
     rows: the settings of each row.
-    seen: `[S, V]` bool, tokens that the row holds; read where a repetition penalty is not 1.
+    seen: `[R, V]` bool, tokens that the row holds; read where a repetition penalty is not 1.
+    stop_tables: `[A, Q, V]` see `ixjax.generation.stops`.
+    stop_sets: `[R]` int32 which of them.
+    stop_states: `[R]` int32 where each row's turn stands in it.
+    stay: `[]` int32; decoding pauses once no more rows than this still run.
     """
 
-    seed: jax.Array
-    identities: ArrayLike  # [S, k]
-    offsets: ArrayLike  # [S]
-    limits: ArrayLike  # [S]
-    end_ids: ArrayLike  # [S, E]
+    seeds: ArrayLike  # [R]
+    identities: ArrayLike  # [R, k]
+    offsets: ArrayLike  # [R]
+    limits: ArrayLike  # [R]
+    end_ids: ArrayLike  # [R, E]
     rows: RowSampling
-    seen: ArrayLike  # [S, V]
+    seen: ArrayLike  # [R, V]
+    stop_tables: ArrayLike  # [A, Q, V]
+    stop_sets: ArrayLike  # [R]
+    stop_states: ArrayLike  # [R]
+    stay: ArrayLike  # []
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graph", "span", "steps"), donate_argnames=("cache", "logits")
-)
-def decode(graph, params, cache, logits, adapters, draws, *, span, steps):
-    """Sample up to `steps` tokens per row, until none runs.
+class Sampled(NamedTuple):
+    """What `decode` drew.
+
+    tokens: `[R, steps]`.
+    logprobs: `[R, steps]` of each under the full softmax.
+    counts: `[R]` tokens drawn.
+    kept: `[R]` of them read into the row: all but the one that ended its turn.
+    running: `[R]` bool, whether the row's turn goes on: neither ended nor at its limit.
+    """
+
+    tokens: jax.Array
+    logprobs: jax.Array
+    counts: jax.Array
+    kept: jax.Array
+    running: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("program", "steps"))
+def decode(
+    program: Program,
+    weights: Weights,
+    batch: Batch,
+    adapters: ArrayLike,
+    draws: Draws,
+    *,
+    steps: int,
+) -> tuple[Layer, jax.Array, Sampled]:
+    """Sample up to `steps` tokens per row, until few rows run (`draws.stay`).
 
     Returns:
-        The cache; the logits `[S, V]` behind each row that still runs; tokens, log-probabilities
-        `[S, steps]`; counts of sampled and of kept (read) tokens `[S]`.
+        What was read, `[L, R, ..., steps]`; the logits `[R, V]` behind each row that still runs;
+        what was sampled.
     """
-    model = nnx.merge(graph, params)
-    rows, depth = cache.rows, model.config.num_layers
-    keys = identity_keys(draws.seed, draws.identities)
-    # What the loop reads but does not change is sliced once, in front of it.
-    few = depth <= FULL_UNROLL_LAYERS
-    apart = functools.partial(unstack, layers=depth) if few else lambda tree: tree
-    layers = unstack(nnx.state(model.layers), depth) if few else None
-    past = [piece._replace(stored=apart(piece.stored)) for piece in _past(cache, span)]
-    side_positions = _behind(cache.lengths, steps)
-    empty = jnp.zeros((*cache.keys.shape[:3], steps, cache.keys.shape[4]), cache.keys.dtype)
-
+    rows, past = len(batch.lengths), _past(batch)
+    keys = identity_keys(jax.vmap(jax.random.key)(draws.seeds), draws.identities)
+    by_token = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
+    uniform = uniforms(by_token(keys, _behind(draws.offsets, steps)))
+    side_positions = _behind(batch.lengths, steps)
     penalised = jnp.any(draws.rows.repetition_penalty != 1)
 
     def mark(seen, token):
         return seen.at[jnp.arange(rows), token].set(True)
 
     def unfinished(state):
-        return (state["step"] < steps) & jnp.any(state["running"])
+        running = jnp.sum(state["running"])
+        return (state["step"] < steps) & (running > jnp.where(state["step"] > 0, draws.stay, 0))
 
     def step(state):
         t, running = state["step"], state["running"]
-        draw_keys = jax.vmap(jax.random.fold_in)(keys, draws.offsets + t)
-        token, logprob = sample(state["logits"], draw_keys, draws.rows, state["seen"])
-        ends = jnp.any(token[:, None] == draws.end_ids, axis=-1)
+        drawn_by = jax.lax.dynamic_index_in_dim(uniform, t, axis=1, keepdims=False)
+        token, logprob = sample(state["logits"], drawn_by, draws.rows, state["seen"])
+        stop = advance(draws.stop_tables, draws.stop_sets, state["stop"], token)
+        ends = jnp.any(token[:, None] == draws.end_ids, axis=-1) | (stop == FOUND)
         read = running & ~ends
         counts = state["counts"] + running
+        side = Piece(state["new"], _below(jnp.full(rows, t), steps), side_positions)
         hidden, new = _read(
-            model,
+            program,
+            weights,
             token[:, None],
-            cache.lengths + t,
+            batch.lengths + t,
             jnp.ones(rows, jnp.int32),
             adapters,
-            [*past, Piece(state["new"], _below(jnp.full(rows, t), steps), side_positions)],
-            layers,
+            [*past, side],
         )
+        logits = _head(program, weights, hidden[:, 0])
         into = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=t)
         return {
             "step": t + 1,
             "running": read & (counts < draws.limits),
             # A row that is stopped by its limit keeps its logits, to be decoded on.
-            "logits": jnp.where(read[:, None], model.logits(hidden[:, 0]), state["logits"]),
+            "logits": jnp.where(read[:, None], logits, state["logits"]),
             "tokens": into(state["tokens"], token[:, None], axis=1),
             "logprobs": into(state["logprobs"], logprob[:, None], axis=1),
             "counts": counts,
             "kept": state["kept"] + read,
+            "stop": jnp.where(running, stop, state["stop"]),
             "seen": jax.lax.cond(penalised, mark, lambda seen, _: seen, state["seen"], token),
-            "new": jax.tree.map(lambda side, k: into(side, k, axis=-2), state["new"], new),
+            "new": _put(state["new"], new, t),
         }
 
     state = jax.lax.while_loop(
@@ -198,71 +284,74 @@ def decode(graph, params, cache, logits, adapters, draws, *, span, steps):
         step,
         {
             "step": jnp.int32(0),
-            "running": draws.limits > 0,
-            "logits": logits,
+            "running": jnp.asarray(draws.limits) > 0,
+            "logits": batch.logits,
             "tokens": jnp.zeros((rows, steps), jnp.int32),
             "logprobs": jnp.zeros((rows, steps), jnp.float32),
             "counts": jnp.zeros(rows, jnp.int32),
             "kept": jnp.zeros(rows, jnp.int32),
+            "stop": jnp.asarray(draws.stop_states),
             "seen": draws.seen,
-            "new": apart((empty, empty)),
+            "new": _side_buffer(program, weights, rows, steps),
         },
     )
-    new = state["new"]
-    new_keys, new_values = jax.tree.map(lambda *parts: jnp.stack(parts), *new) if few else new
-    cache = kv.write(cache, new_keys, new_values, state["kept"])
-    sampled = (state["tokens"], state["logprobs"], state["counts"], state["kept"])
-    return cache, state["logits"], sampled
+    sampled = Sampled(*(state[name] for name in Sampled._fields))
+    return _stacked(state["new"]), state["logits"], sampled
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "span"))
-def score(graph, params, cache, prefix, prefix_counts, tails, tail_counts, adapters, *, span):
-    """`[S, C]` log-probabilities of `tails` `[C, S, n]` behind `prefix` `[S, m]`."""
-    model = nnx.merge(graph, params)
-    past = _past(cache, span)
-    hidden, read = _read(model, prefix, cache.lengths, prefix_counts, adapters, past)
-    last = jnp.take_along_axis(hidden, (prefix_counts - 1)[:, None, None], axis=1)[:, 0]
-    first_logits = model.logits(last)  # [S, V]
+def _put(side: Any, new: Any, column: jax.Array) -> Any:
+    """The side buffer with one more token's keys and values at `column`."""
+
+    def into(layer: Layer, one: Layer) -> Layer:
+        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=column)
+        return Layer(
+            update(layer.keys, one.keys, axis=-1), update(layer.values, one.values, axis=-2)
+        )
+
+    return jax.tree.map(into, side, new, is_leaf=lambda x: isinstance(x, Layer))
+
+
+def _side_buffer(program: Program, weights: Weights, rows: int, steps: int) -> Any:
+    """Room for the keys and values of `steps` tokens, in the form that `_read` gives."""
+    config = nnx.merge(program.graph, weights.params).config
+    shape, dtype = (rows, config.num_kv_heads), config.compute_dtype
+    layer = Layer(
+        jnp.zeros((*shape, config.head_dim, steps), dtype),
+        jnp.zeros((*shape, steps, config.head_dim), dtype),
+    )
+    if weights.layers is not None:
+        return [layer for _ in weights.layers]
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (config.num_layers, *x.shape)), layer)
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def score(
+    program: Program,
+    weights: Weights,
+    batch: Batch,
+    prefix: ArrayLike,
+    prefix_counts: ArrayLike,
+    tails: ArrayLike,
+    tail_counts: ArrayLike,
+    adapters: ArrayLike,
+) -> jax.Array:
+    """`[R, C]` log-probabilities of `tails` `[C, R, n]` behind `prefix` `[R, m]`."""
+    past = _past(batch)
+    hidden, read = _read(program, weights, prefix, batch.lengths, prefix_counts, adapters, past)
+    first_logits = _head(program, weights, _last(hidden, prefix_counts))  # [R, V]
     size = prefix.shape[1]
-    pieces = [*past, Piece(read, _below(prefix_counts, size), _behind(cache.lengths, size))]
+    pieces = [*past, Piece(read, _below(prefix_counts, size), _behind(batch.lengths, size))]
 
     def one(candidate):
-        tokens, counts = candidate  # [S, n], [S]
-        hidden, _ = _read(model, tokens, cache.lengths + prefix_counts, counts, adapters, pieces)
+        tokens, counts = candidate  # [R, n], [R]
+        first = batch.lengths + prefix_counts
+        hidden, _ = _read(program, weights, tokens, first, counts, adapters, pieces)
         # Token i is predicted by what stands before it: the prefix, then tokens 0..i-1.
-        logits = jnp.concatenate([first_logits[:, None], model.logits(hidden[:, :-1])], axis=1)
+        behind = _head(program, weights, hidden[:, :-1])
+        logits = jnp.concatenate([first_logits[:, None], behind], axis=1)
         logprobs = jax.nn.log_softmax(logits, axis=-1)
         taken = jnp.take_along_axis(logprobs, tokens[:, :, None], axis=-1)[:, :, 0]
         given = jnp.arange(tokens.shape[1])[None] < counts[:, None]
         return jnp.sum(jnp.where(given, taken, 0.0), -1)
 
     return jax.lax.map(one, (tails, tail_counts)).T
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "span"), donate_argnames=("cache", "logits"))
-def extend_rows(graph, params, cache, logits, rows, number, tokens, counts, adapters, *, span):
-    """As `extend`, of rows `rows[i]` `[R]` alone, for each i below `number`."""
-    model = nnx.merge(graph, params)
-    lengths = cache.lengths[rows]
-    taken = tuple(kv.take_rows(x, rows, span=span) for x in (cache.keys, cache.values))
-    past = [Piece(taken, _below(lengths, span), jnp.arange(span)[None])] if span else []
-    hidden, (keys, values) = _read(model, tokens, lengths, counts, adapters, past)
-    last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
-    # Rows behind `number` are padding: out of range, so dropped.
-    target = jnp.where(jnp.arange(rows.shape[0]) < number, rows, cache.rows)
-    logits = logits.at[target].set(model.logits(last), mode="drop")
-    return kv.write_rows(cache, rows, keys, values, counts, number), logits
-
-
-@functools.partial(jax.jit, static_argnames="span")
-def fork(cache, logits, rows, *, span):
-    """See `ixjax.generation.cache.fork`."""
-    return kv.fork(cache, rows, span=span), logits[rows]
-
-
-@functools.partial(jax.jit, static_argnames="span", donate_argnames=("cache", "logits"))
-def copy_rows(cache, logits, rows, source, source_logits, source_rows, number, *, span):
-    """See `ixjax.generation.cache.copy_rows`."""
-    target = jnp.where(jnp.arange(rows.shape[0]) < number, rows, cache.rows)
-    logits = logits.at[target].set(source_logits[source_rows], mode="drop")
-    return kv.copy_rows(cache, rows, source, source_rows, number, span=span), logits

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 ATTEMPTS = 6  # draws before the nucleus is computed: at top_p 0.9, one row in a million gets there
+DRAWS = ATTEMPTS + 1  # random numbers a token
 BLOCK = 64  # tokens that are summed before the cumulative sum
 ONE_BITS = 0x3F800000  # of float32 1.0
 
@@ -95,11 +96,11 @@ class RowSampling:
         )
 
 
-def identity_keys(seed: jax.Array, identities: jax.Array) -> jax.Array:
+def identity_keys(seeds: jax.Array, identities: jax.Array) -> jax.Array:
     """A key per row from what the row is.
 
     Args:
-        seed: typed key of the run.
+        seeds: `[S]` typed keys of the run.
         identities: `[S, k]` uint32, for example (condition, node, sample, turn, speaker).
 
     Returns:
@@ -109,11 +110,23 @@ def identity_keys(seed: jax.Array, identities: jax.Array) -> jax.Array:
     def fold(key: jax.Array, identity: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda k, part: (jax.random.fold_in(k, part), None), key, identity)[0]
 
-    return jax.vmap(fold, in_axes=(None, 0))(seed, identities)
+    return jax.vmap(fold)(seeds, identities)
+
+
+def uniforms(keys: jax.Array) -> jax.Array:
+    """The numbers in [0, 1) that one token is drawn with, `[..., DRAWS]`; consumes the keys.
+
+    Computed for many tokens at once: one by one, in a loop, they take as long as attention does.
+    """
+    later = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    each = lambda key: jnp.append(
+        jax.random.uniform(key), jax.vmap(jax.random.uniform)(later(key, jnp.arange(1, DRAWS)))
+    )
+    return jax.vmap(each)(keys.reshape(-1)).reshape(*keys.shape, DRAWS)
 
 
 def sample(
-    logits: jax.Array, keys: jax.Array, rows: RowSampling, seen: jax.Array
+    logits: jax.Array, uniform: jax.Array, rows: RowSampling, seen: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Draw one token per row.
 
@@ -121,7 +134,7 @@ def sample(
 
     Args:
         logits: `[S, V]` float32.
-        keys: `[S]` typed keys, consumed.
+        uniform: `[S, DRAWS]` from `uniforms`.
         rows: settings.
         seen: `[S, V]` bool, tokens that the row's context holds; read where a penalty is not 1.
 
@@ -135,7 +148,7 @@ def sample(
     scaled = scores / jnp.maximum(rows.temperature, 1e-6)[:, None]
     weights = jnp.exp(scaled - scaled.max(-1, keepdims=True))
     weights = jax.lax.cond(jnp.any(rows.top_k > 0), keep_top_k, lambda w, _: w, weights, rows.top_k)
-    drawn = _draw(weights, keys, rows)
+    drawn = _draw(weights, uniform, rows)
     token = jnp.where(rows.temperature == 0, _first(scores == scores.max(-1, keepdims=True)), drawn)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
     return token, chosen - jax.nn.logsumexp(logits, axis=-1)
@@ -147,7 +160,7 @@ def penalise(logits: jax.Array, seen: jax.Array, rows: RowSampling) -> jax.Array
     return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def _draw(weights: jax.Array, keys: jax.Array, rows: RowSampling) -> jax.Array:
+def _draw(weights: jax.Array, uniform: jax.Array, rows: RowSampling) -> jax.Array:
     """`[S]` tokens from `[S, V]` weights of which the largest is 1, min-p and top-p applied."""
     possible = jnp.where(weights >= rows.min_p[:, None], weights, 0.0)
     needed = rows.top_p * weights.sum(-1)
@@ -160,27 +173,23 @@ def _draw(weights: jax.Array, keys: jax.Array, rows: RowSampling) -> jax.Array:
 
     def attempt(state):
         i, token, accepted = state
-        new = invert(possible, jax.vmap(jax.random.uniform)(_folded(keys, i)))
+        new = invert(possible, uniform[:, i])
         return i + 1, jnp.where(accepted, token, new), accepted | belongs(new)
 
     def unfinished(state):
         i, _, accepted = state
         return (i < ATTEMPTS) & ~jnp.all(accepted)
 
-    first = invert(possible, jax.vmap(jax.random.uniform)(keys))
+    first = invert(possible, uniform[:, 0])
     accepted = jax.lax.cond(jnp.all(whole), lambda _: whole, belongs, first)
     _, token, accepted = jax.lax.while_loop(unfinished, attempt, (1, first, accepted))
 
     def by_threshold(token):
         kept = jnp.where(keep_nucleus(weights, rows.top_p) > 0, possible, 0.0)
-        last = invert(kept, jax.vmap(jax.random.uniform)(_folded(keys, ATTEMPTS)))
+        last = invert(kept, uniform[:, ATTEMPTS])
         return jnp.where(accepted, token, last)
 
     return jax.lax.cond(jnp.all(accepted), lambda token: token, by_threshold, token)
-
-
-def _folded(keys: jax.Array, data: jax.Array | int) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
 
 
 def invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:

@@ -3,8 +3,7 @@
 `Speaker` is what search and evaluation play with: contexts that can be forked, stored, spoken
 from and spoken to. `ModelSpeaker` implements it over the engine, so that a new turn costs its own
 tokens and the history is never read again; a scripted user or policy implements it in plain
-Python (`ixjax.dialogue.scenarios.sandbox.TrueUser`). Play is in lockstep: all rows finish a turn
-before the next speaker's begins.
+Python (`ixjax.dialogue.scenarios.sandbox.TrueUser`). `ixjax.generation.scheduler` plays two of them.
 
 A live context ends right after its speaker's own words: the end of that turn is read together
 with the reply to it. So the closing outcome line can be scored behind any turn of the user's.
@@ -22,9 +21,14 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 
 from ixjax.dialogue.chat import View
+from ixjax.dialogue.token_bytes import token_bytes
 from ixjax.dialogue.types import Dialogue, Outcome, OutcomeReading, Role, Utterance
-from ixjax.generation.engine import Contexts, Decoded, Engine
+from ixjax.generation.account import Account
+from ixjax.generation.config import EngineConfig
+from ixjax.generation.engine import Contexts, Engine, Turns
 from ixjax.generation.sampling import SamplingConfig
+from ixjax.generation.stops import compile_stops, cut
+from ixjax.generation.turns import SILENCE
 from ixjax.io import InputError
 from ixjax.models import Transformer
 
@@ -32,8 +36,8 @@ State = TypeVar("State")
 ReadOut = Literal["expected", "sampled"]
 
 OUTCOME_TOKENS = 32  # room kept in every context for the marker and one closing line
-IDENTITY_PARTS = 8  # at most, of what a turn is drawn by
-SILENCE = "..."  # what the other side hears of a turn without a word in it
+IDENTITY_PARTS = 8  # of what a closing line is drawn by; a turn has fewer
+LINE = 1  # the last of them
 
 
 class Speaker(Protocol[State]):
@@ -111,6 +115,9 @@ class ModelSpeaker:
         seed: of the run.
         readout: how `outcomes` reads: `expected` scores every possible closing line after the
             forced marker (no sampling noise); `sampled` reads the line that was generated.
+        engine: what reads and samples, made by `speaker_engine`; default one of its own. Speakers
+            that share a base share it, each with an adapter.
+        adapter: the adapter of this side.
     """
 
     def __init__(
@@ -121,6 +128,8 @@ class ModelSpeaker:
         *,
         seed: int,
         readout: ReadOut = "expected",
+        engine: Engine | None = None,
+        adapter: int = 0,
     ):
         self.view = view
         self.seed = seed
@@ -128,7 +137,9 @@ class ModelSpeaker:
         self.sampling = sampling
         self.dropped_turns = 0
         self.model = model
-        self._engine = Engine(model, max_new_tokens=sampling.max_new_tokens)
+        self.adapter = adapter
+        self.engine = engine or speaker_engine(model, view, sampling)
+        self._pieces = text_bytes(view) if sampling.stop else []
         # Longest context that still has room for one more turn and an outcome line.
         self._limit = model.config.max_length - sampling.max_new_tokens - OUTCOME_TOKENS
         if self._limit < 1:
@@ -139,53 +150,100 @@ class ModelSpeaker:
 
     def empty(self, rows: int) -> Rows:
         """See `Speaker.empty`."""
-        return Rows(self._engine.empty(rows), [None] * rows, [None] * rows, [()] * rows)
+        contexts = self.engine.empty(rows, adapters=self.adapter)
+        return Rows(contexts, [None] * rows, [None] * rows, [()] * rows)
 
     def start(self, dialogues: Sequence[Dialogue]) -> Rows:
         """See `Speaker.start`."""
-        tokens = [self._render(dialogue) for dialogue in dialogues]
-        contexts = self._engine.extend(self._engine.empty(len(tokens)), tokens)
-        told = [(zlib.crc32(json.dumps(d.to_json()).encode()),) for d in dialogues]
-        return Rows(contexts, list(dialogues), [None] * len(tokens), told)
+        return self.restart(self.empty(len(dialogues)), dialogues)
+
+    def restart(self, state: Rows, dialogues: Sequence[Dialogue | None]) -> Rows:
+        """Other dialogues in place of those of a state, which is consumed; None leaves a row."""
+        after = Rows(state.contexts, *map(list, (state.dialogues, state.lines, state.identities)))
+        lengths, tokens = state.contexts.lengths, [[] for _ in dialogues]
+        for row, dialogue in enumerate(dialogues):
+            if dialogue is not None:
+                lengths[row], tokens[row] = 0, self._render(dialogue)
+                after.dialogues[row], after.lines[row] = dialogue, None
+                told = zlib.crc32(json.dumps(dialogue.to_json()).encode())
+                after.identities[row] = (told,)
+        return dataclasses.replace(after, contexts=self._reread(state.contexts, lengths, tokens))
 
     def speak(
         self, state: Rows, identities: np.ndarray, active: np.ndarray
     ) -> tuple[Rows, list[Utterance | None]]:
         """See `Speaker.speak`."""
-        before = state.contexts.lengths
-        contexts, decoded = self._engine.decode(
-            state.contexts,
+        limits = [self.longest_turn(row) if on else 0 for row, on in zip(identities, active)]
+        contexts, decoded = self.engine.decode(state.contexts, self.turns(identities, limits))
+        starts, state = state.contexts.lengths, dataclasses.replace(state, contexts=contexts)
+        return self.settle(state, starts, decoded.tokens, identities, active)
+
+    def longest_turn(self, identity: Sequence[int] | np.ndarray) -> int:
+        """Tokens of this turn at the most; one that reaches it is cut."""
+        return self.sampling.max_new_tokens
+
+    def turns(self, identities: np.ndarray, limits: Sequence[int] | np.ndarray) -> Turns:
+        """How this side's turns are drawn, for `Engine.decode`."""
+        return Turns(
             sampling=self.sampling,
             seed=self.seed,
             identities=identities,
-            limits=np.where(active, self.sampling.max_new_tokens, 0),
+            limits=limits,
             end_ids=self.view.template.end_ids,
+            stops=self.engine.stop_set(self.sampling.stop),
         )
+
+    def settle(
+        self,
+        state: Rows,
+        starts: np.ndarray,
+        tokens: Sequence[Sequence[int]],
+        identities: np.ndarray,
+        active: np.ndarray,
+    ) -> tuple[Rows, list[Utterance | None]]:
+        """Make utterances of whole turns.
+
+        Args:
+            state: rows that have read their turns as they were sampled; consumed.
+            starts: `[S]` tokens that each row held before.
+            tokens: S turns, that of the rows `active` whole.
+            identities: `[S, k]` what they were drawn by.
+            active: `[S]` bool.
+
+        Returns:
+            As `speak`.
+        """
         utterances: list[Utterance | None] = [None] * len(active)
-        dialogues, lines, lengths = list(state.dialogues), list(state.lines), before
-        drawn_by, anew = list(state.identities), [[] for _ in utterances]
+        dialogues, lines = list(state.dialogues), list(state.lines)
+        lengths, anew = state.contexts.lengths, [[] for _ in utterances]
+        drawn_by = list(state.identities)
         for row in map(int, np.flatnonzero(active)):
             dialogue = _held(dialogues[row], row)
-            said, lines[row], kept = self._parse(decoded, row)
-            lengths[row] += kept
+            said, lines[row], kept = self._parse(tokens[row])
             utterances[row] = said
-            drawn_by[row] = tuple(identities[row].tolist())
+            drawn_by[row] = tuple(np.asarray(identities[row]).tolist())
+            lengths[row] = starts[row] + (kept or 0)
             if said.text:
                 dialogues[row] = after = dialogue.said(self.view.role, said.text)
-                if said.text == SILENCE:  # not what was sampled: read as the other side hears it
+                if kept is None:  # not what was sampled: read as the other side hears it
                     lengths[row], anew[row] = 0, self._render(after)
         # Behind the utterance lies at most a closing line, which the outcome is read without.
-        contexts = self._engine.extend(self._engine.shorten(contexts, lengths), anew)
+        contexts = self._reread(state.contexts, lengths, anew)
         return Rows(contexts, dialogues, lines, drawn_by), utterances
 
-    def _parse(self, decoded: Decoded, row: int) -> tuple[Utterance, str | None, int]:
-        count = int(decoded.counts[row])
-        tokens = decoded.tokens[row, :count].tolist()
-        turn = self.view.parse(tokens)
-        truncated = not tokens or tokens[-1] not in self.view.template.end_ids
-        text = turn.text if turn.text or turn.ended else SILENCE
-        said = Utterance(text=text, ended=turn.ended, num_tokens=count, truncated=truncated)
-        return said, turn.line, turn.kept
+    def _parse(self, tokens: Sequence[int]) -> tuple[Utterance, str | None, int | None]:
+        """An utterance, its closing line, and the tokens that are it (None: no tokens are)."""
+        stop = cut(tokens, self.sampling.stop, self._pieces) if self.sampling.stop else None
+        turn = self.view.parse(tokens if stop is None else tokens[: stop[0]])
+        text, kept = turn.text, turn.kept
+        if stop is not None and not turn.ended:
+            text = stop[1].decode(errors="ignore").strip()
+            kept = kept if text == turn.text else None
+        if not text and not turn.ended:
+            text, kept = SILENCE, None
+        ends = stop is not None or (tokens and tokens[-1] in self.view.template.end_ids)
+        said = Utterance(text, ended=turn.ended, num_tokens=len(tokens), truncated=not ends)
+        return said, turn.line, kept
 
     def listen(self, state: Rows, texts: Sequence[str | None]) -> Rows:
         """See `Speaker.listen`. A row that is full is read anew without its oldest turns."""
@@ -202,8 +260,14 @@ class ModelSpeaker:
             if new is None or lengths[row] + len(new) > self._limit:
                 lengths[row], new = 0, self._render(after)
             tokens.append(new)
-        contexts = self._engine.extend(self._engine.shorten(state.contexts, lengths), tokens)
+        contexts = self._reread(state.contexts, lengths, tokens)
         return Rows(contexts, dialogues, list(state.lines), list(state.identities))
+
+    def _reread(
+        self, contexts: Contexts, lengths: np.ndarray, tokens: Sequence[Sequence[int]]
+    ) -> Contexts:
+        """Keep `lengths[s]` tokens of each row and read `tokens[s]` behind them."""
+        return self.engine.extend(self.engine.shorten(contexts, lengths), tokens)
 
     def _render(self, dialogue: Dialogue) -> list[int]:
         context = self.view.context(dialogue, max_tokens=self._limit)
@@ -213,7 +277,7 @@ class ModelSpeaker:
     def fork(self, state: Rows, rows: np.ndarray) -> Rows:
         """See `Speaker.fork`."""
         return Rows(
-            self._engine.fork(state.contexts, rows),
+            self.engine.fork(state.contexts, rows),
             [state.dialogues[row] for row in rows],
             [state.lines[row] for row in rows],
             [state.identities[row] for row in rows],
@@ -226,7 +290,7 @@ class ModelSpeaker:
         for row, source_row in zip(rows, source_rows, strict=True):
             dialogues[row], lines[row] = source.dialogues[source_row], source.lines[source_row]
             identities[row] = source.identities[source_row]
-        contexts = self._engine.store(state.contexts, rows, source.contexts, source_rows)
+        contexts = self.engine.store(state.contexts, rows, source.contexts, source_rows)
         return Rows(contexts, dialogues, lines, identities)
 
     def outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
@@ -243,15 +307,12 @@ class ModelSpeaker:
 
     def _expected_outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
         scenario = self.view.scenario
+        readings: list[OutcomeReading | None] = [None] * len(active)
         rows = [int(row) for row in np.flatnonzero(active)]
         if not rows:
-            return [None] * len(active)
-        conditions = {row: _held(state.dialogues[row], row).condition for row in rows}
-        # Rows that are not active are scored too, as if under the first condition, and left out.
-        possible = [
-            scenario.outcome_lines(conditions.get(row, conditions[rows[0]]))
-            for row in range(len(active))
-        ]
+            return readings
+        conditions = [_held(state.dialogues[row], row).condition for row in rows]
+        possible = [scenario.outcome_lines(condition) for condition in conditions]
         candidates = [self._line_tokens([line for line, _ in lines]) for lines in possible]
         shared = [_common_prefix(lines) for lines in candidates]
         prefixes = [
@@ -261,12 +322,11 @@ class ModelSpeaker:
         tails = [[line[n:] for line in lines] for lines, n in zip(candidates, shared, strict=True)]
         most = max(map(len, tails))  # conditions may differ in how many outcomes they have
         tails = [lines + [[]] * (most - len(lines)) for lines in tails]
-        scores = self._engine.score(state.contexts, prefixes, tails)
-        readings: list[OutcomeReading | None] = [None] * len(active)
-        for row in rows:
-            outcomes = [outcome for _, outcome in possible[row]]
-            released = [scenario.released(conditions[row], o.value) for o in outcomes]
-            readings[row] = _expectation(scores[row, : len(outcomes)], outcomes, released)
+        scores = self.engine.score(state.contexts, prefixes, tails, rows)
+        for i, row in enumerate(rows):
+            outcomes = [outcome for _, outcome in possible[i]]
+            released = [scenario.released(conditions[i], o.value) for o in outcomes]
+            readings[row] = _expectation(scores[i, : len(outcomes)], outcomes, released)
         return readings
 
     def _line_tokens(self, lines: Sequence[str]) -> list[list[int]]:
@@ -296,30 +356,43 @@ class ModelSpeaker:
 
     def _drawn_lines(self, state: Rows, active: np.ndarray) -> list[str | None]:
         """Lines as generated; a row that was cut before it closed has its line drawn now."""
-        cut = active & np.array([line is None for line in state.lines])
-        lines = list(state.lines)
-        if cut.any():
-            contexts = self._engine.fork(state.contexts, np.arange(len(active)))
-            template = self.view.template
-            contexts = self._engine.extend(
-                contexts, [template.marker_ids if on else [] for on in cut]
-            )
+        lines, template = list(state.lines), self.view.template
+        rows = [int(row) for row in np.flatnonzero(active) if lines[row] is None]
+        if rows:
+            contexts = self.engine.fork(state.contexts, rows)
+            contexts = self.engine.extend(contexts, [template.marker_ids] * len(rows))
             room = OUTCOME_TOKENS - len(template.marker_ids)
-            _, decoded = self._engine.decode(
-                contexts,
-                sampling=self.sampling,
-                seed=self.seed,
-                identities=_line_identities(state.identities),
-                limits=np.where(cut, room, 0),
-                end_ids=template.end_ids,
-                # Behind the tokens of the turn itself, so with random numbers of their own.
-                offsets=np.full(len(active), self.sampling.max_new_tokens),
-                steps=room,
+            turns = self.turns(
+                _line_identities([state.identities[row] for row in rows]),
+                np.full(len(rows), room),
             )
-            for row in np.flatnonzero(cut):
-                tokens = decoded.tokens[row, : decoded.counts[row]].tolist()
+            _, decoded = self.engine.decode(contexts, dataclasses.replace(turns, stops=0))
+            for row, tokens in zip(rows, decoded.tokens, strict=True):
                 lines[row] = template.decode(tokens)
         return lines
+
+
+def speaker_engine(
+    model: Transformer,
+    view: View,
+    sampling: SamplingConfig,
+    config: EngineConfig | None = None,
+    *,
+    account: Account | None = None,
+) -> Engine:
+    """An engine for speakers of this view's tokenizer that draw as `sampling` says."""
+    size = model.config.vocab_size
+    stops = {}
+    if sampling.stop:
+        stops[sampling.stop] = compile_stops(sampling.stop, text_bytes(view), vocab_size=size)
+    return Engine(model, config, stops=stops, account=account)
+
+
+def text_bytes(view: View) -> list[bytes]:
+    """The bytes of each token in a turn's text, which shows no markup."""
+    template = view.template
+    pieces = token_bytes(template.tokenizer)
+    return [b"" if i in template.special_ids else piece for i, piece in enumerate(pieces)]
 
 
 def _held(dialogue: Dialogue | None, row: int) -> Dialogue:
@@ -361,6 +434,9 @@ def _reading(outcome: Outcome | None) -> OutcomeReading:
 
 
 def _line_identities(identities: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """`[S, IDENTITY_PARTS]`: a closing line is drawn by what the turn before it was drawn by."""
-    padded = [(*parts, *(0,) * (IDENTITY_PARTS - len(parts))) for parts in identities]
+    """`[S, IDENTITY_PARTS]`: a closing line is drawn by what the turn before it was drawn by.
+
+    The last part is none that a turn has, so that the line's random numbers are its own.
+    """
+    padded = [(*parts, *(0,) * (IDENTITY_PARTS - 1 - len(parts)), LINE) for parts in identities]
     return np.array(padded, np.uint32)

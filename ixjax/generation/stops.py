@@ -152,3 +152,25 @@ def _walk(table: np.ndarray, symbols: Iterable[int], state: int) -> int:
     for symbol in symbols:
         state = int(table[state, symbol])
     return state
+
+
+def cut(
+    tokens: Sequence[int], strings: Sequence[str], pieces: Sequence[bytes]
+) -> tuple[int, bytes] | None:
+    """Where the first stop string of a turn begins; None where there is none.
+
+    Args:
+        tokens: the turn.
+        strings: what ends it.
+        pieces: the bytes of each token.
+
+    Returns:
+        How many whole tokens stand before it, and what of their text and of the token it begins in.
+    """
+    said = [pieces[token] for token in tokens]
+    text = b"".join(said)
+    places = [place for string in strings if (place := text.find(string.encode())) >= 0]
+    if not places:
+        return None
+    whole = np.searchsorted(np.cumsum([len(piece) for piece in said]), min(places), side="right")
+    return int(whole), text[: min(places)]

@@ -195,7 +195,7 @@ class Transformer(nnx.Module):
         near = visible & in_window(self.config, positions, positions)
 
         def attend(_, local, q, k, v):
-            pieces = [(k, v, select(local, near, visible))]
+            pieces = [(k.swapaxes(2, 3), v, select(local, near, visible))]
             return attend_pieces(q, pieces, softcap=self.config.attention_softcap), None
 
         return self.run(tokens, positions, attend, adapters=adapters)[0]
@@ -393,7 +393,8 @@ def attend_pieces(
 
     Args:
         q: `[B, H, T, D]` queries, scaled.
-        pieces: (keys `[B, K, n, D]`, values `[B, K, n, D]`, visible `[B or 1, T, n]` bool).
+        pieces: (keys `[B, K, D, n]`, or in J blocks of m, `[B, K, J, D, m]`; values
+            `[B, K, n, D]`; visible `[B or 1, T, n]` bool).
         softcap: see `ModelConfig.attention_softcap`.
 
     Returns:
@@ -401,22 +402,34 @@ def attend_pieces(
     """
     batch, num_heads, length, head_dim = q.shape
     num_kv_heads = pieces[0][0].shape[1]
-    # Queries that share a KV head sit in one matrix: [B, K, (H/K) * T, D].
+    # Queries that share a KV head sit in one matrix: [B, K, Q, D] with Q = (H/K) * T.
     grouped = q.reshape(batch, num_kv_heads, -1, head_dim)
     scores = []
     for keys, _, visible in pieces:
-        s = jnp.einsum("bkqd,bknd->bkqn", grouped, keys, preferred_element_type=jnp.float32)
-        s = soften(s, softcap).reshape(batch, num_kv_heads, -1, length, keys.shape[2])
-        scores.append(jnp.where(visible[:, None, None], s, MASKED))
-    top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
+        count, size = (keys.shape[2], keys.shape[4]) if keys.ndim == 5 else (1, keys.shape[3])
+        # Each block is a product of its own, as heads are: it is read from end to end.
+        s = jnp.einsum(
+            "bkqd,bkdn->bkqn",
+            jnp.repeat(grouped, count, axis=1),
+            keys.reshape(batch, num_kv_heads * count, head_dim, size),
+            preferred_element_type=jnp.float32,
+        )
+        s = soften(s, softcap).reshape(batch, num_kv_heads, count, -1, length, size)
+        seen = visible.reshape(visible.shape[0], 1, visible.shape[1], count, size)
+        scores.append(jnp.where(seen.swapaxes(2, 3)[:, :, :, None], s, MASKED))
+    top = functools.reduce(jnp.maximum, [s.max((2, 5), keepdims=True) for s in scores])
     # The softmax does not depend on the shift: no gradient need go through the maximum.
     weights = [jnp.exp(s - jax.lax.stop_gradient(top)) for s in scores]
     total, out = 0.0, 0.0
     for weight, (_, values, _) in zip(weights, pieces, strict=True):
-        w = weight.reshape(batch, num_kv_heads, -1, values.shape[2])
-        total = total + w.sum(-1, keepdims=True)
-        w = w.astype(values.dtype)
-        out = out + jnp.einsum("bkqn,bknd->bkqd", w, values, preferred_element_type=jnp.float32)
+        count, size = weight.shape[2], weight.shape[5]
+        blocks = num_kv_heads * count
+        w = weight.reshape(batch, blocks, -1, size)
+        v = values.reshape(batch, blocks, size, head_dim)
+        o = jnp.einsum("bkqn,bknd->bkqd", w.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        # Block by block, so that blocks of zeros change no bit.
+        out = out + o.reshape(batch, num_kv_heads, count, -1, head_dim).sum(2)
+        total = total + w.sum(-1).reshape(batch, num_kv_heads, count, -1).sum(2)[..., None]
     # Divided last: [.., D] numbers instead of [.., n].
     return jnp.asarray(out / total).astype(q.dtype).reshape(batch, num_heads, length, head_dim)
 

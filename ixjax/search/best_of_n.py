@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 
 from ixjax.dialogue.types import Dialogue, Utterance
-from ixjax.generation import Speaker, User
-from ixjax.search.rollout import (
+from ixjax.generation import Game, Speaker, User, play
+from ixjax.generation.turns import (
     POLICY,
     USER,
-    ended,
     engagements,
     heard,
     identity_base,
-    play_on,
     turn_identities,
     words,
 )
@@ -153,34 +151,32 @@ class BestOfN:
             dialogue if on and dialogue is not None else stand_in
             for dialogue, on in zip(state.dialogues, active, strict=True)
         ]
-        copies = np.repeat(np.arange(len(responses)), self.rollouts)
-        playing = _first_of_equals(responses, self.candidates)[copies]
-        futures = np.array(base[copies])
-        futures[:, 3] = np.arange(len(copies)) % self.rollouts
-        turns = turns[copies]
-
-        policy_state = self.policy.fork(drawn, copies)
+        playing = _first_of_equals(responses, self.candidates)
+        candidates = np.arange(len(responses))
         simulator_state = self.simulator.fork(
-            self.simulator.start(histories), copies // self.candidates
+            self.simulator.start(histories), candidates // self.candidates
         )
-        copied = [responses[row] for row in copies.tolist()]
-        simulator_state = self.simulator.listen(simulator_state, heard(copied, playing))
-        simulator_state, reactions = self.simulator.speak(
-            simulator_state, turn_identities(futures, turns, USER), playing
-        )
-        alive = playing & ~ended(reactions) & (turns + 1 < self.max_turns)
-        policy_state = self.policy.listen(policy_state, heard(reactions, alive))
-        played = play_on(
+        simulator_state = self.simulator.listen(simulator_state, heard(responses, playing))
+        games = [
+            Game(
+                identity=(*base[row, :3].tolist(), rollout),
+                row=int(row),
+                turns=int(turns[row]),
+                first=USER,
+            )
+            for row in np.flatnonzero(playing)
+            for rollout in range(self.rollouts)
+        ]
+        finished = play(
             self.policy,
             self.simulator,
-            policy_state,
-            simulator_state,
-            base=futures,
-            turns=turns + 1,
-            alive=alive,
+            games,
             max_turns=self.max_turns,
+            rows=len(responses) * self.rollouts,
+            states=(drawn, simulator_state),
         )
-        found = engagements(self.simulator.outcomes(played.simulator, playing))
+        found = np.full((len(responses), self.rollouts), np.nan)
+        found[playing] = engagements([g.reading for g in finished]).reshape(-1, self.rollouts)
         return _mean_readable(found.reshape(len(active), self.candidates, self.rollouts))
 
 

@@ -17,22 +17,21 @@ import numpy as np
 
 from ixjax.dialogue.scenarios.base import Scenario
 from ixjax.dialogue.types import Dialogue, Utterance
-from ixjax.generation import Speaker, User
-from ixjax.generation.speakers import SILENCE
-from ixjax.search.config import SearchConfig
-from ixjax.search.ledger import NO_ROW, Entry, Ledger
-from ixjax.search.rollout import (
+from ixjax.generation import Game, Speaker, User, play
+from ixjax.generation.turns import (
     POLICY,
+    SILENCE,
     USER,
     ended,
     engagements,
     hashed,
     heard,
     identity_base,
-    play_on,
     turn_identities,
     words,
 )
+from ixjax.search.config import SearchConfig
+from ixjax.search.ledger import NO_ROW, Entry, Ledger
 from ixjax.search.tree import Tree
 
 
@@ -45,7 +44,7 @@ class Slots:
         leaf: `[S]` node id.
         source: `[S]` row of the pools to continue from.
         turns: `[S]` policy turns before the response.
-        base: `[S, 4]` identities, see `rollout.identity_base`.
+        base: `[S, 4]` identities, see `generation.turns.identity_base`.
         responding: `[S]` a response is sampled, with a first reaction to it.
         widening: `[S]` one more reaction is sampled to the response `leaf`.
     """
@@ -221,36 +220,42 @@ class Stage:
         left at weighs as much in its ancestors' means as one that was played on from.
         """
         rollouts = self.config.rollouts
-        if rollouts > 1:
-            copies = np.repeat(np.arange(len(alive)), rollouts)
-            policy_state = self.policy.fork(policy_state, copies)
-            simulator_state = self.simulator.fork(simulator_state, copies)
-        base = np.repeat(slots.base, rollouts, axis=0)
-        first = np.arange(len(base)) % rollouts == 0
-        base[:, 3] = base[:, 3] * rollouts + np.arange(len(base)) % rollouts
-        turns = np.repeat(slots.turns + 1, rollouts)
-        playing, ending = np.repeat(alive, rollouts), np.repeat(over, rollouts) & first
-        played = play_on(
+        # One that is over is read once, and counts as often as the others.
+        slots_of = [*np.repeat(np.flatnonzero(alive), rollouts), *np.flatnonzero(over)]
+        nth = [*np.tile(np.arange(rollouts), alive.sum()), *np.zeros(over.sum(), int)]
+        games = []
+        for slot, i in zip(slots_of, nth, strict=True):
+            base = slots.base[slot].tolist()
+            games.append(
+                Game(
+                    identity=(*base[:3], base[3] * rollouts + int(i)),
+                    row=int(slot),
+                    turns=int(slots.turns[slot]) + 1,
+                    over=bool(over[slot]),
+                )
+            )
+        finished = play(
             self.policy,
             self.simulator,
-            policy_state,
-            simulator_state,
-            base=base,
-            turns=turns,
-            alive=playing,
+            games,
             max_turns=self.config.max_turns,
+            rows=len(alive) * rollouts,
+            states=(policy_state, simulator_state),
         )
-        readings = self.simulator.outcomes(played.simulator, playing | ending)
-        engagement = engagements(readings).reshape(-1, rollouts)
-        outcome = np.where(over, engagement[:, 0], np.nan)
-        remaining = (played.turns - turns).reshape(-1, rollouts)
-        returns = self.config.gamma**remaining * engagement
-        for slot in np.flatnonzero(alive).tolist():
-            tokens = played.tokens[slot * rollouts : (slot + 1) * rollouts].sum(axis=0)
+        outcome = np.full(len(alive), np.nan)
+        returns = np.full((len(alive), rollouts), np.nan)
+        found = engagements([game.reading for game in finished])
+        for slot, i, game, engagement in zip(slots_of, nth, finished, found, strict=True):
+            if over[slot]:
+                outcome[slot] = engagement
+                returns[slot] = engagement
+                continue
+            remaining = game.turns - int(slots.turns[slot]) - 1
+            returns[slot, i] = self.config.gamma**remaining * engagement
             counts = ledgers[slots.tree[slot]].counts
-            counts["policy_tokens"] += int(tokens[POLICY])
-            counts["simulator_tokens"] += int(tokens[USER])
-        return outcome, np.where(over[:, None], outcome[:, None], returns)
+            counts["policy_tokens"] += sum(game.tokens(POLICY))
+            counts["simulator_tokens"] += sum(game.tokens(USER))
+        return outcome, returns
 
     def _keep(self, rows: np.ndarray, policy_state: Any, simulator_state: Any) -> None:
         """Row i of the states becomes row `rows[i]` of the pools, unless that is `NO_ROW`."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from ixjax.dialogue.types import Dialogue
 from ixjax.generation import Speaker
-from ixjax.generation.speakers import SILENCE
+from ixjax.generation.turns import SILENCE
 from ixjax.search.pairs import PreferencePair
 
 

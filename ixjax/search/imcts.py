@@ -19,12 +19,11 @@ import numpy as np
 from ixjax.dialogue.scenarios.base import Scenario
 from ixjax.dialogue.types import Dialogue, UserCondition, Utterance
 from ixjax.generation import Speaker, User
-from ixjax.generation.speakers import SILENCE
+from ixjax.generation.turns import SILENCE, hashed, identity_base, words
 from ixjax.io import InputError
 from ixjax.search.config import SearchConfig
 from ixjax.search.expansion import Samples, Slots, Stage
 from ixjax.search.ledger import Entry, Ledger
-from ixjax.search.rollout import hashed, identity_base, words
 from ixjax.search.tree import FinishedTree, Tree
 from ixjax.search.uct import add_children, backpropagate, uct_select
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ixjax.dialogue.scenarios.base import Scenario
 from ixjax.dialogue.types import Dialogue
-from ixjax.generation.speakers import SILENCE
+from ixjax.generation.turns import SILENCE
 from ixjax.io import InputError
 from ixjax.search.tree import FinishedTree, TreeNode, restored_dialogue
 

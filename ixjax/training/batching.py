@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from ixjax.dialogue.chat import Rendered, RenderedPair
+from ixjax.generation.buckets import round_up
 from ixjax.io import InputError
 
 MAX_BUCKETS = 4  # of pairs; each costs a compilation
@@ -197,11 +198,6 @@ def _fill_pairs(pairs: Sequence[RenderedPair], *, length: int) -> Pairs:
     rows = _fill_rows(sides, length=length, scored_step=RESPONSE_STEP)
     rows = jax.tree.map(lambda x: x.reshape(len(pairs), 2, *x.shape[1:]), rows)
     return Pairs(rows=rows, weights=np.ones(len(pairs), np.float32))
-
-
-def round_up(size: int, multiple: int) -> int:
-    """The smallest multiple that is not below `size`."""
-    return -(-size // multiple) * multiple
 
 
 def num_rows(batch: Any) -> int:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ixjax.generation import Engine, SamplingConfig, generate
-from ixjax.generation.engine import bucket
+from ixjax.generation import Engine, EngineConfig, SamplingConfig, Turns, generate
+from ixjax.generation.stops import compile_stops
 from ixjax.models import LoraConfig, ModelConfig
 from tests.models.tiny import random_model
 
@@ -38,7 +38,7 @@ GREEDY, FREE = SamplingConfig(temperature=0.0), SamplingConfig(temperature=1.0, 
 
 @pytest.fixture(scope="module")
 def engine():
-    return Engine(MODEL, max_new_tokens=STEPS)
+    return Engine(MODEL)
 
 
 _full = jax.jit(lambda model, tokens: jax.nn.log_softmax(model(tokens)))
@@ -71,21 +71,18 @@ def start(engine, sequences):
     return engine.extend(engine.empty(len(sequences)), sequences)
 
 
-def decode(engine, contexts, *, sampling=FREE, limits=STEPS, end_ids=(), ids=(0, 1, 2), **more):
-    rows = len(contexts.tokens)
-    return engine.decode(
-        contexts,
+def turns(rows=ROWS, *, sampling=FREE, limits=STEPS, ids=(0, 1, 2), **more) -> Turns:
+    return Turns(
         sampling=sampling,
         seed=5,
         identities=np.array(ids, np.uint32)[:, None],
         limits=np.broadcast_to(limits, (rows,)),
-        end_ids=end_ids,
         **more,
     )
 
 
-def sampled(decoded) -> list[list[int]]:
-    return [row[:n].tolist() for row, n in zip(decoded.tokens, decoded.counts, strict=True)]
+def decode(engine, contexts, **settings):
+    return engine.decode(contexts, turns(len(contexts.tokens), **settings))
 
 
 # Reading.
@@ -135,13 +132,6 @@ def test_a_row_that_would_outgrow_the_model_is_refused(engine):
         match="row 1 holds 60 tokens and was given 101 more; the model's max_length is 160",
     ):
         engine.extend(contexts, [[], [1] * 101, []])
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"), [(0, 4), (1, 4), (4, 4), (5, 8), (64, 64), (65, 128), (9000, 16384)]
-)
-def test_token_counts_are_padded_to_powers_of_two(size, expected):
-    assert bucket(size) == expected
 
 
 # Copying and shortening rows.
@@ -194,13 +184,13 @@ def greedy(sequences, steps: int) -> list[list[int]]:
 def test_greedy_decoding_equals_argmax_over_full_passes(engine):
     prompts = draw(20, 7, 60)
     _, decoded = decode(engine, start(engine, prompts), sampling=GREEDY)
-    assert sampled(decoded) == greedy(prompts, STEPS)
+    assert decoded.tokens == greedy(prompts, STEPS)
 
 
 def test_log_probabilities_of_what_was_sampled_are_teacher_forced_ones(engine):
     prompts = draw(20, 7, 60)
     _, decoded = decode(engine, start(engine, prompts))
-    answers = sampled(decoded)
+    answers = decoded.tokens
     assert len({tuple(a) for a in answers}) == ROWS
     full = full_logprobs([p + a for p, a in zip(prompts, answers, strict=True)])
     for prompt, answer, logprobs, found in zip(
@@ -213,13 +203,13 @@ def test_log_probabilities_of_what_was_sampled_are_teacher_forced_ones(engine):
 def test_a_turn_ends_with_its_end_token_which_is_not_read(engine):
     prompts = draw(20, 7, 60)
     _, unended = decode(engine, start(engine, prompts))
-    free = sampled(unended)
+    free = unended.tokens
     ends = [free[0][2]]
     expected = [
         list(itertools.takewhile(lambda token: token not in ends, answer)) for answer in free
     ]
     contexts, decoded = decode(engine, start(engine, prompts), end_ids=ends)
-    for full, kept, found in zip(free, expected, sampled(decoded), strict=True):
+    for full, kept, found in zip(free, expected, decoded.tokens, strict=True):
         assert found == full[: len(kept) + 1]
     assert decoded.counts[0] == 3
     # What follows is read behind the kept tokens, as if the end token had never been sampled.
@@ -233,55 +223,94 @@ def test_inactive_rows_are_untouched(engine):
     contexts, decoded = decode(engine, start(engine, prompts), limits=(STEPS, 0, STEPS))
     assert decoded.counts.tolist() == [STEPS, 0, STEPS]
     more = draw(3, 6, 4, seed=6)
-    answers = sampled(decoded)
+    answers = decoded.tokens
     now = [p + a + m for p, a, m in zip(prompts, answers, more, strict=True)]
     assert_predicts(engine.extend(contexts, more), now)
 
 
 def test_a_turn_longer_than_a_chunk_leaves_full_rows_whole():
     steps = 100  # a slice update that does not fit would be shifted onto what is there
-    engine = Engine(MODEL, max_new_tokens=steps)
+    engine = Engine(MODEL, EngineConfig(steps=40))
     prompts = draw(20, 7, 155)
     contexts, decoded = decode(engine, start(engine, prompts), limits=(steps, steps, 0))
-    now = [p + a for p, a in zip(prompts, sampled(decoded), strict=True)]
+    now = [p + a for p, a in zip(prompts, decoded.tokens, strict=True)]
     more = [[1], [2], [3]]
     assert_predicts(engine.extend(contexts, more), [a + b for a, b in zip(now, more, strict=True)])
 
 
-def test_a_turn_that_rows_have_no_room_for_is_refused(engine):
-    with pytest.raises(ValueError, match=r"65 tokens were asked for; .* turns of at most 64"):
-        decode(engine, start(engine, draw(1, 1, 1)), limits=1, steps=65)
-    with pytest.raises(ValueError, match=r"13 tokens were asked for; .* this call for 12"):
-        decode(engine, start(engine, draw(1, 1, 1)), limits=13, steps=12)
+def test_a_turn_that_a_row_has_no_room_for_is_refused(engine):
+    with pytest.raises(ValueError, match="row 1 holds 7 tokens; 400 more exceed its room of 320"):
+        decode(engine, start(engine, draw(1, 7, 1)), limits=(1, 400, 1))
 
 
 def test_a_turn_decoded_in_parts_is_the_turn_decoded_at_once(engine):
     prompts = draw(20, 7, 60)
     _, whole = decode(engine, start(engine, prompts))
     contexts, first = decode(engine, start(engine, prompts), limits=(2, 5, 3))
-    contexts, rest = decode(
-        engine, contexts, limits=STEPS - first.counts, offsets=first.counts, steps=STEPS
-    )
-    parts = [a + b for a, b in zip(sampled(first), sampled(rest), strict=True)]
+    contexts, rest = decode(engine, contexts, limits=STEPS - first.counts, said=first.tokens)
+    parts = [a + b for a, b in zip(first.tokens, rest.tokens, strict=True)]
     assert [len(part) for part in parts] == [STEPS] * ROWS
-    assert parts == sampled(whole)
+    assert parts == whole.tokens
     more = draw(3, 6, 4, seed=5)
     now = [p + a + m for p, a, m in zip(prompts, parts, more, strict=True)]
     assert_predicts(engine.extend(contexts, more), now)
+
+
+def test_decoding_pauses_once_few_rows_run(engine):
+    prompts, limits = draw(20, 7, 60), np.array([2, 6, STEPS])
+    contexts, part = engine.decode_chunk(start(engine, prompts), turns(limits=limits), stay=1)
+    assert part.counts.tolist() == [2, 6, 6]
+    assert part.running.tolist() == [False, False, True]
+    contexts, rest = decode(
+        engine, contexts, limits=np.where(part.running, limits - 6, 0), said=part.tokens
+    )
+    _, whole = decode(engine, start(engine, prompts), limits=limits)
+    assert [a + b for a, b in zip(part.tokens, rest.tokens, strict=True)] == whole.tokens
+
+
+def test_more_rows_than_a_batch_are_spoken_in_several():
+    engine = Engine(MODEL, EngineConfig(rows=2, steps=3))
+    prompts = draw(20, 7, 60)
+    contexts, decoded = decode(engine, start(engine, prompts), sampling=GREEDY)
+    assert decoded.tokens == greedy(prompts, STEPS)
+    more = draw(3, 6, 4, seed=5)
+    now = [p + a + m for p, a, m in zip(prompts, decoded.tokens, more, strict=True)]
+    assert_predicts(engine.extend(contexts, more), now)
+
+
+def test_stop_strings_end_a_turn_wherever_its_tokens_are_cut(engine):
+    pieces = [bytes([97 + i % 26]) * (1 + i // 26) for i in range(CONFIG.vocab_size)]
+    prompts = draw(20, 7, 60)
+    _, free = decode(engine, start(engine, prompts))
+    said = [b"".join(pieces[token] for token in tokens) for tokens in free.tokens]
+    stops = (said[0][1:4].decode(), "~")
+    stopping = Engine(
+        MODEL,
+        EngineConfig(steps=2),
+        stops={stops: compile_stops(stops, pieces, vocab_size=CONFIG.vocab_size)},
+    )
+    sets = [stopping.stop_set(stops), 0, stopping.stop_set(())]
+    _, decoded = decode(stopping, start(stopping, prompts), stops=sets)
+    first = next(
+        n
+        for n in range(1, STEPS + 1)
+        if stops[0].encode() in b"".join(pieces[t] for t in free.tokens[0][:n])
+    )
+    assert decoded.tokens == [free.tokens[0][:first], *free.tokens[1:]]
 
 
 def test_every_row_has_its_own_settings_ends_and_limit(engine):
     prompts = draw(20, 7, 60)
     configs = [GREEDY, FREE, SamplingConfig(top_k=2, repetition_penalty=1.5)]
     alone = [
-        sampled(decode(engine, start(engine, prompts), sampling=config)[1]) for config in configs
+        decode(engine, start(engine, prompts), sampling=config)[1].tokens for config in configs
     ]
     ends = [[alone[0][0][1], 3], [], [alone[2][2][4]]]
     _, decoded = decode(
         engine, start(engine, prompts), sampling=configs, end_ids=ends, limits=(STEPS, 2, STEPS)
     )
     first, second, third = (rows[i] for i, rows in enumerate(alone))
-    assert sampled(decoded) == [
+    assert decoded.tokens == [
         first[: first.index(ends[0][0]) + 1],
         second[:2],
         third[: third.index(ends[2][0]) + 1],
@@ -295,7 +324,7 @@ def test_a_repetition_penalty_counts_the_prompt_and_what_was_sampled(engine):
     prompts = draw(20, 7, 33)
     config = SamplingConfig(temperature=0.0, repetition_penalty=1.8)
     _, decoded = decode(engine, start(engine, prompts), sampling=config)
-    for prompt, answer in zip(prompts, sampled(decoded), strict=True):
+    for prompt, answer in zip(prompts, decoded.tokens, strict=True):
         grown = list(prompt)
         for token in answer:
             logits = np.asarray(MODEL(np.array([grown])))[:, -1]
@@ -305,7 +334,7 @@ def test_a_repetition_penalty_counts_the_prompt_and_what_was_sampled(engine):
 
 
 def test_contexts_of_former_weights_are_refused(engine):
-    other = Engine(MODEL, max_new_tokens=STEPS)
+    other = Engine(MODEL)
     contexts = start(other, draw(20, 7, 60))
     other.update(random_model(MODEL.config, seed=1))
     for use in (
@@ -324,12 +353,12 @@ def test_contexts_of_former_weights_are_refused(engine):
 def test_rows_of_two_adapters_and_of_none_share_a_batch():
     lora = LoraConfig(rank=2, alpha=4, targets=("query", "up"), adapters=2)
     model = random_model(dataclasses.replace(MODEL.config, lora=lora))
-    engine = Engine(model, max_new_tokens=STEPS)
+    engine = Engine(model)
     (prompt,) = draw(12)
     adapters = np.array([1, -1, 0])
     contexts = engine.extend(engine.empty(ROWS, adapters=adapters), [prompt] * ROWS)
     contexts, decoded = decode(engine, contexts, sampling=GREEDY)
-    answers = sampled(decoded)
+    answers = decoded.tokens
     assert len({tuple(answer) for answer in answers}) == ROWS
     whole = np.array([prompt + answer for answer in answers])
     logits = np.asarray(model(whole, adapters=adapters))
@@ -346,7 +375,7 @@ def test_local_layers_read_the_same_from_a_cache(local):
         MODEL.config, sliding_window=7, local_layers=local, local_rope_theta=100.0
     )
     model = random_model(config)
-    engine = Engine(model, max_new_tokens=STEPS)
+    engine = Engine(model)
     prompts = draw(30, 3, 17)
     contexts = start(engine, [prompt[:2] for prompt in prompts])
     contexts = engine.extend(contexts, [prompt[2:] for prompt in prompts])
@@ -355,7 +384,7 @@ def test_local_layers_read_the_same_from_a_cache(local):
     _, decoded = decode(engine, contexts, sampling=GREEDY)
     run = jax.jit(model.__call__)
     for row, (prompt, prefix) in enumerate(zip(prompts, draw(2, 1, 4), strict=True)):
-        whole = np.array([prompt + sampled(decoded)[row]])
+        whole = np.array([prompt + decoded.tokens[row]])
         greedy = np.asarray(run(whole))[0].argmax(-1)
         np.testing.assert_array_equal(greedy[len(prompt) - 1 : -1], whole[0, len(prompt) :])
         for column, tail in enumerate(tails[row]):
@@ -369,14 +398,14 @@ def test_neither_neighbours_nor_the_row_number_change_what_is_sampled(engine):
     prompt, *others = draw(20, 7, 33, 12, 35)
     _, first = decode(engine, start(engine, [prompt, *others[:2]]), ids=(9, 1, 2))
     _, last = decode(engine, start(engine, [*others[2:], prompt]), ids=(3, 4, 9))
-    np.testing.assert_array_equal(first.tokens[0], last.tokens[2])
-    np.testing.assert_array_equal(first.logprobs[0], last.logprobs[2])  # to the bit
+    assert first.tokens[0] == last.tokens[2]
+    assert first.logprobs[0] == last.logprobs[2]  # to the bit
 
 
 def test_another_identity_samples_another_turn(engine):
     (prompt,) = draw(40)
     _, decoded = decode(engine, start(engine, [prompt] * ROWS), ids=(0, 1, 0))
-    one, two, same = sampled(decoded)
+    one, two, same = decoded.tokens
     assert one == same
     assert one != two
 

@@ -19,17 +19,22 @@ from ixjax.generation.sampling import (
     keep_top_k,
     penalise,
     sample,
+    uniforms,
 )
 
 LOGITS = np.array([1.5, -0.3, 0.8, -2.0, 0.1, 1.1, -0.9, 0.4], np.float32)
 DRAWS = 20_000
 
-keys_of = jax.jit(identity_keys)
+
+@jax.jit
+def keys_of(seed, identities):
+    return identity_keys(jnp.broadcast_to(seed, len(identities)), identities)
 
 
 @jax.jit
 def draw_rows(logits, identities, rows, seen):
-    return sample(logits, identity_keys(jax.random.key(11), identities), rows, seen)
+    uniform = uniforms(keys_of(jax.random.key(11), identities))
+    return sample(logits, uniform, rows, seen)
 
 
 def draw(logits, identities, *configs, seen=None, **settings):

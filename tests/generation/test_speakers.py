@@ -12,7 +12,7 @@ import pytest
 from ixjax.dialogue import Dialogue, Turn, UserCondition, get_scenario
 from ixjax.dialogue.chat import ChatTemplate, View
 from ixjax.generation import ModelSpeaker, SamplingConfig
-from ixjax.generation.speakers import SILENCE
+from ixjax.generation.turns import SILENCE
 from ixjax.io import InputError
 from ixjax.testing import byte_tokenizer, tiny_model
 
@@ -73,15 +73,14 @@ def test_what_was_spoken_is_in_the_context_that_hears_the_answer(model, template
 def test_a_turn_without_a_word_is_read_as_the_other_side_hears_it(model, template, monkeypatch):
     policy = speaker(model, template, "policy")
     state = policy.start([OPENED, OPENED])
-    decode = policy._engine.decode
+    decode = policy.engine.decode
 
-    def silent_first(contexts, **settings):
-        contexts, decoded = decode(contexts, **settings | {"limits": [0, 8]})
-        tokens, counts = decoded.tokens.copy(), decoded.counts.copy()
-        tokens[0, 0], counts[0] = template.end_ids[0], 1
-        return contexts, dataclasses.replace(decoded, tokens=tokens, counts=counts)
+    def silent_first(contexts, turns):
+        contexts, decoded = decode(contexts, dataclasses.replace(turns, limits=np.array([0, 8])))
+        tokens = [[template.end_ids[0]], decoded.tokens[1]]
+        return contexts, dataclasses.replace(decoded, tokens=tokens)
 
-    monkeypatch.setattr(policy._engine, "decode", silent_first)
+    monkeypatch.setattr(policy.engine, "decode", silent_first)
     state, said = policy.speak(state, identities(2), np.ones(2, bool))
     assert said[0].text == SILENCE
     anew = policy.start([OPENED.said("policy", SILENCE)])

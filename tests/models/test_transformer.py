@@ -122,7 +122,9 @@ def test_attention_over_pieces_equals_attention_over_their_concatenation():
     visible = rng.random((2, 3, 9)) < 0.7
     visible[:, :, 8] = True  # every query sees something
     cuts = [slice(0, 2), slice(2, 7), slice(7, 9)]
-    pieces = [(k[:, :, cut], v[:, :, cut], visible[:, :, cut]) for cut in cuts]
+    pieces = [(k[:, :, cut].swapaxes(2, 3), v[:, :, cut], visible[:, :, cut]) for cut in cuts]
+    # The first piece in two blocks of one column.
+    pieces[0] = (k[:, :, cuts[0], :, None], *pieces[0][1:])
     out = attend_pieces(q, pieces)
     for b, h, t in np.ndindex(2, 4, 3):  # softmax by its definition; two query heads a KV head
         weights = np.exp(k[b, h // 2] @ q[b, h, t]) * visible[b, t]

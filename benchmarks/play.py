@@ -1,0 +1,235 @@
+"""Two-speaker play: dialogues that advance independently, against lockstep turns and a peer.
+
+    python benchmarks/play.py --size a                       # ours: scheduler and lockstep
+    python benchmarks/play.py --size a --peer-dialogues 2    # and transformers.generate beside it
+
+Two models talk in `dialogues` dialogues of `turns` turns a side. Turns have the lengths of ESConv's,
+in tokens of a vocabulary of 4,096, cut at `longest`; they differ by an order of magnitude, which is
+what lockstep pays for: each row waits for the longest turn of its batch. The peer plays one dialogue
+at a time, as research code does: `generate` on the whole history, turn by turn, of the same tokens.
+
+A useful token is one that was sampled. Occupancy is useful tokens over the slots of the decode
+batches, padding included. Every token is also read once by the other side: the ceiling is the decode
+throughput of `generate.py`, less a quarter for reading. Runs are alternated; medians; first runs,
+which compile, are not counted. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from generate import SIZES, make_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ixjax.dialogue import Dialogue, Turn, UserCondition, get_scenario
+from ixjax.dialogue.chat import ChatTemplate, View
+from ixjax.dialogue.tokenizer import BEGIN, CHAT_TEMPLATE, END, PAD, ROLES, SPECIAL_TOKENS
+from ixjax.generation import (
+    EngineConfig,
+    Finished,
+    Game,
+    ModelSpeaker,
+    SamplingConfig,
+    play,
+    speaker_engine,
+)
+from ixjax.generation.scheduler import _in_lockstep
+from ixjax.models.config import DType
+
+# Quantiles of the length of an ESConv turn, 0 % to 100 % in steps of 2.5 %; mean 26 tokens.
+TURN_TOKENS = (
+    *(2, 3, 4, 6, 7, 8, 8, 9, 10, 11, 12, 13, 14, 14, 15, 16, 17, 18, 19, 20, 21),
+    *(22, 23, 24, 25, 27, 28, 29, 31, 32, 34, 36, 38, 40, 43, 47, 51, 57, 65, 81, 329),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What is measured."""
+
+    size: Literal["a", "b", "c"] = "a"
+    """5 M, 29 M or 1.1 B parameters, for each of the two speakers."""
+    dialogues: int = 256
+    """Dialogues played."""
+    turns: int = 5
+    """Turns of each side in a dialogue."""
+    longest: int = 128
+    """Tokens at which a turn is cut."""
+    rows: int = 64
+    """Rows of a decode batch."""
+    shared: bool = False
+    """One model speaks both sides, in one batch."""
+    repeats: int = 3
+    """Runs timed."""
+    peer_dialogues: int = 0
+    """Dialogues that transformers plays, one at a time; 0: none."""
+    dtype: DType = "float32"
+    """Of weights and computation."""
+
+
+class DrawnLengths(ModelSpeaker):
+    """Its turns are as long as ESConv's: a function of their identity."""
+
+    longest = 128
+
+    def longest_turn(self, identity: Any) -> int:
+        """See `ModelSpeaker`."""
+        draw = np.random.default_rng(list(map(int, identity))).random()
+        places = np.linspace(0, 1, len(TURN_TOKENS))
+        return max(1, min(int(np.interp(draw, places, TURN_TOKENS)), self.longest))
+
+
+def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """One word a token, so that what was said is read in as many tokens as it was said in."""
+    names = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(vocab_size - len(SPECIAL_TOKENS)))]
+    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BEGIN,
+        eos_token=END,
+        pad_token=PAD,
+        unk_token=PAD,
+        additional_special_tokens=list(ROLES),
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def games(count: int, vocab_size: int) -> list[Game]:
+    """Dialogues that the user has opened."""
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(count):
+        words = " ".join(f"w{w}" for w in rng.integers(0, vocab_size - 16, 20))
+        condition = UserCondition(f"c{i}", {"need": "advice", "distress": 4, "patience": 3})
+        found.append(Game((i,), Dialogue(f"d{i}", condition, (Turn("user", words),))))
+    return found
+
+
+def tokens_of(finished: list[Finished]) -> int:
+    """Tokens sampled in all."""
+    return sum(sum(game.tokens(side)) for game in finished for side in (0, 1))
+
+
+def main(arguments: Arguments) -> None:
+    """Measure and print."""
+    a = arguments
+    length = 2 * a.turns * 48 + a.longest + 160
+    models_ = [make_model(a.size, max_length=length, dtype=a.dtype) for _ in range(2 - a.shared)]
+    template = ChatTemplate.from_tokenizer(word_tokenizer(models_[0].config.vocab_size))
+    sampling = SamplingConfig(top_p=0.9, max_new_tokens=a.longest)
+    config = EngineConfig(rows=a.rows)
+    DrawnLengths.longest = a.longest
+    speakers, engines = [], []
+    for role, model in zip(("policy", "user"), models_ * 2, strict=False):
+        view = View(get_scenario("sandbox"), role, template)
+        view = dataclasses.replace(view, template=dataclasses.replace(template, end_ids=(5,)))
+        shared = engines[0] if engines and a.shared else None
+        engines.append(shared or speaker_engine(model, view, sampling, config))
+        speakers.append(DrawnLengths(model, view, sampling, seed=0, engine=engines[-1]))
+    found = games(a.dialogues, models_[0].config.vocab_size)
+
+    def scheduled() -> tuple[float, int]:
+        start = time.perf_counter()
+        finished = play(*speakers, found, max_turns=a.turns, rows=a.rows)
+        return time.perf_counter() - start, tokens_of(finished)
+
+    def lockstep() -> tuple[float, int]:
+        start = time.perf_counter()
+        finished = [
+            game
+            for i in range(0, len(found), a.rows)
+            for game in _in_lockstep(*speakers, found[i : i + a.rows], a.turns, a.rows, None)
+        ]
+        return time.perf_counter() - start, tokens_of(finished)
+
+    scheduled()
+    before = [dataclasses.replace(engine.account) for engine in engines]
+    timed = [scheduled() for _ in range(a.repeats)]
+    work = [engine.account - earlier for engine, earlier in zip(engines, before, strict=True)]
+    work = work[:1] if a.shared else work
+    lockstep()
+    locked = [lockstep() for _ in range(a.repeats)]
+    rate = statistics.median(tokens / seconds for seconds, tokens in timed)
+    locked_rate = statistics.median(tokens / seconds for seconds, tokens in locked)
+    wall = sum(seconds for seconds, _ in timed)
+    report: dict[str, Any] = {
+        "engine": "ixjax",
+        "jax": jax.__version__,
+        **dataclasses.asdict(a),
+        "device": jax.devices()[0].platform,
+        "tokens": timed[0][1],
+        "seconds": statistics.median(seconds for seconds, _ in timed),
+        "tokens_per_second": rate,
+        "occupancy": sum(w.decode_tokens for w in work) / sum(w.decode_slots for w in work),
+        "share_of_decode": sum(w.decode_seconds for w in work) / wall,
+        "share_of_prefill": sum(w.prefill_seconds for w in work) / wall,
+        "share_of_scoring": sum(w.score_seconds for w in work) / wall,
+        "compilations_after_warm_up": sum(w.compilations for w in work),
+        "lockstep_tokens_per_second": locked_rate,
+        "over_lockstep": rate / locked_rate,
+    }
+    report["share_of_host"] = 1 - sum(
+        report[f"share_of_{part}"] for part in ("decode", "prefill", "scoring")
+    )
+    if a.peer_dialogues:
+        report["peer_tokens_per_second"] = peer(a)
+        report["over_peer"] = rate / report["peer_tokens_per_second"]
+    print(json.dumps(report))
+
+
+def peer(a: Arguments) -> float:
+    """Tokens per second of transformers' `generate`, one dialogue at a time."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = SIZES[a.size]
+    config = LlamaConfig(
+        hidden_size=shape["hidden_size"],
+        num_hidden_layers=shape["num_layers"],
+        num_attention_heads=shape["num_heads"],
+        num_key_value_heads=shape["num_kv_heads"],
+        intermediate_size=shape["intermediate_size"],
+        vocab_size=shape["vocab_size"],
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    sides = [LlamaForCausalLM(config).to(device, getattr(torch, a.dtype)).eval() for _ in range(2)]
+    speaker = DrawnLengths.__new__(DrawnLengths)  # for its lengths alone
+    rates = []
+    for dialogue in range(a.peer_dialogues + 1):
+        history = torch.randint(16, config.vocab_size, (1, 50), device=device)
+        start, sampled = time.perf_counter(), 0
+        for turn in range(a.turns):
+            for side in (0, 1):
+                new = speaker.longest_turn((dialogue, turn, side))
+                history = sides[side].generate(
+                    history,
+                    attention_mask=torch.ones_like(history),
+                    max_new_tokens=new,
+                    min_new_tokens=new,
+                    do_sample=True,
+                    top_p=0.9,
+                    top_k=0,
+                    pad_token_id=0,
+                    eos_token_id=None,
+                )
+                sampled += new
+        if dialogue:  # the first one warms up
+            rates.append(sampled / (time.perf_counter() - start))
+    return statistics.median(rates)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,102 @@
+"""Work of any size, padded to a short list of shapes.
+
+Three sizes are rounded up: the columns of the cache that attention reads (`span`), the new tokens
+of a row (`piece`), and the rows that share a pass. Of a span the surplus is masked; how a row is
+padded otherwise depends on what it is given itself, and never on its neighbours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+PIECES = (8, 32, 128)  # new tokens of a row in one pass; what is longer is read in several
+SMALLEST_SPAN = 64
+FEW = 8  # a pass over few rows has 1/8 of the rows of a full one
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Rows that are read in one pass, `size` of them with padding, `piece` tokens each."""
+
+    rows: list[int]
+    size: int
+    piece: int
+
+
+def bucket(size: int, *, smallest: int = 4) -> int:
+    """The power of two, `smallest` or more, that holds `size`."""
+    return max(smallest, 1 << max(size - 1, 0).bit_length())
+
+
+def round_up(size: int, step: int) -> int:
+    """The next multiple of `step`."""
+    return -(-size // step) * step
+
+
+def spans(columns: int) -> list[int]:
+    """Numbers of columns that attention reads: 0, then steps of at most a quarter of the whole."""
+    found = [0]
+    while found[-1] < columns:
+        step = max(bucket(found[-1] + 1) // 8, SMALLEST_SPAN)
+        found.append(min(found[-1] + step, columns))
+    return found
+
+
+def span_of(longest: int, columns: int) -> int:
+    """The columns to read so that `longest` tokens are covered."""
+    return next(span for span in spans(columns) if span >= longest)
+
+
+def piece_of(count: int) -> int:
+    """The padded size of `count` new tokens, of which at most the largest piece is read."""
+    return next((piece for piece in PIECES if piece >= count), PIECES[-1])
+
+
+def pass_sizes(piece: int, *, prefill_tokens: int, most_rows: int) -> list[int]:
+    """Rows of a pass over pieces of this size: of a full one, and of one over few rows."""
+    full = min(max(prefill_tokens // piece, 1), bucket(most_rows, smallest=1))
+    few = max(full // FEW, 1)
+    return [full] if few == full else [full, few]
+
+
+def group(
+    counts: Sequence[int], lengths: Sequence[int], *, prefill_tokens: int, most_rows: int
+) -> list[Group]:
+    """Rows that are to read something, put together by the size of their next piece.
+
+    Args:
+        counts: `[S]` tokens that each row is still to read; 0 for one that reads nothing.
+        lengths: `[S]` tokens that each row holds: rows of like length share a pass.
+        prefill_tokens: of a pass.
+        most_rows: no pass needs more.
+    """
+    groups = []
+    for piece in PIECES:
+        rows = [row for row, count in enumerate(counts) if count and piece_of(count) == piece]
+        rows.sort(key=lambda row: lengths[row])
+        full, few = (pass_sizes(piece, prefill_tokens=prefill_tokens, most_rows=most_rows) * 2)[:2]
+        while rows:
+            size = full if len(rows) > full // 2 else few
+            groups.append(Group(rows[:size], size, piece))
+            rows = rows[size:]
+    return groups
+
+
+def pad(
+    sequences: Sequence[Sequence[int]], size: int, fill: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right-pad to `[S, size]` int32; also the `[S]` int32 true lengths."""
+    padded = np.full((len(sequences), size), fill, np.int32)
+    for row, sequence in enumerate(sequences):
+        padded[row, : len(sequence)] = sequence
+    return padded, np.array([len(s) for s in sequences], np.int32)
+
+
+def filled(values: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
+    """`[size]` int32: the values, then the first of them again."""
+    out = np.full(size, values[0], np.int32)
+    out[: min(len(values), size)] = values[:size]
+    return out

@@ -1,0 +1,37 @@
+"""How the engine lays out its work. Nothing here changes what is said, only how fast."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ixjax.generation.attention import AttentionName
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Sizes that everything is padded to: each combination that occurs is compiled once."""
+
+    attention: AttentionName = "auto"
+    """Attention kernel: auto takes the best that the platform has."""
+    rows: int = 64
+    """Rows of a decode batch: turns that are spoken at once."""
+    steps: int = 32
+    """Tokens a row is decoded by before the host looks at the batch again, at most."""
+    prefill_tokens: int = 1024
+    """Tokens read in one pass, padding included."""
+    warm_up: bool = False
+    """Compile every size before the work begins."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below 1."""
+        for name in ("rows", "steps", "prefill_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class DebugConfig:
+    """Checks for whoever develops or tunes."""
+
+    forbid_recompile: bool = False
+    """Warm up, then stop with the shapes at whatever would be compiled after it."""

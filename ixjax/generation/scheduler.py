@@ -1,0 +1,378 @@
+"""Play: two speakers in many dialogues, each to its end, with the decode batch kept full.
+
+Dialogues advance independently. Whoever's turn has ended leaves the batch at the next pause, the
+other side reads what was said and takes a place, and a dialogue that is over makes room for the next
+one. Speakers that share an engine share its batch; those that don't have a batch each, and the one
+with more turns waiting decodes. What is said does not depend on any of this: turns are drawn by
+identity (`ixjax.generation.turns`).
+
+`play` takes any two speakers; those without an engine are played in lockstep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ixjax.dialogue.types import Dialogue, OutcomeReading, Utterance
+from ixjax.generation.engine import Turns
+from ixjax.generation.speakers import ModelSpeaker, Rows, Speaker, User
+from ixjax.generation.turns import POLICY, USER, ended, heard, turn_identities, words
+
+WAITING = 1 / 8  # of a batch: turns that have ended, for which decoding pauses
+IN_FLIGHT = 4  # dialogues for each row of a batch, where each side has its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """A dialogue to be played from where it stands.
+
+    identity: what it is; with the turn and the speaker this draws all that is said.
+    root: what was said before, where contexts are to be made of it; the policy moves.
+    row: which row of given states it goes on from (then `root` is not needed).
+    turns: policy turns before, whose reactions are known.
+    first: whose move it is, `POLICY`'s or `USER`'s, who has heard all before.
+    over: nothing more is to be said, and the outcome alone is to be read.
+    """
+
+    identity: tuple[int, ...]
+    root: Dialogue | None = None
+    row: int = 0
+    turns: int = 0
+    first: int = POLICY
+    over: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A dialogue that is over.
+
+    reading: what it has come to, as the user tells it.
+    turns: policy turns in all.
+    ended: whether the user closed it in this play.
+    said: the turns of this play, by speaker.
+    """
+
+    reading: OutcomeReading | None
+    turns: int
+    ended: bool
+    said: tuple[tuple[Utterance, ...], tuple[Utterance, ...]]
+
+    def tokens(self, speaker: int) -> tuple[int, ...]:
+        """Tokens of each turn of `POLICY` or `USER`."""
+        return tuple(said.num_tokens for said in self.said[speaker])
+
+
+def play(
+    policy: Speaker,
+    user: User,
+    games: Sequence[Game],
+    *,
+    max_turns: int,
+    rows: int,
+    states: tuple[Any, Any] | None = None,
+) -> list[Finished]:
+    """Policy and user in turn, until the user ends a dialogue or it has `max_turns`.
+
+    Args:
+        policy: moves first.
+        user: answers, and may leave.
+        games: what to play, the first ones first.
+        max_turns: a dialogue with this many policy turns is over.
+        rows: dialogues that are played side by side at the most, where play is in lockstep.
+        states: of policy and user, to go on from (`Game.row`); they stay valid.
+
+    Returns:
+        One for each game, in their order.
+    """
+    if isinstance(policy, ModelSpeaker) and isinstance(user, ModelSpeaker):
+        return Scheduler(policy, user, max_turns=max_turns, states=states).play(games)
+    found = []
+    for start in range(0, len(games), rows):
+        part = list(games[start : start + rows])
+        found += _in_lockstep(policy, user, part, max_turns, rows, states)
+    return found
+
+
+def _in_lockstep(
+    policy: Speaker,
+    user: User,
+    games: Sequence[Game],
+    max_turns: int,
+    rows: int,
+    states: tuple[Any, Any] | None,
+) -> list[Finished]:
+    """All dialogues finish a turn before the next speaker's begins."""
+    real = np.arange(rows) < len(games)
+    # Always as many rows, so that nothing compiles anew.
+    games = [*games, *[dataclasses.replace(games[-1], over=True)] * (rows - len(games))]
+    if states is None:
+        roots = [game.root for game in games if game.root is not None]
+        policy_state, user_state = policy.start(roots), user.start(roots)
+    else:
+        copies = np.array([game.row for game in games])
+        policy_state, user_state = policy.fork(states[0], copies), user.fork(states[1], copies)
+    states_now, speakers = [policy_state, user_state], (policy, user)
+    base = np.array([game.identity for game in games], np.uint32)
+    turns = np.array([game.turns for game in games])
+    left = np.zeros(len(games), bool)
+    said: list[tuple[list[Utterance], list[Utterance]]] = [([], []) for _ in games]
+    [speaker] = {game.first for game in games}
+    alive = ~np.array([game.over for game in games]) & (turns < max_turns)
+    while alive.any():
+        states_now[speaker], spoken = speakers[speaker].speak(
+            states_now[speaker], turn_identities(base, turns, speaker), alive
+        )
+        for row in np.flatnonzero(alive):
+            said[row][speaker].append(_spoken(spoken[row]))
+        if speaker == USER:
+            turns = turns + alive
+            left |= alive & ended(spoken)
+            alive = alive & ~left & (turns < max_turns)
+        speaker = 1 - speaker
+        if alive.any():
+            states_now[speaker] = speakers[speaker].listen(
+                states_now[speaker], heard(spoken, alive)
+            )
+    readings = user.outcomes(states_now[USER], real)
+    found = [
+        Finished(reading, int(count), bool(gone), (tuple(responses), tuple(reactions)))
+        for reading, count, gone, (responses, reactions) in zip(
+            readings, turns, left, said, strict=True
+        )
+    ]
+    return found[: int(real.sum())]
+
+
+def _spoken(utterance: Utterance | None) -> Utterance:
+    if utterance is None:
+        raise ValueError("a speaker said nothing for a row that is active")
+    return utterance
+
+
+@dataclasses.dataclass
+class _Place:
+    """A game in play, at one row of each side."""
+
+    number: int
+    game: Game
+    turns: int
+    speaker: int
+    said: tuple[list[Utterance], list[Utterance]]
+    ended: bool = False
+
+
+@dataclasses.dataclass
+class _Side:
+    """One speaker's rows.
+
+    state: contexts and dialogues; of speakers that share an engine, both hold the same contexts.
+    first: of the rows that are this side's, of its state.
+    unheard: what each place's other side has said, by place.
+    tokens: of the turns that are being spoken, by place.
+    starts: tokens that their rows held before, by place.
+    """
+
+    speaker: ModelSpeaker
+    state: Rows
+    first: int = 0
+    unheard: dict[int, str] = dataclasses.field(default_factory=dict)
+    tokens: dict[int, list[int]] = dataclasses.field(default_factory=dict)
+    starts: dict[int, int] = dataclasses.field(default_factory=dict)
+
+
+class Scheduler:
+    """Keeps the decode batches of two `ModelSpeaker`s full.
+
+    Args:
+        policy: moves first.
+        user: answers, and may leave.
+        max_turns: a dialogue with this many policy turns is over.
+        states: see `play`.
+    """
+
+    def __init__(
+        self,
+        policy: ModelSpeaker,
+        user: ModelSpeaker,
+        *,
+        max_turns: int,
+        states: tuple[Rows, Rows] | None = None,
+    ):
+        self._max_turns, self._states = max_turns, states
+        self._shared = policy.engine is user.engine
+        self._speakers = (policy, user)
+        self._batch = policy.engine.config.rows
+        self._finished: dict[int, Finished] = {}
+
+    def play(self, games: Sequence[Game]) -> list[Finished]:
+        """Every game to its end; see `ixjax.generation.scheduler.play`."""
+        in_flight = self._batch if self._shared else round(IN_FLIGHT * self._batch)
+        # Those that are over wait, in places of their own, until their outcomes fill a pass.
+        self._size = min(in_flight + round(WAITING * self._batch), max(len(games), 1))
+        self._places: dict[int, _Place] = {}
+        self._sides = self._make_sides()
+        queue = list(enumerate(games))[::-1]
+        while queue or self._places:
+            self._admit(queue)
+            waiting = [len(self._waiting(POLICY)), len(self._waiting(USER))]
+            if any(waiting):
+                self._decode([POLICY, USER] if self._shared else [int(np.argmax(waiting))])
+            self._read_outcomes(all_of_them=not any(map(self._waiting, (POLICY, USER))))
+        return [self._finished[number] for number in range(len(games))]
+
+    def _make_sides(self) -> list[_Side]:
+        policy, user = self._speakers
+        if not self._shared:
+            return [_Side(side, side.empty(self._size)) for side in self._speakers]
+        adapters = np.repeat([policy.adapter, user.adapter], self._size)
+        contexts = policy.engine.empty(2 * self._size, adapters=adapters.tolist())
+        rows = 2 * self._size
+        states = [Rows(contexts, [None] * rows, [None] * rows, [()] * rows) for _ in range(2)]
+        return [_Side(policy, states[0]), _Side(user, states[1], first=self._size)]
+
+    def _update(self, side: _Side, state: Rows) -> None:
+        """A side's new state; the other side's contexts may be the same ones."""
+        side.state = state
+        if self._shared:
+            for other in self._sides:
+                other.state = dataclasses.replace(other.state, contexts=state.contexts)
+
+    def _waiting(self, speaker: int) -> list[int]:
+        """Places where it is this speaker's turn."""
+        return [
+            i for i, place in self._places.items() if place.speaker == speaker and not self._over(i)
+        ]
+
+    def _over(self, i: int) -> bool:
+        place = self._places[i]
+        done = place.turns >= self._max_turns and place.speaker == POLICY
+        return place.game.over or place.ended or done
+
+    def _admit(self, queue: list[tuple[int, Game]]) -> None:
+        """Free places to the next games."""
+        free = [i for i in range(self._size) if i not in self._places]
+        new = {i: queue.pop() for i in free[: len(queue)]}
+        if not new:
+            return
+        for i, (number, game) in new.items():
+            self._places[i] = _Place(number, game, game.turns, game.first, ([], []))
+        for k, side in enumerate(self._sides):
+            rows = [side.first + i for i in new]
+            if self._states is not None:
+                sources = np.array([game.row for _, game in new.values()])
+                stored = side.speaker.store(side.state, np.array(rows), self._states[k], sources)
+                self._update(side, stored)
+                continue
+            roots: list[Dialogue | None] = [None] * len(side.state.dialogues)
+            for row, (_, game) in zip(rows, new.values(), strict=True):
+                roots[row] = game.root
+            self._update(side, side.speaker.restart(side.state, roots))
+
+    def _decode(self, speakers: Sequence[int]) -> None:
+        """Let turns of these speakers go on until some have ended."""
+        engine = self._speakers[speakers[0]].engine
+        # Those that are furthest behind go first, so that few are left alone at the end.
+        places = [(k, i) for k in speakers for i in self._waiting(k)]
+        places.sort(key=lambda place: self._places[place[1]].turns)
+        places = places[: self._batch]
+        for k in speakers:
+            self._listen(self._sides[k], [i for which, i in places if which == k])
+        contexts, decoded = engine.decode_chunk(
+            self._sides[speakers[0]].state.contexts,
+            self._turns(places),
+            stay=max(len(places) - max(round(WAITING * self._batch), 1), 0),
+        )
+        for k in speakers:
+            side = self._sides[k]
+            self._update(side, dataclasses.replace(side.state, contexts=contexts))
+        for k, i in places:
+            side = self._sides[k]
+            side.tokens[i] += decoded.tokens[side.first + i]
+        for k in speakers:
+            done = [i for which, i in places if which == k and not decoded.running[self._row(k, i)]]
+            self._settle(k, done)
+
+    def _row(self, speaker: int, place: int) -> int:
+        return self._sides[speaker].first + place
+
+    def _listen(self, side: _Side, places: Sequence[int]) -> None:
+        """Read what the other side has said; turns begin where none is being spoken."""
+        texts: list[str | None] = [None] * len(side.state.dialogues)
+        for i in places:
+            texts[side.first + i] = side.unheard.pop(i, None)
+        if any(texts):
+            self._update(side, side.speaker.listen(side.state, texts))
+        for i in places:
+            if i not in side.tokens:
+                side.tokens[i] = []
+                side.starts[i] = len(side.state.contexts.tokens[side.first + i])
+
+    def _identity(self, speaker: int, place: int) -> tuple[int, ...]:
+        return (*self._places[place].game.identity, self._places[place].turns, speaker)
+
+    def _turns(self, places: Sequence[tuple[int, int]]) -> Turns:
+        """What is to be said at these (speaker, place): the rest of each turn."""
+        rows = len(self._sides[places[0][0]].state.dialogues)
+        owner = [int(row >= self._size) if self._shared else places[0][0] for row in range(rows)]
+        each = [side.speaker.turns(np.zeros(0), np.zeros(0)) for side in self._sides]
+        identities: list[tuple[int, ...]] = [()] * rows
+        limits, said = np.zeros(rows, np.int32), [()] * rows
+        for k, i in places:
+            side, row = self._sides[k], self._row(k, i)
+            identities[row] = self._identity(k, i)
+            said[row] = tuple(side.tokens[i])
+            limits[row] = side.speaker.longest_turn(identities[row]) - len(said[row])
+        length = max(map(len, identities))
+        return Turns(
+            sampling=[each[k].sampling for k in owner],
+            seed=[each[k].seed for k in owner],
+            identities=np.array([parts or (0,) * length for parts in identities], np.uint32),
+            limits=limits,
+            end_ids=[each[k].end_ids for k in owner],
+            stops=[each[k].stops for k in owner],
+            said=said,
+        )
+
+    def _settle(self, speaker: int, places: Sequence[int]) -> None:
+        """Turns that have ended: told to the other side, and perhaps the last."""
+        if not places:
+            return
+        side, other = self._sides[speaker], self._sides[1 - speaker]
+        rows = len(side.state.dialogues)
+        active, starts = np.zeros(rows, bool), side.state.contexts.lengths
+        tokens, identities = [[] for _ in range(rows)], [()] * rows
+        for i in places:
+            row = side.first + i
+            active[row], starts[row] = True, side.starts.pop(i)
+            tokens[row], identities[row] = side.tokens.pop(i), self._identity(speaker, i)
+        state, said = side.speaker.settle(side.state, starts, tokens, identities, active)
+        self._update(side, state)
+        for i in places:
+            place, utterance = self._places[i], _spoken(said[side.first + i])
+            place.said[speaker].append(utterance)
+            place.turns += speaker == USER
+            place.speaker = 1 - speaker
+            place.ended = speaker == USER and utterance.ended
+            if not self._over(i):
+                other.unheard[i] = words(utterance)
+
+    def _read_outcomes(self, *, all_of_them: bool) -> None:
+        """Read games that are over, once they fill a pass, and free their places."""
+        over = [i for i in self._places if self._over(i)]
+        if not over or (len(over) < round(WAITING * self._batch) and not all_of_them):
+            return
+        user = self._sides[USER]
+        active = np.zeros(len(user.state.dialogues), bool)
+        active[[self._row(USER, i) for i in over]] = True
+        readings = user.speaker.outcomes(user.state, active)
+        for i in over:
+            place = self._places.pop(i)
+            for side in self._sides:
+                side.unheard.pop(i, None)
+            reading = readings[self._row(USER, i)]
+            said = (tuple(place.said[POLICY]), tuple(place.said[USER]))
+            self._finished[place.number] = Finished(reading, place.turns, place.ended, said)

@@ -1,0 +1,69 @@
+"""Who says what, drawn by which random numbers: small facts that everyone who plays shares.
+
+What a speaker says is a function of an identity: uint32 numbers for what the dialogue is (seed,
+condition, node, sample), then the turn and the speaker. Nothing of it is a position in a batch, so
+a dialogue comes out the same whatever is played beside it, on any number of devices and after a
+restart (docs/algorithm.md, "The tree").
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from ixjax.dialogue.types import OutcomeReading, Utterance
+
+POLICY, USER = 0, 1
+"""Speaker tags, the last column of an identity."""
+
+SILENCE = "..."
+"""What the other side hears of a turn without a word in it."""
+
+
+def identity_base(
+    *, seed: int, condition: np.ndarray, node: np.ndarray, sample: np.ndarray
+) -> np.ndarray:
+    """`[S, 4]` uint32: the part of an identity that a dialogue keeps while it plays on."""
+    columns = np.broadcast_arrays(np.int64(seed), condition, node, sample)
+    return (np.stack(columns, axis=-1) & 0xFFFFFFFF).astype(np.uint32)
+
+
+def turn_identities(base: np.ndarray, turns: np.ndarray, speaker: int) -> np.ndarray:
+    """`[S, k + 2]` uint32: who (`speaker`) says the turn after `turns` policy turns."""
+    tail = np.stack(np.broadcast_arrays(turns, speaker), axis=-1)
+    return np.concatenate([base, tail.astype(np.uint32)], axis=1)
+
+
+def hashed(text: str) -> int:
+    """A condition's id as a number that is the same in every process (`hash` is not)."""
+    return zlib.crc32(text.encode())
+
+
+def words(utterance: Utterance) -> str:
+    """What the other side hears of a turn after which the dialogue goes on; never empty."""
+    return utterance.text or SILENCE
+
+
+def heard(utterances: Sequence[Utterance | None], where: np.ndarray) -> list[str | None]:
+    """The words of the rows `where`, None for the others: what the other side listens to."""
+    return [
+        words(said) if on and said is not None else None
+        for said, on in zip(utterances, where, strict=True)
+    ]
+
+
+def ended(utterances: Sequence[Utterance | None]) -> np.ndarray:
+    """`[S]` whether the user closed the dialogue with this turn."""
+    return np.array([said is not None and said.ended for said in utterances])
+
+
+def num_tokens(utterances: Sequence[Utterance | None]) -> np.ndarray:
+    """`[S]` tokens sampled, 0 where nothing was said."""
+    return np.array([0 if said is None else said.num_tokens for said in utterances])
+
+
+def engagements(readings: Sequence[OutcomeReading | None]) -> np.ndarray:
+    """`[S]` float64 engagement; nan where it is unreadable and where nothing was read."""
+    return np.array([np.nan if reading is None else reading.engagement for reading in readings])
