@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from safetensors.numpy import save_file
 
 from ixjax.io import InputError, write_json
 from ixjax.models.config import DType, ModelConfig
-from ixjax.models.hf_config import CONFIG, read_config, to_json
+from ixjax.models.hf_config import CONFIG, SPECIAL_IDS, read_config, to_json
 from ixjax.models.hf_files import INDEX, WEIGHTS, Checkpoint, Part, open_checkpoint
 from ixjax.models.sharding import param_shardings
 from ixjax.models.transformer import Transformer, weight_specs
 from ixjax.parallel import make_mesh
 
+GENERATION = "generation_config.json"
 SHARD_BYTES = 5_000_000_000
 WHOLE_BYTES = (
     2**26
@@ -135,7 +136,12 @@ def load_hf(
 
 
 def save_hf(
-    model: Transformer, path: str | Path, tokenizer: Any = None, *, shard_bytes: int = SHARD_BYTES
+    model: Transformer,
+    path: str | Path,
+    tokenizer: Any = None,
+    *,
+    end_ids: Sequence[int] = (),
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
@@ -143,6 +149,8 @@ def save_hf(
         model: the decoder; weights keep their type.
         path: the folder, made where it is missing; weights that it held before are replaced.
         tokenizer: saved beside the model; its special tokens are named in config.json.
+        end_ids: tokens at which transformers' `generate` stops, such as `ChatTemplate.end_ids`;
+            default the tokenizer's eos. Some templates close a turn with another token.
         shard_bytes: a file is closed before it outgrows this.
 
     Raises:
@@ -153,7 +161,7 @@ def save_hf(
         raise ValueError("the model has adapters; merge them first, or save them (save_adapter)")
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    described = to_json(model.config, tokenizer)
+    described = to_json(model.config, tokenizer, end_ids)
     shards = _plan_shards(model.config, shard_bytes)
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     names = names if len(names) > 1 else [WEIGHTS]
@@ -175,6 +183,8 @@ def save_hf(
         total = sum(spec.nbytes for spec in jax.tree.leaves(nnx.state(model, nnx.Param)))
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     write_json(folder / CONFIG, described)
+    # Written though config.json has the same: one that the folder held before would win.
+    write_json(folder / GENERATION, {name: described[name] for name in SPECIAL_IDS})
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
