@@ -257,8 +257,8 @@ def _place(
         return _from_parts(spec.shape, dtype, sharding, read_layers)
     # The layer axis is never sharded, so that a layer lies as its slice of the whole does.
     layer_sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    put = _putting(sharding)
-    whole = jax.numpy.zeros(spec.shape, dtype, device=sharding)
+    empty, put = _in_place(spec.shape, dtype, sharding)
+    whole = empty()
     for layer in range(config.num_layers):
         fill = functools.partial(read, tensor.name.format(layer))
         value = _from_parts(spec.shape[1:], dtype, layer_sharding, fill)
@@ -289,13 +289,21 @@ def _from_parts(
 
 
 @functools.lru_cache
-def _putting(sharding: NamedSharding) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
-    """A function that writes a layer into a stacked weight, in place."""
+def _in_place(
+    shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding
+) -> tuple[Callable[[], jax.Array], Callable[[jax.Array, jax.Array, int], jax.Array]]:
+    """Two functions: one makes a stacked weight of zeros, one writes a layer into it, in place."""
+
+    def empty() -> jax.Array:
+        return jax.numpy.zeros(shape, dtype)
 
     def put(whole: jax.Array, value: jax.Array, layer: int) -> jax.Array:
         return jax.lax.dynamic_update_index_in_dim(whole, value, layer, 0)
 
-    return jax.jit(put, donate_argnums=0, out_shardings=sharding)
+    return (
+        jax.jit(empty, out_shardings=sharding),
+        jax.jit(put, donate_argnums=0, out_shardings=sharding),
+    )
 
 
 def _plan_shards(config: ModelConfig, limit: int) -> list[list[tuple[str, str, int | None]]]:

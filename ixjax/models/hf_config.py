@@ -326,7 +326,7 @@ def to_json(config: ModelConfig, tokenizer: Any, end_ids: Sequence[int] = ()) ->
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": config.param_dtype,
         **_rope_json(config),
-        **(_window_json(config) if family.windows else {}),
+        **(_window_json(config, family) if family.windows else {}),
         **(_gemma_json(config) if config.post_norms else {}),
         # Null without a tokenizer: the classes' defaults (1 and 2) would be ordinary tokens here.
         **{name: getattr(tokenizer, name, None) for name in SPECIAL_IDS},
@@ -352,15 +352,16 @@ def _rope_json(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _window_json(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "sliding_window": config.sliding_window,
-        "layer_types": [SLIDING if local else FULL for local in config.is_local],
-        "use_sliding_window": any(config.is_local),
-        "max_window_layers": config.is_local.index(True)
-        if any(config.is_local)
-        else config.num_layers,
-    }
+def _window_json(config: ModelConfig, family: Family) -> dict[str, Any]:
+    local = config.is_local
+    found: dict[str, Any] = {"sliding_window": config.sliding_window}
+    # All of Mistral's layers are alike; with layer_types, transformers takes it for Ministral.
+    if family.model_type != "mistral" or len(set(local)) > 1:
+        found["layer_types"] = [SLIDING if here else FULL for here in local]
+    if "max_window_layers" in family.absent:
+        found["use_sliding_window"] = any(local)
+        found["max_window_layers"] = local.index(True) if any(local) else config.num_layers
+    return found
 
 
 def _gemma_json(config: ModelConfig) -> dict[str, Any]:

@@ -64,6 +64,9 @@ def test_a_saved_config_reads_as_the_same_network(folders, tmp_path, case):
     model = load_hf(folders[case])
     save_hf(model, tmp_path)
     assert read_config(tmp_path / "config.json") == model.config
+    # By their own classes, as by their names.
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert architectures(tmp_path) == [type(theirs).__name__]
 
 
 _EIGHT_B = {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 14336}
