@@ -71,8 +71,8 @@ def test_a_saved_config_reads_as_the_same_network(folders, tmp_path, case):
 
 _EIGHT_B = {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 14336}
 _GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "head_dim": 256, "rope_theta": 1e4}
-# config.json of published checkpoints (what says their shape), and their number of parameters as
-# their model cards' safetensors headers have it.
+# Known checkpoints: how many parameters they have, and what their config.json says of their shape
+# (written down from memory and shortened; the count would not come out of a wrong one).
 PUBLISHED = {
     "meta-llama/Llama-3.1-8B": (
         8_030_261_248,
