@@ -1,9 +1,10 @@
 """Hugging Face checkpoints in and out: config.json and safetensors, nothing that executes.
 
 One table, `tensors`, says what differs between Hugging Face's weights and ours. A folder is checked
-whole, by its headers, before the first weight is read. Then every weight is filled shard by shard
-from memory-mapped files: each device's part is read on its own and cast on the way, so the host
-never holds more than one (stacked) weight. `ixjax.models.hf_config` reads the config.json.
+whole, by its headers, before the first weight is read. Then every weight is filled from
+memory-mapped files: each device's part is read on its own and cast on the way, a stacked weight
+layer by layer into its place, so the host never holds more than one of Hugging Face's tensors.
+`ixjax.models.hf_config` reads the config.json.
 
 Format: https://huggingface.co/docs/safetensors
 """
@@ -15,27 +16,30 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from safetensors import SafetensorError, safe_open
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
-from ixjax.io import InputError, read_json, write_json
+from ixjax.io import InputError, write_json
 from ixjax.models.config import DType, ModelConfig
-from ixjax.models.hf_config import CONFIG, read_config, to_json
+from ixjax.models.hf_config import CONFIG, SPECIAL_IDS, read_config, to_json
+from ixjax.models.hf_files import INDEX, WEIGHTS, Checkpoint, Part, open_checkpoint
 from ixjax.models.sharding import param_shardings
 from ixjax.models.transformer import Transformer, weight_specs
 from ixjax.parallel import make_mesh
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 SHARD_BYTES = 5_000_000_000
+WHOLE_BYTES = (
+    2**26
+)  # stacked weights up to this are read at once: placing them layer by layer compiles
+BLOCK_BYTES = 2**22  # rows read at once: transposing and casting is fastest within the CPU's cache
 FLOATS = ("F64", "F32", "F16", "BF16")
 HEAD = "lm_head.weight"
 
@@ -79,7 +83,6 @@ _PRE_AND_POST_NORMS = {
     "layers.mlp_norm": Tensor("model.layers.{}.pre_feedforward_layernorm.weight"),
     "layers.mlp_post_norm": Tensor("model.layers.{}.post_feedforward_layernorm.weight"),
 }
-RECOMPUTED = ".rotary_emb.inv_freq"  # a buffer that old Llama exports carry
 
 
 def tensors(config: ModelConfig) -> dict[str, Tensor]:
@@ -121,7 +124,7 @@ def load_hf(
     )
     mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
     with contextlib.ExitStack() as files:
-        checkpoint = _open(folder, files)
+        checkpoint = open_checkpoint(folder, files)
         _check(checkpoint, config)
 
         def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
@@ -133,7 +136,12 @@ def load_hf(
 
 
 def save_hf(
-    model: Transformer, path: str | Path, tokenizer: Any = None, *, shard_bytes: int = SHARD_BYTES
+    model: Transformer,
+    path: str | Path,
+    tokenizer: Any = None,
+    *,
+    end_ids: Sequence[int] = (),
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
@@ -141,6 +149,8 @@ def save_hf(
         model: the decoder; weights keep their type.
         path: the folder, made where it is missing; weights that it held before are replaced.
         tokenizer: saved beside the model; its special tokens are named in config.json.
+        end_ids: tokens at which transformers' `generate` stops, such as `ChatTemplate.end_ids`;
+            default the tokenizer's eos. Some templates close a turn with another token.
         shard_bytes: a file is closed before it outgrows this.
 
     Raises:
@@ -151,7 +161,7 @@ def save_hf(
         raise ValueError("the model has adapters; merge them first, or save them (save_adapter)")
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    described = to_json(model.config, tokenizer)
+    described = to_json(model.config, tokenizer, end_ids)
     shards = _plan_shards(model.config, shard_bytes)
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     names = names if len(names) > 1 else [WEIGHTS]
@@ -173,77 +183,10 @@ def save_hf(
         total = sum(spec.nbytes for spec in jax.tree.leaves(nnx.state(model, nnx.Param)))
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     write_json(folder / CONFIG, described)
+    # Written though config.json has the same: one that the folder held before would win.
+    write_json(folder / GENERATION, {name: described[name] for name in SPECIAL_IDS})
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-
-
-class _Checkpoint:
-    """Tensors of a folder by name. Only headers are read until a part is asked for."""
-
-    def __init__(self, source: Path):
-        self.source = source
-        self._tensors: dict[str, tuple[Path, Any]] = {}
-
-    def add(self, file: Path, handle: Any, names: Iterable[str]) -> None:
-        present = set(handle.keys())
-        for name in names:
-            if name not in present:
-                raise InputError(f"{file}: tensor {name} is missing; {self.source} says it is here")
-            if not name.endswith(RECOMPUTED):
-                self._tensors[name] = (file, handle.get_slice(name))
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._tensors)
-
-    def file(self, name: str) -> Path:
-        return self._tensors[name][0]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name][1].get_shape())
-
-    def dtype(self, name: str) -> str:
-        return self._tensors[name][1].get_dtype()
-
-    def read(self, name: str, part: tuple[slice, ...], *, transposed: bool) -> np.ndarray:
-        """A part of a tensor; with `transposed`, `part` indexes its transpose."""
-        tensor = self._tensors[name][1]
-        return tensor[part[::-1]].T if transposed else tensor[part]
-
-
-def _open(folder: Path, files: contextlib.ExitStack) -> _Checkpoint:
-    if (folder / WEIGHTS).is_file():
-        handle = _open_file(folder / WEIGHTS, files)
-        checkpoint = _Checkpoint(folder / WEIGHTS)
-        checkpoint.add(folder / WEIGHTS, handle, handle.keys())
-        return checkpoint
-    if not (folder / INDEX).is_file():
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-        found = f"only {pickled[0]}, which is not read: pickles execute code" if pickled else "none"
-        raise InputError(
-            f"{folder}: expected {WEIGHTS} or {INDEX}, found {found}; save the model again with "
-            f"`model.save_pretrained(folder)` of a recent transformers"
-        )
-    index = read_json(folder / INDEX)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{folder / INDEX}: weight_map is missing; expected tensor: file")
-    checkpoint = _Checkpoint(folder / INDEX)
-    for name in sorted({str(name) for name in weight_map.values()}):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{folder / INDEX}: {name!r} is not a *.safetensors of this folder")
-        handle = _open_file(folder / name, files)
-        checkpoint.add(folder / name, handle, [t for t, file in weight_map.items() if file == name])
-    return checkpoint
-
-
-def _open_file(file: Path, files: contextlib.ExitStack) -> Any:
-    try:
-        return files.enter_context(safe_open(file, framework="numpy"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file; {INDEX} lists it") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: not a whole safetensors file ({error})") from None
 
 
 def _layout(config: ModelConfig) -> Iterator[tuple[str, str, int | None, tuple[int, ...]]]:
@@ -257,7 +200,7 @@ def _layout(config: ModelConfig) -> Iterator[tuple[str, str, int | None, tuple[i
             yield tensor.name.format(layer), path, layer, shape
 
 
-def _check(checkpoint: _Checkpoint, config: ModelConfig) -> None:
+def _check(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Refuse missing, surplus, misshapen and quantised tensors by their headers."""
     expected = {name: shape for name, _, _, shape in _layout(config)}
     source = checkpoint.source
@@ -286,11 +229,9 @@ def _check(checkpoint: _Checkpoint, config: ModelConfig) -> None:
         )
 
 
-def _check_tied(checkpoint: _Checkpoint) -> None:
+def _check_tied(checkpoint: Checkpoint) -> None:
     """Some exports repeat the tied embedding as the head; another head would be lost silently."""
-    whole = (slice(None), slice(None))
-    embedding = checkpoint.read(_TENSORS["embedding"].name, whole, transposed=False)
-    if not np.array_equal(embedding, checkpoint.read(HEAD, whole, transposed=False)):
+    if not checkpoint.equal(_TENSORS["embedding"].name, HEAD):
         raise InputError(
             f"{checkpoint.file(HEAD)}: tensor {HEAD} differs from the embedding, but {CONFIG} has "
             f"tie_word_embeddings true; set it to false"
@@ -298,29 +239,71 @@ def _check_tied(checkpoint: _Checkpoint) -> None:
 
 
 def _place(
-    checkpoint: _Checkpoint, path: str, config: ModelConfig, sharding: NamedSharding
+    checkpoint: Checkpoint, path: str, config: ModelConfig, sharding: NamedSharding
 ) -> jax.Array:
     """One of our weights, read into its shards."""
     tensor, spec = tensors(config)[path], weight_specs(config)[path]
     dtype = jax.numpy.dtype(config.param_dtype)
+    read = functools.partial(checkpoint.read, transposed=tensor.transposed)
+
+    if not path.startswith("layers."):
+        return _from_parts(spec.shape, dtype, sharding, functools.partial(read, tensor.name))
+
+    def read_layers(part: Part, out: np.ndarray) -> None:
+        for i, layer in enumerate(range(*part[0])):
+            read(tensor.name.format(layer), part[1:], out[i])
+
+    if math.prod(spec.shape) * dtype.itemsize <= WHOLE_BYTES:
+        return _from_parts(spec.shape, dtype, sharding, read_layers)
+    # The layer axis is never sharded, so that a layer lies as its slice of the whole does.
+    layer_sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    empty, put = _in_place(spec.shape, dtype, sharding)
+    whole = empty()
+    for layer in range(config.num_layers):
+        fill = functools.partial(read, tensor.name.format(layer))
+        value = _from_parts(spec.shape[1:], dtype, layer_sharding, fill)
+        # Waited for, or layers that are still on their way would pile up on the host.
+        whole = put(whole, value, layer).block_until_ready()
+    return whole
+
+
+def _from_parts(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    sharding: NamedSharding,
+    fill: Callable[[Part, np.ndarray], None],
+) -> jax.Array:
+    """An array of which `fill(part, out)` writes the part of each device."""
 
     @functools.cache  # devices that hold the same part share one read
-    def read(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-        part = tuple(slice(*bound) for bound in bounds)
-        if not path.startswith("layers."):
-            value = checkpoint.read(tensor.name, part, transposed=tensor.transposed)
-            return np.ascontiguousarray(value, dtype)
-        stacked = np.empty([stop - start for start, stop in bounds], dtype)
-        for i, layer in enumerate(range(*bounds[0])):
-            name = tensor.name.format(layer)
-            stacked[i] = checkpoint.read(name, part[1:], transposed=tensor.transposed)
-        return stacked
+    def read(part: Part) -> np.ndarray:
+        out = np.empty([stop - start for start, stop in part], dtype)
+        fill(part, out)
+        return out
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
-        return read(tuple(s.indices(n)[:2] for s, n in zip(index, spec.shape, strict=True)))
+        return read(tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True)))
 
-    return jax.make_array_from_callback(spec.shape, sharding, part)
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+@functools.lru_cache
+def _in_place(
+    shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding
+) -> tuple[Callable[[], jax.Array], Callable[[jax.Array, jax.Array, int], jax.Array]]:
+    """Two functions: one makes a stacked weight of zeros, one writes a layer into it, in place."""
+
+    def empty() -> jax.Array:
+        return jax.numpy.zeros(shape, dtype)
+
+    def put(whole: jax.Array, value: jax.Array, layer: int) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(whole, value, layer, 0)
+
+    return (
+        jax.jit(empty, out_shardings=sharding),
+        jax.jit(put, donate_argnums=0, out_shardings=sharding),
+    )
 
 
 def _plan_shards(config: ModelConfig, limit: int) -> list[list[tuple[str, str, int | None]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ixjax.io import InputError, read_json
 from ixjax.models.config import DType, ModelConfig
 
 CONFIG = "config.json"
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 FULL, SLIDING = "full_attention", "sliding_attention"
 LONGEST_DEFAULT = 4096  # published lengths (131072) would size every KV cache row for them
 
@@ -299,8 +300,14 @@ def architecture(config: ModelConfig) -> str:
     raise ValueError(f"no architecture of transformers computes {config}")
 
 
-def to_json(config: ModelConfig, tokenizer: Any) -> dict[str, Any]:
-    """The config.json of a model, in the form of transformers 4, which 5 reads as well."""
+def to_json(config: ModelConfig, tokenizer: Any, end_ids: Sequence[int] = ()) -> dict[str, Any]:
+    """The config.json of a model, in the form of transformers 4, which 5 reads as well.
+
+    Args:
+        config: the network.
+        tokenizer: whose special tokens it is to name, or None.
+        end_ids: tokens that end generation; default the tokenizer's eos.
+    """
     name = architecture(config)
     family = FAMILIES[name]
     return {
@@ -319,12 +326,11 @@ def to_json(config: ModelConfig, tokenizer: Any) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": config.param_dtype,
         **_rope_json(config),
-        **(_window_json(config) if family.windows else {}),
+        **(_window_json(config, family) if family.windows else {}),
         **(_gemma_json(config) if config.post_norms else {}),
         # Null without a tokenizer: the classes' defaults (1 and 2) would be ordinary tokens here.
-        "bos_token_id": getattr(tokenizer, "bos_token_id", None),
-        "eos_token_id": getattr(tokenizer, "eos_token_id", None),
-        "pad_token_id": getattr(tokenizer, "pad_token_id", None),
+        **{name: getattr(tokenizer, name, None) for name in SPECIAL_IDS},
+        **({"eos_token_id": list(end_ids)} if end_ids else {}),
     }
 
 
@@ -346,15 +352,16 @@ def _rope_json(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _window_json(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "sliding_window": config.sliding_window,
-        "layer_types": [SLIDING if local else FULL for local in config.is_local],
-        "use_sliding_window": any(config.is_local),
-        "max_window_layers": config.is_local.index(True)
-        if any(config.is_local)
-        else config.num_layers,
-    }
+def _window_json(config: ModelConfig, family: Family) -> dict[str, Any]:
+    local = config.is_local
+    found: dict[str, Any] = {"sliding_window": config.sliding_window}
+    # All of Mistral's layers are alike; with layer_types, transformers takes it for Ministral.
+    if family.model_type != "mistral" or len(set(local)) > 1:
+        found["layer_types"] = [SLIDING if here else FULL for here in local]
+    if "max_window_layers" in family.absent:
+        found["use_sliding_window"] = any(local)
+        found["max_window_layers"] = local.index(True) if any(local) else config.num_layers
+    return found
 
 
 def _gemma_json(config: ModelConfig) -> dict[str, Any]:

@@ -45,6 +45,18 @@ MUST_BE = {
     "alpha_pattern": (None, {}),
     "exclude_modules": (None, []),
     "target_parameters": (None, []),
+    "trainable_token_indices": (None, []),
+    "lora_bias": (False, None),
+    # The others (pissa, olora, ...) take from the base what they give to the adapter, and PEFT does
+    # so again whenever it loads one.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
+    "arrow_config": (None, {}),
+    "kasa_config": (None, {}),
+    "monteclora_config": (None, {}),
 }
 
 
@@ -212,7 +224,7 @@ def _read_lora(path: Path, base: ModelConfig) -> LoraConfig:
 
     for name, accepted in MUST_BE.items():
         if name in settings and settings[name] not in accepted:
-            raise error(name, f"{accepted[0]!r}, the only one supported")
+            raise error(name, f"{accepted[0]!r}: with another, PEFT computes what we do not")
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise error("r", "a positive integer")
@@ -220,14 +232,38 @@ def _read_lora(path: Path, base: ModelConfig) -> LoraConfig:
         raise error("lora_alpha", "a positive number")
     if settings.get("use_rslora"):  # alpha / sqrt(rank) there
         alpha = alpha * math.sqrt(rank)
-    by_module = {module: target for target, module in _modules(base).items()}
-    modules = settings.get("target_modules")
+    targets = _targets(settings.get("target_modules"), base)
+    if not targets:
+        expected = f"'all-linear' or a list of {', '.join(_modules(base).values())}, in every layer"
+        raise error("target_modules", expected)
+    return LoraConfig(rank, float(alpha), targets)
+
+
+def _targets(modules: Any, base: ModelConfig) -> tuple[str, ...]:
+    """Our targets for PEFT's module names, whole (`model.layers.0.mlp.up_proj`) or their ends.
+
+    Empty where a module is none of ours, or one has adapters in some layers alone.
+    """
     if modules == "all-linear":
-        modules = list(by_module)
-    if not isinstance(modules, list) or not modules or not set(modules) <= set(by_module):
-        raise error("target_modules", f"'all-linear' or a list of {', '.join(by_module)}")
-    targets = {by_module[module] for module in modules}
-    return LoraConfig(rank, float(alpha), tuple(t for t in LORA_TARGETS if t in targets))
+        return LORA_TARGETS
+    named = tensors(dataclasses.replace(base, lora=None))
+    names = {
+        target: [
+            named[f"layers.{target}"].name.removesuffix(".weight").format(layer)
+            for layer in range(base.num_layers)
+        ]
+        for target in LORA_TARGETS
+    }
+    if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
+        return ()
+    adapted = {
+        module: {name for of in names.values() for name in of if f".{name}".endswith(f".{module}")}
+        for module in modules
+    }
+    everyone = set().union(*adapted.values())
+    whole = tuple(target for target, of in names.items() if everyone.issuperset(of))
+    partly = everyone - {name for target in whole for name in names[target]}
+    return () if partly or not all(adapted.values()) else whole
 
 
 def _modules(config: ModelConfig) -> dict[str, str]:

@@ -48,9 +48,11 @@ SHAPE = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+LORA = LoraConfig(rank=4, alpha=6.0, targets=("query", "down"), adapters=2)
 MODULES = {
     "all": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "some": ["q_proj", "v_proj"],
+    "all-linear": "all-linear",
 }
 
 
@@ -70,9 +72,8 @@ def base(tmp_path_factory) -> Path:
 def make_adapter(base: Path, folder: Path, *, seed: int, modules: str = "all", **settings) -> Path:
     """An adapter as PEFT writes it, with both matrices random."""
     torch.manual_seed(seed)
-    config = peft.LoraConfig(
-        r=3, lora_alpha=7, target_modules=MODULES[modules], task_type="CAUSAL_LM", **settings
-    )
+    settings = {"r": 3, "lora_alpha": 7, "target_modules": MODULES[modules], **settings}
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **settings)
     model = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -99,26 +100,47 @@ def with_adapter(base: Path, adapter: Path):
     return load_adapter(load_hf(base, dtype="float32"), adapter)
 
 
+@jax.jit
+def logits(model, adapters):
+    return model(TOKENS, adapters=adapters)
+
+
 def assert_close(found, expected) -> None:
     assert np.abs(expected).max() > 0.3
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
 @pytest.mark.parametrize(
-    ("modules", "settings"), [("all", {}), ("some", {}), ("all", {"use_rslora": True})]
+    ("modules", "settings"),
+    [
+        ("all", {}),
+        ("some", {"r": 1, "lora_alpha": 0.5}),
+        ("all-linear", {"r": 5, "lora_alpha": 2, "use_rslora": True}),
+    ],
+    ids=["all", "some-rank-1", "all-linear-rslora"],
 )
 def test_logits_equal_those_of_peft(base, tmp_path, modules, settings):
     folder = make_adapter(base, tmp_path, seed=1, modules=modules, **settings)
     model = with_adapter(base, folder)
     expected = peft_logits(base, folder)
     assert np.abs(expected - peft_logits(base, None)).max() > 0.1
-    assert_close(model(TOKENS), expected)
-    assert_close(merge_lora(model)(TOKENS), expected)
+    assert_close(jax.jit(model.__call__)(TOKENS), expected)
+    assert_close(jax.jit(merge_lora(model).__call__)(TOKENS), expected)
+
+
+@pytest.mark.parametrize("case", ["llama-gqa-tied", "gemma3"])
+def test_other_families_adapters_equal_those_of_peft(folders, tmp_path, case):
+    folder = make_adapter(folders[case], tmp_path / "adapter", seed=4)
+    expected = peft_logits(folders[case], folder)
+    model = with_adapter(folders[case], folder)
+    assert_close(jax.jit(model.__call__)(TOKENS), expected)
+    save_hf(merge_lora(model), tmp_path / "merged")
+    assert_close(peft_logits(tmp_path / "merged", None), expected)
 
 
 def test_every_row_has_its_own_adapter_or_none(base, adapters):
     model = stack_adapters([with_adapter(base, folder) for folder in adapters])
-    found = model(TOKENS, adapters=np.array([1, -1, 0]))
+    found = logits(model, np.array([1, -1, 0]))
     one, two, none = (peft_logits(base, folder) for folder in (*adapters, None))
     assert_close(found, np.stack([two[0], none[1], one[2]]))
 
@@ -126,16 +148,14 @@ def test_every_row_has_its_own_adapter_or_none(base, adapters):
 def test_a_rows_adapter_is_exact_whatever_lies_beside_it(base, adapters):
     alone = with_adapter(base, adapters[0])
     both = stack_adapters([alone, with_adapter(base, adapters[1])])
-    np.testing.assert_allclose(
-        both(TOKENS, adapters=np.zeros(3, int)), alone(TOKENS), rtol=0, atol=1e-6
-    )
+    rows = np.zeros(3, int)
+    np.testing.assert_allclose(logits(both, rows), logits(alone, rows), rtol=0, atol=1e-6)
 
 
 def test_new_adapters_change_nothing_and_are_what_is_trained(base):
     model = load_hf(base, dtype="float32")
-    lora = LoraConfig(rank=4, alpha=8, targets=("query", "down"), adapters=2)
-    grown = add_lora(model, lora, seed=0)
-    np.testing.assert_array_equal(grown(TOKENS), model(TOKENS))
+    grown = add_lora(model, LORA, seed=0)
+    np.testing.assert_array_equal(logits(grown, np.ones(3, int)), logits(model, None))
     trained = nnx.to_flat_state(nnx.state(grown, LoraParam))
     shapes = {path[-1]: variable.get_value().shape for path, variable in trained}
     assert shapes == {
@@ -145,7 +165,7 @@ def test_new_adapters_change_nothing_and_are_what_is_trained(base):
         "down_lora_b": (2, 2, 4, 24),
     }
     graph, params, rest = nnx.split(grown, LoraParam, ...)
-    grads = jax.grad(lambda p: nnx.merge(graph, p, rest)(TOKENS)[..., 3].sum())(params)
+    grads = jax.jit(jax.grad(lambda p: nnx.merge(graph, p, rest)(TOKENS)[..., 3].sum()))(params)
     norms = {
         path[-1]: float(abs(leaf.get_value()).max()) for path, leaf in nnx.to_flat_state(grads)
     }
@@ -159,13 +179,38 @@ def test_new_adapters_change_nothing_and_are_what_is_trained(base):
 def test_an_exported_adapter_is_loaded_by_peft(base, adapters, tmp_path):
     model = stack_adapters([with_adapter(base, folder) for folder in adapters])
     save_adapter(model, tmp_path, adapter=1, base=str(base))
-    assert_close(model(TOKENS, adapters=np.ones(3, int)), peft_logits(base, tmp_path))
+    assert_close(logits(model, np.ones(3, int)), peft_logits(base, tmp_path))
     ours, theirs = (load_file(f / "adapter_model.safetensors") for f in (tmp_path, adapters[1]))
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value)
     alone = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path)
     assert alone.peft_config["default"].r == 3
+
+
+def test_our_own_adapters_are_loaded_by_peft_and_merged_by_transformers(base, tmp_path):
+    model = add_lora(load_hf(base, dtype="float32"), LORA, seed=0)
+    rng = np.random.default_rng(0)
+    for target in LORA.targets:
+        second = getattr(model.layers, f"{target}_lora_b")
+        second[...] = 0.3 * rng.standard_normal(second[...].shape, np.float32)
+    rows = np.array([0, 1, 1])
+    ours = np.asarray(logits(model, rows))
+    for adapter in range(2):
+        alone, merged = tmp_path / f"alone-{adapter}", tmp_path / f"merged-{adapter}"
+        save_adapter(model, alone, adapter=adapter)
+        save_hf(merge_lora(model, adapter), merged)
+        assert_close(peft_logits(base, alone)[rows == adapter], ours[rows == adapter])
+        assert_close(peft_logits(merged, None)[rows == adapter], ours[rows == adapter])
+
+
+def test_a_bfloat16_adapter_is_exported_as_it_is(base, adapters, tmp_path):
+    model = load_adapter(load_hf(base), adapters[0])
+    save_adapter(model, tmp_path)
+    for name, value in load_file(tmp_path / "adapter_model.safetensors").items():
+        theirs = load_file(adapters[0] / "adapter_model.safetensors")[name]
+        np.testing.assert_array_equal(value, theirs.astype(value.dtype))
+        assert value.dtype == "bfloat16"
 
 
 def test_a_merged_export_is_loaded_by_transformers(base, adapters, tmp_path):
@@ -195,8 +240,15 @@ def edit(folder: Path, **changes) -> None:
         ({"use_dora": True}, "use_dora is True; expected False"),
         ({"bias": "all"}, "bias is 'all'; expected 'none'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is .*; expected None"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'; expected"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication is .*; expected None"),
+        ({"alora_invocation_tokens": [3]}, r"alora_invocation_tokens is \[3\]; expected None"),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is .*; expected None"),
         ({"r": 0}, "r is 0; expected a positive integer"),
         ({"lora_alpha": None}, "lora_alpha is None; expected a positive number"),
+        ({"target_modules": []}, "target_modules is .*'all-linear' or a list of q_proj"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "target_modules is .*; expected 'all-linear'"),
+        ({"target_modules": ["model.layers.1.mlp.up_proj"]}, "target_modules is .*in every layer"),
         ({"target_modules": ["c_attn"]}, "target_modules is .*'all-linear' or a list of q_proj"),
         ({"target_modules": r".*q_proj"}, "target_modules is .*'all-linear' or a list of q_proj"),
     ],

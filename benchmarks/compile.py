@@ -1,0 +1,143 @@
+"""How compile time grows with depth: the engine's functions at two depths. Prints one JSON line.
+
+    python benchmarks/compile.py --few 8 --many 32
+
+XLA's time is proportional to the operations it is given. Blocks that are scanned are one block to
+it at any depth; unrolled they are as many as there are layers. At most `FULL_UNROLL_LAYERS` (of
+`ixjax.models`) are unrolled, which saves copies while decoding: the default compares the deepest
+network that is unrolled with one that is scanned. Their times shall be within 1.3 of each other.
+
+Each depth has fresh processes, with the persistent cache off: the first call of `extend` (prefill),
+of `extend` on rows that hold tokens (a turn is appended) and of `decode` traces, lowers, compiles
+and runs; the second one, with the same shapes, only runs. Their difference is the time to compile,
+by the wall clock and in CPU seconds (which another program on the machine disturbs less). Medians
+over processes are reported; the depths take turns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import statistics
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import tyro
+
+BOUND = 1.3
+FUNCTIONS = ("prefill", "extend", "decode")
+FRESH = multiprocessing.get_context("spawn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What is compiled."""
+
+    few: int = 8
+    """Decoder blocks of the shallow network."""
+    many: int = 32
+    """Decoder blocks of the deep network."""
+    unroll: int = -1
+    """Most layers that are unrolled; -1: as many as the library does."""
+    hidden_size: int = 64
+    """Width of the residual stream."""
+    rows: int = 8
+    """Rows of the cache."""
+    prompt: int = 64
+    """Tokens of a prompt."""
+    new: int = 32
+    """New tokens."""
+    repeats: int = 3
+    """Processes for each depth."""
+
+
+def compile_once(a: Arguments, layers: int, pipe: Connection) -> None:
+    """In a fresh process: seconds to compile each function, and what all processes do alike."""
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    from flax import nnx
+
+    from ixjax.generation import Engine, SamplingConfig, passes
+    from ixjax.generation.engine import Contexts
+    from ixjax.models import ModelConfig, Transformer, abstract_params, transformer
+
+    if a.unroll >= 0:
+        transformer.FULL_UNROLL_LAYERS = passes.FULL_UNROLL_LAYERS = a.unroll
+    config = ModelConfig(
+        vocab_size=256,
+        hidden_size=a.hidden_size,
+        num_layers=layers,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=a.hidden_size // 4,
+        intermediate_size=2 * a.hidden_size,
+        max_length=2 * (a.prompt + a.new),
+    )
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jax.numpy.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype)
+    params = jax.tree.map(draw, abstract_params(config))
+    model = nnx.merge(nnx.graphdef(Transformer(config)), params)
+    engine = Engine(model, max_new_tokens=a.new)
+    prompts = rng.integers(1, 256, (a.rows, a.prompt)).tolist()
+    turns = rng.integers(1, 256, (a.rows, a.new)).tolist()
+
+    def once() -> dict[str, np.ndarray]:
+        clocks = [np.array([time.perf_counter(), time.process_time()])]
+
+        def lap(contexts: Contexts) -> Contexts:
+            jax.block_until_ready(contexts.cache)
+            clocks.append(np.array([time.perf_counter(), time.process_time()]))
+            return contexts
+
+        contexts = lap(engine.extend(engine.empty(a.rows), prompts))
+        contexts = lap(engine.extend(contexts, turns))
+        decoded = engine.decode(
+            contexts,
+            sampling=SamplingConfig(),
+            seed=0,
+            identities=np.arange(a.rows, dtype=np.uint32)[:, None],
+            limits=np.full(a.rows, a.new),
+            end_ids=(),
+        )
+        lap(decoded[0])
+        return dict(zip(FUNCTIONS, np.diff(clocks, axis=0), strict=True))
+
+    first, second = once(), once()
+    pipe.send({name: (first[name] - second[name]).tolist() for name in FUNCTIONS})
+
+
+def main(arguments: Arguments) -> None:
+    """Compile, compare, report."""
+    a = arguments
+    found: dict[int, list[dict[str, list[float]]]] = {a.few: [], a.many: []}
+    for _ in range(a.repeats):
+        for layers, runs in found.items():
+            pipe, theirs = FRESH.Pipe()
+            process = FRESH.Process(target=compile_once, args=(a, layers, theirs))
+            process.start()
+            theirs.close()  # so that a process that fails ends `recv`
+            runs.append(pipe.recv())
+            process.join()
+
+    def medians(layers: int, clock: int) -> dict[str, float]:
+        runs = found[layers]
+        return {name: statistics.median(run[name][clock] for run in runs) for name in FUNCTIONS}
+
+    report: dict[str, Any] = dataclasses.asdict(a)
+    for clock, kind in enumerate(("seconds", "cpu_seconds")):
+        few, many = medians(a.few, clock), medians(a.many, clock)
+        report[f"few_{kind}"], report[f"many_{kind}"] = few, many
+        report[f"ratios_of_{kind}"] = {name: many[name] / few[name] for name in FUNCTIONS}
+        report[f"ratio_of_{kind}"] = sum(many.values()) / sum(few.values())
+    ratios = report["ratios_of_cpu_seconds"].values()
+    report["bound"] = f"each function within {BOUND} of the other depth, CPU seconds"
+    report["within_bound"] = all(1 / BOUND <= ratio <= BOUND for ratio in ratios)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,147 @@
+"""The tensors of a Hugging Face folder: safetensors, one file or several with an index.
+
+Files are memory-mapped: of each only the header is read until a part of a tensor is asked for, and
+then a few rows at a time.
+
+Format: https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ixjax.io import InputError, read_json
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# Rows read at once. 16 of float32, transposed, fill whole cache lines; more fall out of the cache
+# before they are written (measured: 64 rows take twice as long, a whole matrix four times).
+BLOCK_ROWS, BLOCK_BYTES = 16, 2**18
+RECOMPUTED = ".rotary_emb.inv_freq"  # a buffer that old Llama exports carry
+
+Part = tuple[tuple[int, int], ...]  # (start, stop) along each axis
+
+
+class Checkpoint:
+    """Tensors of a folder by name. Only headers are read until a part is asked for."""
+
+    def __init__(self, source: Path):
+        self.source = source
+        self._tensors: dict[str, tuple[Path, Any]] = {}
+
+    def add(self, file: Path, handle: Any, names: Iterable[str]) -> None:
+        """Know these tensors of an open file.
+
+        Raises:
+            InputError: one of them is not in it.
+        """
+        present = set(handle.keys())
+        for name in names:
+            if name not in present:
+                raise InputError(f"{file}: tensor {name} is missing; {self.source} says it is here")
+            if not name.endswith(RECOMPUTED):
+                self._tensors[name] = (file, handle.get_slice(name))
+
+    @property
+    def names(self) -> set[str]:
+        """All tensors that are known."""
+        return set(self._tensors)
+
+    def file(self, name: str) -> Path:
+        """Where a tensor lies."""
+        return self._tensors[name][0]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, by its file's header."""
+        return tuple(self._tensors[name][1].get_shape())
+
+    def dtype(self, name: str) -> str:
+        """Of a tensor, as safetensors calls it."""
+        return self._tensors[name][1].get_dtype()
+
+    def blocks(self, name: str, part: Part) -> Iterator[tuple[slice, np.ndarray]]:
+        """A part of a tensor, a few rows at a time: (which of the part's rows, their values)."""
+        tensor = self._tensors[name][1]
+        (start, stop), *rest = part
+        row_bytes = 8 * math.prod(end - begin for begin, end in rest)
+        step = max(BLOCK_BYTES // row_bytes, BLOCK_ROWS)
+        for at in range(start, stop, step):
+            rows = slice(at, min(at + step, stop))
+            values = tensor[(rows, *(slice(*bounds) for bounds in rest))]
+            yield slice(rows.start - start, rows.stop - start), values
+
+    def read(self, name: str, part: Part, out: np.ndarray, *, transposed: bool) -> None:
+        """Fill `out` with a part of a tensor, cast; with `transposed`, of its transpose."""
+        part, out = (part[::-1], out.T) if transposed else (part, out)
+        for rows, values in self.blocks(name, part):
+            out[rows] = values
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same values."""
+        if self.shape(one) != self.shape(other):
+            return False
+        part = tuple((0, size) for size in self.shape(one))
+        both = zip(self.blocks(one, part), self.blocks(other, part), strict=True)
+        return all(np.array_equal(a, b) for (_, a), (_, b) in both)
+
+
+def open_checkpoint(folder: Path, files: contextlib.ExitStack) -> Checkpoint:
+    """Open a folder's files, to be closed with `files`.
+
+    Raises:
+        InputError: they are not there, not whole, pickled, or not what the index says.
+    """
+    if (folder / WEIGHTS).is_file():
+        handle = _open_file(folder / WEIGHTS, files)
+        checkpoint = Checkpoint(folder / WEIGHTS)
+        checkpoint.add(folder / WEIGHTS, handle, handle.keys())
+        return checkpoint
+    if not (folder / INDEX).is_file():
+        raise InputError(f"{folder}: expected {WEIGHTS} or {INDEX}, found {_instead(folder)}")
+    index = read_json(folder / INDEX)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{folder / INDEX}: weight_map is missing; expected tensor: file")
+    checkpoint = Checkpoint(folder / INDEX)
+    for name in sorted({str(name) for name in weight_map.values()}):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(f"{folder / INDEX}: {name!r} is not a *.safetensors of this folder")
+        handle = _open_file(folder / name, files)
+        checkpoint.add(folder / name, handle, [t for t, file in weight_map.items() if file == name])
+        unlisted = sorted(
+            t for t in set(handle.keys()) - set(weight_map) if not t.endswith(RECOMPUTED)
+        )
+        if unlisted:
+            raise InputError(
+                f"{folder / name}: tensor {unlisted[0]} is not listed by {INDEX} "
+                f"({len(unlisted)} such)"
+            )
+    return checkpoint
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without safetensors has, and how to make them of it."""
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+    if not pickled:
+        return "none"
+    return (
+        f"only {pickled[0]}, which is not read: pickles execute code. If you trust it, convert it: "
+        f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+        f".save_pretrained({str(folder)!r})"
+    )
+
+
+def _open_file(file: Path, files: contextlib.ExitStack) -> Any:
+    try:
+        return files.enter_context(safe_open(file, framework="numpy"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file; {INDEX} lists it") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: not a whole safetensors file ({error})") from None
