@@ -17,7 +17,7 @@ import json
 import math
 import zlib
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -152,17 +152,36 @@ class ModelSpeaker:
         self, state: Rows, identities: np.ndarray, active: np.ndarray
     ) -> tuple[Rows, list[Utterance | None]]:
         """See `Speaker.speak`."""
-        before = state.contexts.lengths
-        contexts, decoded = self._engine.decode(
-            state.contexts,
+        limits = np.where(active, self.sampling.max_new_tokens, 0)
+        contexts, decoded = self.decode(state.contexts, identities, limits)
+        return self.settle(state, contexts, decoded, identities, active)
+
+    def decode(
+        self, contexts: Contexts, identities: np.ndarray, limits: np.ndarray, **part: Any
+    ) -> tuple[Contexts, Decoded]:
+        """Sample a turn of this side's, or a `part` of it (`offsets`, `steps`): `Engine.decode`."""
+        return self._engine.decode(
+            contexts,
             sampling=self.sampling,
             seed=self.seed,
             identities=identities,
-            limits=np.where(active, self.sampling.max_new_tokens, 0),
+            limits=limits,
             end_ids=self.view.template.end_ids,
+            **part,
         )
+
+    def settle(
+        self,
+        state: Rows,
+        contexts: Contexts,
+        decoded: Decoded,
+        identities: np.ndarray,
+        active: np.ndarray,
+    ) -> tuple[Rows, list[Utterance | None]]:
+        """What `speak` gives, of whole turns that were decoded from `state` into `contexts`."""
         utterances: list[Utterance | None] = [None] * len(active)
-        dialogues, lines, lengths = list(state.dialogues), list(state.lines), before
+        dialogues, lines = list(state.dialogues), list(state.lines)
+        lengths = state.contexts.lengths
         drawn_by, anew = list(state.identities), [[] for _ in utterances]
         for row in map(int, np.flatnonzero(active)):
             dialogue = _held(dialogues[row], row)
