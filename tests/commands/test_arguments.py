@@ -162,7 +162,7 @@ def test_flags_win_over_the_file_and_out_takes_its_name(tmp_path):
 
 
 def test_a_config_flag_without_a_name_is_an_error():
-    with pytest.raises(InputError, match="expected a path or a preset behind it"):
+    with pytest.raises(InputError, match="--config: expected a value behind it"):
         parse(Outer, ["--config"], stage="x", summary="X.")
 
 
