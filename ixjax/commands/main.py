@@ -31,6 +31,7 @@ STAGES = {
 }
 TOOLS = {
     "export": "a model as a Hugging Face folder",
+    "parity": "compare what the engine and the trainer compute",
 }
 CACHE_SWITCH = "IXJAX_COMPILATION_CACHE"  # a folder, or "off"
 
