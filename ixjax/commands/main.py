@@ -30,6 +30,7 @@ STAGES = {
     "pipeline": "all of them in turn",
 }
 TOOLS = {
+    "chat": "talk with a model in the terminal",
     "export": "a model as a Hugging Face folder",
     "parity": "compare what the engine and the trainer compute",
 }
