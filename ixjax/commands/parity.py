@@ -43,14 +43,11 @@ class Settings:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     """How devices are laid out."""
 
-    def __post_init__(self) -> None:
-        """Refuse to compare nothing."""
-        if self.dialogues < 1:
-            raise InputError(f"dialogues is {self.dialogues}; expected 1 or more")
-
 
 def execute(settings: Settings, run: pipeline.Run | None, console: Console) -> None:
     """Compare, print the table; exit code 1 if a difference is too large."""
+    if settings.dialogues < 1:
+        raise InputError(f"dialogues is {settings.dialogues}; expected 1 or more")
     checkpoints = _chosen(settings, run)
     if run is None:
         scenario = get_scenario("sandbox")

@@ -41,16 +41,13 @@ def parse_tool(
     out, _ = take(arguments, "--out")
     run = None if out is None else read_run(out)
     default = cls() if run is None else dataclasses.replace(cls(), **_shared(cls, run.config))
-    try:
-        settings = tyro.cli(
-            cls,
-            prog=f"ixjax {tool}",
-            description=f"{summary} With --out RUN, what a flag leaves open is as in that run.",
-            default=default,
-            args=list(arguments),
-        )
-    except ValueError as error:  # a dataclass refused a combination of values
-        raise InputError(str(error)) from None
+    settings = tyro.cli(
+        cls,
+        prog=f"ixjax {tool}",
+        description=f"{summary} With --out RUN, what a flag leaves open is as in that run.",
+        default=default,
+        args=list(arguments),
+    )
     scenario = getattr(settings, "scenario", None)
     if run is not None and scenario not in (None, run.config.scenario):
         raise InputError(

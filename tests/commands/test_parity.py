@@ -45,5 +45,4 @@ def test_a_run_without_a_model_names_the_command(command, tmp_path):
 
 def test_nothing_to_compare_is_refused(command):
     code, _, error = command("parity", "--dialogues", "0")
-    assert code == 2
-    assert "dialogues is 0; expected 1 or more" in error
+    assert (code, error) == (2, "error: dialogues is 0; expected 1 or more\n")
