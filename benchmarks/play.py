@@ -3,15 +3,16 @@
     python benchmarks/play.py --size a                       # ours: scheduler and lockstep
     python benchmarks/play.py --size a --peer-dialogues 2    # and transformers.generate beside it
 
-Two models talk in `dialogues` dialogues of `turns` turns a side. Turns have the lengths of ESConv's,
-in tokens of a vocabulary of 4,096, cut at `longest`; they differ by an order of magnitude, which is
-what lockstep pays for: each row waits for the longest turn of its batch. The peer plays one dialogue
-at a time, as research code does: `generate` on the whole history, turn by turn, of the same tokens.
+Two models talk in `dialogues` dialogues of `turns` turns a side. Turns have the lengths of
+ESConv's, in tokens of a vocabulary of 4,096, cut at `longest`; they differ by an order of
+magnitude, which is what lockstep pays for: each row waits for the longest turn of its batch. The
+peer plays one dialogue at a time, as research code does: `generate` on the whole history, turn by
+turn, of the same number of tokens.
 
 A useful token is one that was sampled. Occupancy is useful tokens over the slots of the decode
-batches, padding included. Every token is also read once by the other side: the ceiling is the decode
-throughput of `generate.py`, less a quarter for reading. Runs are alternated; medians; first runs,
-which compile, are not counted. Prints one JSON line.
+batches, padding included. Every token is also read once by the other side: the ceiling is the
+decode throughput of `generate.py`, less a quarter for reading. Medians; first runs, which compile,
+are not counted. Prints one JSON line.
 """
 
 from __future__ import annotations

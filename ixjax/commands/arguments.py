@@ -41,7 +41,8 @@ def parse(cls: type[Any], arguments: Sequence[str], *, stage: str, summary: str)
     Raises:
         InputError: the file is missing or wrong. tyro ends the process itself for bad flags.
     """
-    name, rest = _take_config(arguments)
+    name, rest = take(arguments, "--config")
+    name = "quickstart" if name is None else name
     default = load(cls, name)
     try:
         settings = tyro.cli(
@@ -59,17 +60,24 @@ def parse(cls: type[Any], arguments: Sequence[str], *, stage: str, summary: str)
     return settings
 
 
-def _take_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Take `--config X` or `--config=X` out of a command line."""
-    rest, name = list(arguments), "quickstart"
-    for i, argument in enumerate(arguments):
-        if argument == "--config":
-            if i + 1 == len(arguments):
-                raise InputError("--config: expected a path or a preset behind it")
-            name, rest = arguments[i + 1], [*arguments[:i], *arguments[i + 2 :]]
-        elif argument.startswith("--config="):
-            name, rest = argument.partition("=")[2], [*arguments[:i], *arguments[i + 1 :]]
-    return name, rest
+def take(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+    """Take `FLAG X` or `FLAG=X` out of a command line: X, the last one's, and what is left.
+
+    Raises:
+        InputError: nothing stands behind the flag.
+    """
+    rest, value = [], None
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == flag:
+            value = next(remaining, None)
+            if value is None:
+                raise InputError(f"{flag}: expected a value behind it")
+        elif argument.startswith(f"{flag}="):
+            value = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    return value, rest
 
 
 def presets() -> dict[str, Path]:

@@ -1,4 +1,7 @@
-"""The console command: `ixjax STAGE [flags]`.
+"""The console command: `ixjax COMMAND [flags]`.
+
+A stage makes a part of a run, and takes every setting of the run. A tool uses what is there, and
+takes a few settings of its own (`ixjax.commands.tools`).
 
 Bad input ends with one line and exit code 2, a full disk or a diverged training with 1, an
 interruption with 130; anything else is a bug and shows its traceback.
@@ -11,8 +14,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ixjax.io import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 STAGES = {
     "prepare": "corpus to splits and tokenizer",
@@ -22,24 +29,29 @@ STAGES = {
     "evaluate": "compare the methods on held-out users",
     "pipeline": "all of them in turn",
 }
+TOOLS = {
+    "chat": "talk with a model in the terminal",
+    "export": "a model as a Hugging Face folder",
+    "parity": "compare what the engine and the trainer compute",
+}
 CACHE_SWITCH = "IXJAX_COMPILATION_CACHE"  # a folder, or "off"
 
 
-def main(stage: str | None = None, arguments: Sequence[str] | None = None) -> None:
-    """Run a stage and end the process with its exit code.
+def main(command: str | None = None, arguments: Sequence[str] | None = None) -> None:
+    """Run a stage or a tool and end the process with its exit code.
 
     Args:
-        stage: which one; None takes it from the command line.
-        arguments: the command line behind the stage; default that of the process.
+        command: which one; None takes it from the command line.
+        arguments: the command line behind the command; default that of the process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if stage is None:
+    if command is None:
         if not arguments or arguments[0] in ("-h", "--help"):
             _usage()
             sys.exit(0 if arguments else 2)
-        stage = arguments.pop(0)
+        command = arguments.pop(0)
     try:
-        _run(stage, arguments)
+        _run(command, arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -51,27 +63,33 @@ def main(stage: str | None = None, arguments: Sequence[str] | None = None) -> No
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+        hint = "" if command in TOOLS else "; run the same command again to continue"
+        print(f"interrupted{hint}", file=sys.stderr)
         sys.exit(130)
 
 
-def _run(stage: str, arguments: Sequence[str]) -> None:
-    if stage not in STAGES:
-        raise InputError(f"unknown stage {stage!r}; expected one of {', '.join(STAGES)}")
+def _run(command: str, arguments: Sequence[str]) -> None:
+    if command not in STAGES | TOOLS:
+        known = ", ".join(STAGES | TOOLS)
+        raise InputError(f"unknown command {command!r}; expected one of {known}")
     # Heavy imports wait until it is known that there is work to do.
     from rich.console import Console
 
-    from ixjax.commands.arguments import parse
-    from ixjax.commands.progress import ProgressReporter
-    from ixjax.pipeline import RunConfig, open_run
-
-    module = importlib.import_module(f"ixjax.commands.{stage}")
-    config = parse(RunConfig, arguments, stage=stage, summary=module.SUMMARY)
-    use_compilation_cache()
+    module = importlib.import_module(f"ixjax.commands.{command}")
     # Tables keep their columns where no terminal says how wide it is; a path stays a path, whatever
     # brackets and colons it has.
     width = None if sys.stdout.isatty() else 180
     console = Console(width=width, markup=False, emoji=False, highlight=False)
+    (_run_tool if command in TOOLS else _run_stage)(command, module, arguments, console)
+
+
+def _run_stage(stage: str, module: Any, arguments: Sequence[str], console: Console) -> None:
+    from ixjax.commands.arguments import parse
+    from ixjax.commands.progress import ProgressReporter
+    from ixjax.pipeline import RunConfig, open_run
+
+    config = parse(RunConfig, arguments, stage=stage, summary=module.SUMMARY)
+    use_compilation_cache()
     reporter = ProgressReporter(console)
     try:
         run = open_run(config)
@@ -79,6 +97,14 @@ def _run(stage: str, arguments: Sequence[str]) -> None:
         module.execute(run, reporter, console)
     finally:
         reporter.close()
+
+
+def _run_tool(tool: str, module: Any, arguments: Sequence[str], console: Console) -> None:
+    from ixjax.commands.tools import parse_tool
+
+    settings, run = parse_tool(module.Settings, arguments, tool=tool, summary=module.SUMMARY)
+    use_compilation_cache()
+    module.execute(settings, run, console)
 
 
 def use_compilation_cache() -> None:
@@ -99,10 +125,15 @@ def use_compilation_cache() -> None:
 
 
 def _usage() -> None:
-    print("usage: ixjax STAGE [--config PATH-or-preset] [--out RUN] [flags]\n\nstages:")
-    for name, what in STAGES.items():
-        print(f"  {name:<10} {what}")
-    print("\n`ixjax STAGE --help` lists every flag. Compiled programs are kept in the user's cache")
+    print("usage: ixjax STAGE [--config PATH-or-preset] [--out RUN] [flags]")
+    print("       ixjax TOOL [--out RUN] [flags]")
+    for kind, commands in (("stages", STAGES), ("tools", TOOLS)):
+        print(f"\n{kind}:")
+        for name, what in commands.items():
+            print(f"  {name:<10} {what}")
+    print(
+        "\n`ixjax COMMAND --help` lists every flag. Compiled programs are kept in the user's cache"
+    )
     print(f"folder; {CACHE_SWITCH}=FOLDER keeps them elsewhere, {CACHE_SWITCH}=off not at all.")
 
 

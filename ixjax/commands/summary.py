@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ixjax.evaluation import Parity
+
 WEAK_CORRELATION = 0.1  # Spearman, of foretold and recorded outcomes
 
 
@@ -123,6 +125,37 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
             )
             for f in result["fidelity"]
         ),
+    )
+
+
+def print_parity(console: Console, models: Mapping[str, Parity], tolerance: float) -> None:
+    """How far engine and trainer are apart, and where most."""
+    _print(
+        console,
+        f"Log-probabilities, engine against trainer: difference in nats, {tolerance:g} allowed",
+        (
+            *("model", "dialogues", "tokens"),
+            *("decoded: largest", "mean", "scored: largest", "mean"),
+        ),
+        (
+            (
+                name,
+                found.dialogues,
+                found.tokens,
+                *(
+                    f"{figure:.1e}"
+                    for way in ("decoded", "scored")
+                    for figure in (found.largest[way], found.mean[way])
+                ),
+            )
+            for name, found in models.items()
+        ),
+    )
+    name, found = max(models.items(), key=lambda item: item[1].worst.size)
+    worst = found.worst
+    console.print(
+        f"largest: {worst.size:.1e}, {name} on dialogue {worst.dialogue}, token {worst.token} "
+        f"({worst.text!r}) as {worst.way}: engine {worst.engine:.6f}, trainer {worst.trainer:.6f}"
     )
 
 

@@ -233,3 +233,18 @@ def write_dialogues(path: str | Path, dialogues: Iterable[Dialogue]) -> None:
 def read_dialogues(path: str | Path) -> list[Dialogue]:
     """Read what `write_dialogues` wrote."""
     return [Dialogue.from_json(record) for record in io.read_jsonl(path, schema=SCHEMA)]
+
+
+def add_dialogue(path: str | Path, dialogue: Dialogue) -> int:
+    """Add a dialogue to a file of ours, or replace the one of its id; how many it then holds.
+
+    The file is rewritten whole, so that it is never half there.
+
+    Raises:
+        InputError: the file is there, and is none that `write_dialogues` wrote.
+    """
+    known = io.read_jsonl(path, schema=SCHEMA) if Path(path).exists() else ()
+    by_id = {record.get("id"): record for record in known}
+    by_id[dialogue.id] = dialogue.to_json()
+    io.write_jsonl(path, by_id.values(), schema=SCHEMA)
+    return len(by_id)

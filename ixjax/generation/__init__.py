@@ -6,6 +6,7 @@ from ixjax.generation.engine import Contexts, Decoded, Engine, Turns
 from ixjax.generation.generate import generate
 from ixjax.generation.sampling import SamplingConfig
 from ixjax.generation.scheduler import Finished, Game, play
+from ixjax.generation.session import Session
 from ixjax.generation.speakers import ModelSpeaker, ReadOut, Speaker, User, speaker_engine
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ReadOut",
     "RecompilationError",
     "SamplingConfig",
+    "Session",
     "Speaker",
     "Turns",
     "User",

@@ -135,9 +135,9 @@ def attend_by(
     batch, _, length, size = q.shape
     rows = q.reshape(batch, pieces[0][0].shape[1], -1, size)
     parts = []
-    for keys, values, visible in pieces:
+    for piece_keys, values, visible in pieces:
         # XLA moves this in front of a loop over tokens, in which the cache does not change.
-        keys = _columns_in_front(keys)
+        keys = _columns_in_front(piece_keys)
         # A row holds head by head all positions, so the mask of the positions is repeated.
         heads = rows.shape[2] // length if visible.shape[1] > 1 else 1
         by_row = jnp.tile(visible, (1, heads, 1))

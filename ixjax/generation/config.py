@@ -17,6 +17,8 @@ class EngineConfig:
     """Rows of a decode batch: turns that are spoken at once."""
     steps: int = 32
     """Tokens a row is decoded by before the host looks at the batch again, at most."""
+    in_flight: int = 4
+    """Dialogues in play for each of the rows, where policy and simulator have a model each."""
     prefill_tokens: int = 1024
     """Tokens read in one pass, padding included."""
     warm_up: bool = False
@@ -24,7 +26,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes below 1."""
-        for name in ("rows", "steps", "prefill_tokens"):
+        for name in ("rows", "steps", "in_flight", "prefill_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 

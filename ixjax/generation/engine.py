@@ -104,11 +104,13 @@ class Decoded:
     tokens: S lists; the token that ended a turn is included.
     logprobs: S lists, the log-probability of each under the full softmax.
     running: `[S]` whether the row's turn can go on: it neither ended nor reached its limit.
+    ended: `[S]` whether an end token or a stop string ended it.
     """
 
     tokens: list[list[int]]
     logprobs: list[list[float]]
     running: np.ndarray  # [S]
+    ended: np.ndarray  # [S]
 
     @property
     def counts(self) -> np.ndarray:
@@ -175,6 +177,7 @@ class Engine:
         self._weights = passes.Weights.of(model, apart=self._apart)
         self._version = next(_versions)
         self._residents: dict[int, ResidentBatch] = {}
+        self._spare: dict[tuple[int, ...], Contexts] = {}
 
     def stop_set(self, strings: tuple[str, ...]) -> int:
         """What `Turns.stops` says of a row that these strings stop; 0 where there are none."""
@@ -190,6 +193,19 @@ class Engine:
         cache = kv.allocate(self.model_config, rows, self.columns, mesh=self._mesh)
         chosen = np.broadcast_to(np.asarray(adapters, np.int32), (rows,))
         return Contexts(cache, ((),) * rows, chosen, self._version)
+
+    def borrow(self, adapters: Sequence[int]) -> Contexts:
+        """Rows with these adapters whose content is anything, to `give_back` when done with.
+
+        Large caches take long to allocate; rows that were given back before are handed out again.
+        """
+        spare = self._spare.pop(tuple(adapters), None)
+        return self.empty(len(adapters), adapters=adapters) if spare is None else spare
+
+    def give_back(self, contexts: Contexts) -> None:
+        """Keep rows that nobody needs any more for the next `borrow`."""
+        if contexts.version == self._version:
+            self._spare[tuple(contexts.adapters.tolist())] = contexts
 
     def extend(self, contexts: Contexts, tokens: Sequence[Sequence[int]]) -> Contexts:
         """Read `tokens[s]` into row s (an empty sequence leaves it as it is).
@@ -261,7 +277,7 @@ class Engine:
         said = [tuple(row) for row in turns.said or [()] * len(limits)]
         tokens: list[list[int]] = [[] for _ in said]
         logprobs: list[list[float]] = [[] for _ in said]
-        running = limits > 0
+        running, ended = limits > 0, np.zeros(len(limits), bool)
         while running.any():
             part = dataclasses.replace(
                 turns,
@@ -272,8 +288,8 @@ class Engine:
             for row in np.flatnonzero(running):
                 tokens[row] += decoded.tokens[row]
                 logprobs[row] += decoded.logprobs[row]
-            running = decoded.running
-        return contexts, Decoded(tokens, logprobs, running)
+            running, ended = decoded.running, ended | decoded.ended
+        return contexts, Decoded(tokens, logprobs, running, ended)
 
     def decode_chunk(
         self, contexts: Contexts, turns: Turns, *, stay: int = 0
@@ -301,7 +317,7 @@ class Engine:
             )
         active = np.flatnonzero(limits > 0)
         size = self._batch_rows(len(limits))
-        running = limits > 0
+        running, ended = limits > 0, np.zeros(len(limits), bool)
         tokens: list[list[int]] = [[] for _ in limits]
         logprobs: list[list[float]] = [[] for _ in limits]
         with self.account.clock("decode"):
@@ -313,7 +329,8 @@ class Engine:
                     tokens[row] = sampled.tokens[slot, :count].tolist()
                     logprobs[row] = sampled.logprobs[slot, :count].tolist()
                     running[row] = sampled.running[slot]
-        return contexts, Decoded(tokens, logprobs, running)
+                    ended[row] = sampled.kept[slot] < count
+        return contexts, Decoded(tokens, logprobs, running, ended)
 
     def _batch_rows(self, rows: int) -> int:
         """Rows of the batches for contexts of so many rows."""

@@ -161,7 +161,7 @@ def extend(
     counts: ArrayLike,
     adapters: ArrayLike,
 ) -> tuple[Layer, jax.Array]:
-    """Read `counts[r]` of `tokens[r]` `[R, n]` behind each row: what is new, and `[R, V]` logits."""
+    """Read `counts[r]` of `tokens[r]` `[R, n]` behind each row: what is new, and the logits."""
     hidden, new = _read(program, weights, tokens, batch.lengths, counts, adapters, _past(batch))
     logits = _head(program, weights, _last(hidden, counts))
     return _stacked(new), jnp.where((counts > 0)[:, None], logits, batch.logits)

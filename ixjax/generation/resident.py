@@ -1,7 +1,7 @@
 """Rows that stay in the decode batch from one pause to the next.
 
-Turns are longer than the stretches between two pauses, so most rows of a batch were in the last one,
-too. They are not copied again: a row of the batch is known by the tokens that it holds, and
+Turns are longer than the stretches between two pauses, so most rows of a batch were in the last
+one, too. They are not copied again: a row of the batch is known by the tokens that it holds, and
 one that holds what a context holds now is as good as a copy of it.
 """
 
@@ -103,7 +103,7 @@ class ResidentBatch:
         slots: np.ndarray,
         keys: Sequence[Key],
     ) -> None:
-        """Take the batch back, with what was read behind its rows; `keys` are what they hold now."""
+        """Take the batch back, grown by what was read; `keys` are what its rows hold now."""
         self._batch = self._account.call(kv.grow, batch, new, counts, logits, mesh=self._mesh)
         for slot, key in zip(slots, keys, strict=True):
             self._held[slot] = key

@@ -1,10 +1,10 @@
 """Play: two speakers in many dialogues, each to its end, with the decode batch kept full.
 
 Dialogues advance independently. Whoever's turn has ended leaves the batch at the next pause, the
-other side reads what was said and takes a place, and a dialogue that is over makes room for the next
-one. Speakers that share an engine share its batch; those that don't have a batch each, and the one
-with more turns waiting decodes. What is said does not depend on any of this: turns are drawn by
-identity (`ixjax.generation.turns`).
+other side reads what was said and takes a place, and a dialogue that is over makes room for the
+next one. Speakers that share an engine share its batch; those that don't have a batch each, and the
+one with more turns waiting decodes. What is said does not depend on any of this: turns are drawn
+by identity (`ixjax.generation.turns`).
 
 `play` takes any two speakers; those without an engine are played in lockstep.
 """
@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from ixjax.dialogue.types import Dialogue, OutcomeReading, Utterance
+from ixjax.generation.buckets import bucket
 from ixjax.generation.engine import Turns
 from ixjax.generation.speakers import ModelSpeaker, Rows, Speaker, User
 from ixjax.generation.turns import POLICY, USER, ended, heard, turn_identities, words
 
 WAITING = 1 / 8  # of a batch: turns that have ended, for which decoding pauses
-IN_FLIGHT = 4  # dialogues for each row of a batch, where each side has its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,13 +206,14 @@ class Scheduler:
         self._shared = policy.engine is user.engine
         self._speakers = (policy, user)
         self._batch = policy.engine.config.rows
+        in_flight = 1 if self._shared else policy.engine.config.in_flight
+        # Those that are over wait, in places of their own, until their outcomes fill a pass.
+        self._most = round((in_flight + WAITING) * self._batch)
         self._finished: dict[int, Finished] = {}
 
     def play(self, games: Sequence[Game]) -> list[Finished]:
         """Every game to its end; see `ixjax.generation.scheduler.play`."""
-        in_flight = self._batch if self._shared else round(IN_FLIGHT * self._batch)
-        # Those that are over wait, in places of their own, until their outcomes fill a pass.
-        self._size = min(in_flight + round(WAITING * self._batch), max(len(games), 1))
+        self._size = min(self._most, bucket(len(games)))
         self._places: dict[int, _Place] = {}
         self._sides = self._make_sides()
         queue = list(enumerate(games))[::-1]
@@ -222,17 +223,23 @@ class Scheduler:
             if any(waiting):
                 self._decode([POLICY, USER] if self._shared else [int(np.argmax(waiting))])
             self._read_outcomes(all_of_them=not any(map(self._waiting, (POLICY, USER))))
+        for side in self._sides:
+            side.speaker.engine.give_back(side.state.contexts)
         return [self._finished[number] for number in range(len(games))]
 
     def _make_sides(self) -> list[_Side]:
         policy, user = self._speakers
-        if not self._shared:
-            return [_Side(side, side.empty(self._size)) for side in self._speakers]
-        adapters = np.repeat([policy.adapter, user.adapter], self._size)
-        contexts = policy.engine.empty(2 * self._size, adapters=adapters.tolist())
-        rows = 2 * self._size
-        states = [Rows(contexts, [None] * rows, [None] * rows, [()] * rows) for _ in range(2)]
-        return [_Side(policy, states[0]), _Side(user, states[1], first=self._size)]
+        rows = self._size * (1 + self._shared)
+        adapters = [[speaker.adapter] * self._size for speaker in self._speakers]
+        if self._shared:
+            contexts = [policy.engine.borrow([*adapters[POLICY], *adapters[USER]])] * 2
+        else:
+            contexts = [s.engine.borrow(a) for s, a in zip(self._speakers, adapters, strict=True)]
+        states = [Rows(c, [None] * rows, [None] * rows, [()] * rows) for c in contexts]
+        return [
+            _Side(policy, states[POLICY]),
+            _Side(user, states[USER], first=self._size * self._shared),
+        ]
 
     def _update(self, side: _Side, state: Rows) -> None:
         """A side's new state; the other side's contexts may be the same ones."""

@@ -3,7 +3,7 @@
 `Speaker` is what search and evaluation play with: contexts that can be forked, stored, spoken
 from and spoken to. `ModelSpeaker` implements it over the engine, so that a new turn costs its own
 tokens and the history is never read again; a scripted user or policy implements it in plain
-Python (`ixjax.dialogue.scenarios.sandbox.TrueUser`). `ixjax.generation.scheduler` plays two of them.
+Python (`ixjax.dialogue.scenarios.sandbox.TrueUser`). `ixjax.generation.scheduler` plays them.
 
 A live context ends right after its speaker's own words: the end of that turn is read together
 with the reply to it. So the closing outcome line can be scored behind any turn of the user's.
@@ -159,21 +159,22 @@ class ModelSpeaker:
 
     def restart(self, state: Rows, dialogues: Sequence[Dialogue | None]) -> Rows:
         """Other dialogues in place of those of a state, which is consumed; None leaves a row."""
-        after = Rows(state.contexts, *map(list, (state.dialogues, state.lines, state.identities)))
+        held, lines, drawn_by = list(state.dialogues), list(state.lines), list(state.identities)
         lengths, tokens = state.contexts.lengths, [[] for _ in dialogues]
         for row, dialogue in enumerate(dialogues):
             if dialogue is not None:
                 lengths[row], tokens[row] = 0, self._render(dialogue)
-                after.dialogues[row], after.lines[row] = dialogue, None
-                told = zlib.crc32(json.dumps(dialogue.to_json()).encode())
-                after.identities[row] = (told,)
-        return dataclasses.replace(after, contexts=self._reread(state.contexts, lengths, tokens))
+                held[row], lines[row] = dialogue, None
+                drawn_by[row] = (zlib.crc32(json.dumps(dialogue.to_json()).encode()),)
+        return Rows(self._reread(state.contexts, lengths, tokens), held, lines, drawn_by)
 
     def speak(
         self, state: Rows, identities: np.ndarray, active: np.ndarray
     ) -> tuple[Rows, list[Utterance | None]]:
         """See `Speaker.speak`."""
-        limits = [self.longest_turn(row) if on else 0 for row, on in zip(identities, active)]
+        limits = [
+            self.longest_turn(row) if on else 0 for row, on in zip(identities, active, strict=True)
+        ]
         contexts, decoded = self.engine.decode(state.contexts, self.turns(identities, limits))
         starts, state = state.contexts.lengths, dataclasses.replace(state, contexts=contexts)
         return self.settle(state, starts, decoded.tokens, identities, active)

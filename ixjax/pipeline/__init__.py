@@ -1,24 +1,30 @@
-"""The stages of a run, chained over its directory, each resumable."""
+"""The stages of a run, chained over its directory, each resumable; and its models by name."""
 
 from typing import Any
 
+from ixjax.pipeline.checkpoints import Checkpoint, find_checkpoint, run_checkpoints
 from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.dpo import align
 from ixjax.pipeline.evaluate import evaluate
+from ixjax.pipeline.export import export
 from ixjax.pipeline.prepare import prepare
 from ixjax.pipeline.run import Reporter, Run, open_run
 from ixjax.pipeline.search import search
 from ixjax.pipeline.sft import train_speakers
 
 __all__ = [
+    "Checkpoint",
     "Reporter",
     "Run",
     "RunConfig",
     "align",
     "evaluate",
+    "export",
+    "find_checkpoint",
     "open_run",
     "prepare",
     "run_all",
+    "run_checkpoints",
     "search",
     "train_speakers",
 ]

@@ -7,7 +7,7 @@ import dataclasses
 from ixjax.dialogue.corpora import DataConfig
 from ixjax.dialogue.tokenizer import TokenizerConfig
 from ixjax.evaluation import EvaluationConfig
-from ixjax.generation import ReadOut, SamplingConfig
+from ixjax.generation import DebugConfig, EngineConfig, ReadOut, SamplingConfig
 from ixjax.io import NO_EFFECT
 from ixjax.models import ModelArguments
 from ixjax.parallel import MeshConfig
@@ -39,6 +39,10 @@ class RunConfig:
     """Training of the policy and the simulators."""
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     """How both speakers draw their turns."""
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig, metadata=NO_EFFECT)
+    """How the generation engine lays out its work."""
+    debug: DebugConfig = dataclasses.field(default_factory=DebugConfig, metadata=NO_EFFECT)
+    """Checks for whoever develops or tunes."""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     """The tree search."""
     pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)

@@ -24,7 +24,7 @@ from ixjax.dialogue.corpora import read_dialogues
 from ixjax.dialogue.scenarios import Scenario, get_scenario
 from ixjax.dialogue.tokenizer import load_tokenizer
 from ixjax.dialogue.types import Dialogue, Role
-from ixjax.generation import ModelSpeaker
+from ixjax.generation import Account, ModelSpeaker, speaker_engine
 from ixjax.generation.speakers import OUTCOME_TOKENS
 from ixjax.models import Transformer
 from ixjax.parallel import describe, make_mesh
@@ -95,14 +95,21 @@ class Run:
         """A trained model of this run."""
         return load_model(directory, mesh=self.mesh)
 
+    @functools.cached_property
+    def account(self) -> Account:
+        """What the generation engines of this process have done."""
+        return Account()
+
     def speaker(self, directory: Path, role: Role, *, seed_offset: int = 0) -> ModelSpeaker:
         """A trained model of this run as one side of the dialogue."""
+        model, view, sampling = self.load(directory), self.view(role), self.config.sampling
         return ModelSpeaker(
-            self.load(directory),
-            self.view(role),
-            self.config.sampling,
+            model,
+            view,
+            sampling,
             seed=self.config.seed + seed_offset,
             readout=self.config.readout,
+            engine=speaker_engine(model, view, sampling, self.config.engine, account=self.account),
         )
 
     def root(self, dialogue: Dialogue) -> Dialogue:

@@ -11,13 +11,14 @@ from ixjax.training.dpo import (
 from ixjax.training.examples import sft_examples
 from ixjax.training.objectives import dpo_loss, sft_loss, token_logprobs
 from ixjax.training.optimizer import OptimizerConfig
-from ixjax.training.sft import SFTConfig, train_sft, validation_loss
+from ixjax.training.sft import SFTConfig, example_logprobs, train_sft, validation_loss
 
 __all__ = [
     "DPOConfig",
     "OptimizerConfig",
     "SFTConfig",
     "dpo_loss",
+    "example_logprobs",
     "is_finished",
     "load_model",
     "load_reference",

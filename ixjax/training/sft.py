@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from ixjax import io
@@ -15,7 +16,16 @@ from ixjax.models import Transformer
 from ixjax.training.batching import Rows, in_batches, pack, shuffled_batches, tree_bytes
 from ixjax.training.objectives import scored_logprobs, sft_loss
 from ixjax.training.optimizer import OptimizerConfig
-from ixjax.training.trainer import OnStep, Training, mean_loss, train
+from ixjax.training.trainer import (
+    OnStep,
+    Training,
+    make_eval_step,
+    mean_loss,
+    mesh_of,
+    place_batch,
+    place_params,
+    train,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,3 +125,37 @@ def validation_loss(model: Transformer, examples: Sequence[Rendered], *, batch_s
     """
     rows = pack(examples, length=model.config.max_length)
     return mean_loss(model, packed_loss, in_batches(rows, batch_size=batch_size))
+
+
+def example_logprobs(model: Transformer, examples: Sequence[Rendered]) -> list[np.ndarray]:
+    """Log-probability of each scored token of each example, computed as a training computes it.
+
+    Raises:
+        InputError: see `validation_loss`.
+    """
+    mesh = mesh_of(model)
+    rows = pack(examples, length=model.config.max_length)
+    logprobs_of = make_eval_step(model.config, mesh, scored_logprobs)
+    params = place_params(model, mesh)
+    batches = in_batches(rows, batch_size=mesh.shape["data"] * mesh.shape["fsdp"])
+    found = [np.asarray(logprobs_of(params, place_batch(batch, mesh))) for batch in batches]
+    by_example = _by_example(rows, np.concatenate(found))
+    return [by_example[_scored_places(e.tokens, e.scored)] for e in examples]
+
+
+def _scored_places(tokens: Sequence[int], scored: Sequence[bool]) -> tuple[bytes, bytes]:
+    """What tells an example from another; a first token is predicted by nothing, so no target."""
+    places = np.flatnonzero(np.asarray(scored)[1:]) + 1
+    return np.asarray(tokens, np.int32).tobytes(), places.astype(np.int32).tobytes()
+
+
+def _by_example(rows: Rows, logprobs: np.ndarray) -> dict[tuple[bytes, bytes], np.ndarray]:
+    """The rows' log-probabilities `[N, S]` by the example that they are of."""
+    found = {}
+    for n, segments in enumerate(rows.segment_ids):
+        for segment in range(1, segments.max() + 1):
+            mine = (segments[rows.scored_at[n]] == segment) & (rows.weights[n] > 0)
+            places = rows.positions[n][rows.scored_at[n][mine]] + 1
+            tokens = rows.tokens[n][segments == segment]
+            found[tokens.tobytes(), places.tobytes()] = logprobs[n][mine]
+    return found

@@ -182,7 +182,7 @@ def test_stop_texts_that_are_none_are_refused(tmp_path, stop, message):
 
 
 def test_a_config_flag_without_a_name_is_an_error():
-    with pytest.raises(InputError, match="expected a path or a preset behind it"):
+    with pytest.raises(InputError, match="--config: expected a value behind it"):
         parse(Outer, ["--config"], stage="x", summary="X.")
 
 

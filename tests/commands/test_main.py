@@ -212,10 +212,11 @@ def test_a_stage_before_its_inputs_names_the_command_to_run(tmp_path, capsys):
     assert "prepare is not finished here; run `ixjax prepare`" in error
 
 
-def test_an_unknown_stage_lists_the_known(capsys):
+def test_an_unknown_command_lists_the_known(capsys):
     code, error = run(capsys, "serch")
     assert code == 2
-    assert "unknown stage 'serch'; expected one of prepare, sft, search" in error
+    assert "unknown command 'serch'; expected one of prepare, sft, search" in error
+    assert "chat, export, parity" in error
 
 
 def test_an_unknown_flag_ends_with_code_2(tmp_path, capsys):
@@ -287,3 +288,23 @@ def test_every_launcher_shows_help(stage, capsys, monkeypatch):
         runpy.run_module(f"launch.{stage}", run_name="__main__")
     assert ended.value.code == 0
     assert "--search.iterations" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tool", commands.TOOLS)
+def test_every_tool_has_a_launcher_and_settings_of_its_own(tool, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", [f"launch.{tool}", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"launch.{tool}", run_name="__main__")
+    assert ended.value.code == 0
+    page = capsys.readouterr().out
+    assert "--out" in page
+    assert "--model" in page
+    assert "--search.iterations" not in page
+
+
+def test_an_interrupted_tool_has_nothing_to_continue(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "_run", interrupted)
+    assert run(capsys, "parity") == (130, "interrupted\n")

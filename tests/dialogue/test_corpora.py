@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ixjax.dialogue.corpora import (
     DataConfig,
+    add_dialogue,
     connected,
     read_corpus,
     read_dialogues,
@@ -276,3 +277,15 @@ def test_every_recorded_outcome_is_the_scenarios(corpora):
                 )
                 line = scenario.outcome_line(dialogue.condition, dialogue.outcome)
                 assert scenario.read_outcome(dialogue.condition, line) is not None
+
+
+def test_a_dialogue_is_added_behind_the_others_or_replaces_its_own(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    assert [add_dialogue(path, talk(n)) for n in (1, 2, 1)] == [1, 2, 2]
+    longer = talk(1).said("user", "Bye")
+    assert add_dialogue(path, longer) == 2
+    assert read_dialogues(path) == [longer, talk(2)]
+    path.write_text('{"id": "d1"}\n')  # a corpus without our schema line is its owner's
+    with pytest.raises(InputError, match="expected schema"):
+        add_dialogue(path, longer)
+    assert path.read_text() == '{"id": "d1"}\n'

@@ -147,6 +147,6 @@ def test_copying_overwrites_the_named_rows_and_leaves_out_the_padding(span, mesh
     if span:
         expected["keys"][:, [2, 0]] = by_column(source.keys)[:, [0, 2]]
         expected["values"][:, [2, 0]] = source.values[:, [0, 2]]
-    expected["logits"][[2, 0]] = source.logits[[0, 2]]
+    expected["logits"][[2, 0]] = np.asarray(source.logits)[[0, 2]]
     expected["lengths"][[2, 0]] = [7, 9]
     assert_equal(copied, expected)

@@ -1,0 +1,53 @@
+"""`ixjax export`: Write a model of a run as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rich.console import Console
+
+from ixjax import pipeline
+from ixjax.io import InputError
+from ixjax.parallel import MeshConfig, make_mesh
+
+SUMMARY = "Write a model of a run as a Hugging Face folder, with tokenizer and chat template."
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is written, and where to."""
+
+    out: str = ""
+    """The run directory that holds the model."""
+    model: str = ""
+    """Which of its models, such as policy_dpo/imcts; default: the aligned policy, or policy_sft."""
+    to: str = ""
+    """The folder to write."""
+    adapter: bool = False
+    """Write the adapter alone, in PEFT's form; else it is merged into the model."""
+    overwrite: bool = False
+    """Write into a folder that holds something else, too."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    """How devices are laid out."""
+
+
+def execute(settings: Settings, run: pipeline.Run | None, console: Console) -> None:
+    """Write the folder and say what it holds."""
+    if run is None:
+        raise InputError("out: no run directory given; set --out RUN")
+    if not settings.to:
+        raise InputError("to: no folder given; set --to FOLDER")
+    checkpoint = pipeline.find_checkpoint(run, settings.model)
+    if checkpoint.role is None:
+        raise InputError(f"model: {checkpoint.path} is a folder; it needs no export")
+    record = pipeline.export(
+        run,
+        checkpoint,
+        settings.to,
+        adapter=settings.adapter,
+        overwrite=settings.overwrite,
+        mesh=make_mesh(settings.mesh),
+    )
+    console.print(f"{checkpoint.name} of {run.directory.root} is in {settings.to}")
+    if record["system"]:
+        console.print(f"its system text: {record['system']}")

@@ -1,0 +1,78 @@
+"""`ixjax parity`: Compare what the engine and the trainer compute."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from rich.console import Console
+
+from ixjax import pipeline
+from ixjax.commands.summary import print_parity
+from ixjax.dialogue.chat import View
+from ixjax.dialogue.scenarios import get_scenario
+from ixjax.dialogue.scenarios.sandbox import generate_corpus
+from ixjax.evaluation import TOLERANCES, parity
+from ixjax.generation import SamplingConfig
+from ixjax.io import InputError
+from ixjax.models.config import DType
+from ixjax.parallel import MeshConfig, make_mesh
+
+SUMMARY = "Compare the engine's log-probabilities with the trainer's, token by token."
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is compared, on what."""
+
+    out: str = ""
+    """A run directory: its models, on dialogues of its test split."""
+    model: str = ""
+    """One of its models, or a Hugging Face folder (without a run, on dialogues of the sandbox);
+    default: every finished model of the run."""
+    dialogues: int = 8
+    """Dialogues compared, one turn of each."""
+    tolerance: float | None = None
+    """Largest difference allowed, in nats; default: 1e-3 for float32, 0.1 for 16 bit."""
+    dtype: DType | None = None
+    """Of weights and computation; default: as a run wrote them, bfloat16 for a folder."""
+    seed: int = 0
+    """Of the turns that are sampled."""
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    """How turns are drawn."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    """How devices are laid out."""
+
+
+def execute(settings: Settings, run: pipeline.Run | None, console: Console) -> None:
+    """Compare, print the table; exit code 1 if a difference is too large."""
+    if settings.dialogues < 1:
+        raise InputError(f"dialogues is {settings.dialogues}; expected 1 or more")
+    checkpoints = _chosen(settings, run)
+    if run is None:
+        scenario = get_scenario("sandbox")
+        dialogues = generate_corpus(settings.dialogues, seed=settings.seed)
+    else:
+        scenario, dialogues = run.scenario, run.dialogues("test")[: settings.dialogues]
+    mesh, found, allowed = make_mesh(settings.mesh), {}, settings.tolerance
+    for checkpoint in checkpoints:
+        model, template = checkpoint.load(mesh=mesh, dtype=settings.dtype)
+        view = View(scenario=scenario, role=checkpoint.role or "policy", template=template)
+        if allowed is None:  # models of one run are of one type
+            allowed = TOLERANCES[model.config.compute_dtype]
+        found[checkpoint.name] = parity(
+            model, view, dialogues, sampling=settings.sampling, seed=settings.seed
+        )
+    assert allowed is not None
+    print_parity(console, found, allowed)
+    if max(model.worst.size for model in found.values()) > allowed:
+        print("error: engine and trainer differ by more than is allowed", file=sys.stderr)
+        sys.exit(1)
+
+
+def _chosen(settings: Settings, run: pipeline.Run | None) -> list[pipeline.Checkpoint]:
+    """The model that was named, or every finished one of the run."""
+    if run is None or settings.model:
+        return [pipeline.find_checkpoint(run, settings.model)]
+    finished = [found for found in pipeline.run_checkpoints(run) if found.finished]
+    return finished or [pipeline.find_checkpoint(run, "policy_sft")]  # says what is missing

@@ -1,0 +1,5 @@
+"""`python -m launch.chat`: the same as `ixjax chat`."""
+
+from ixjax.commands.main import main
+
+main("chat")

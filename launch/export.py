@@ -1,0 +1,5 @@
+"""`python -m launch.export`: the same as `ixjax export`."""
+
+from ixjax.commands.main import main
+
+main("export")

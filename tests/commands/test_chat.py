@@ -1,0 +1,263 @@
+"""Chat: what a person types and sees, driven by scripted lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import io as streams
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ixjax.commands.conversation import Conversation, _Lines
+from ixjax.dialogue import Dialogue, Turn, UserCondition, get_scenario
+from ixjax.dialogue.chat import ChatTemplate, View
+from ixjax.dialogue.corpora import read_dialogues
+from ixjax.generation import Engine, ModelSpeaker, SamplingConfig, Session
+from ixjax.testing import byte_tokenizer, tiny_model
+
+CONDITION = UserCondition("c", {"need": "advice", "distress": 4, "patience": 3})
+
+
+@pytest.fixture(scope="module")
+def template() -> ChatTemplate:
+    return ChatTemplate.from_tokenizer(byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def model(template):
+    return tiny_model(template.vocab_size, max_length=192)
+
+
+@pytest.fixture
+def talk(model, template, tmp_path):
+    """Hold a conversation of these lines; what was shown, and the session behind it."""
+
+    def hold(*lines, role="policy", scenario="sandbox", turns=()):
+        view = View(scenario=get_scenario(scenario), role=role, template=template)
+        speaker = ModelSpeaker(model, view, SamplingConfig(max_new_tokens=8), seed=0)
+        session = Session(speaker, Dialogue("d", CONDITION, tuple(turns)))
+        shown, typed = streams.StringIO(), iter(lines)
+
+        def read(prompt: str) -> str:
+            line = next(typed, EOFError)
+            if isinstance(line, str):
+                return line
+            raise line
+
+        console = Console(file=shown, width=80, markup=False, emoji=False, highlight=False)
+        folder = tmp_path / "chats"
+        Conversation(session, console, read, folder=folder, name="chat").hold()
+        return shown.getvalue(), session
+
+    return hold
+
+
+def test_the_model_answers_every_line_and_blank_ones_are_nothing(talk):
+    shown, session = talk("hi .", "   ", " i need advice . ")
+    said = [turn for turn in session.dialogue.turns if turn.role == "policy"]
+    assert [turn.text for turn in session.dialogue.turns[::2]] == ["hi .", "i need advice ."]
+    assert shown.count("policy: ") == len(said) == 2
+
+
+@pytest.mark.parametrize("end", ["/quit", EOFError, KeyboardInterrupt])
+def test_every_way_to_end_ends_cleanly(talk, end):
+    shown, session = talk(end, "hi .")
+    assert shown == "\n"
+    assert not session.dialogue.turns
+
+
+def test_ctrl_c_while_the_model_speaks_ends_cleanly(talk, monkeypatch):
+    def interrupted(self, text):
+        yield "okay"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "say", interrupted)
+    shown, _ = talk("hi .", "never read")
+    assert shown == "policy: okay\n\n"
+
+
+def test_undo_shows_where_the_dialogue_stands(talk):
+    _, session = talk("hi .", "why ?", "/undo")
+    assert len(session.dialogue.turns) == 2
+    shown, session = talk("hi .", "why ?", "/undo", "/undo", "/undo")
+    assert not session.dialogue.turns
+    assert shown.endswith("taken back\nthere is nothing to take back\n\n")
+    first, _, again = (part.splitlines() for part in shown.split("policy: ")[1:])
+    assert again[: len(first)] == first
+
+
+def test_restart_begins_again(talk):
+    _, session = talk("hi .", "/restart", "why ?")
+    assert [turn.text for turn in session.dialogue.turns[:1]] == ["why ?"]
+
+
+def test_a_policy_that_opens_speaks_first_and_again_after_restart(talk):
+    shown, session = talk("/restart", scenario="p4g")
+    assert shown.count("policy: ") == 2
+    assert len(session.dialogue.turns) == 1
+
+
+def test_with_the_simulator_each_turn_tells_its_outcome(talk):
+    shown, session = talk("okay .", role="user", turns=[Turn("user", "hi .")])
+    lines = shown.splitlines()
+    assert lines[0] == "user: hi ."
+    assert lines[1].startswith("(engagement 0.")
+    assert ", final distress " in lines[1]
+    assert lines[2].startswith("user: ")
+    reading = session.outcome()
+    told = f"(engagement {reading.engagement:.2f}, final distress {reading.value:.2f})"
+    assert lines[-2] == told
+
+
+def test_a_simulator_that_leaves_is_said_and_can_be_called_back(talk, monkeypatch, template):
+    decode = Engine.decode_chunk
+
+    def leaves(self, contexts, turns):
+        contexts, decoded = decode(self, contexts, turns)
+        left = [[*template.marker_ids, template.end_ids[0]]]
+        return contexts, dataclasses.replace(decoded, tokens=left, ended=np.ones(1, bool))
+
+    monkeypatch.setattr(Engine, "decode_chunk", leaves)
+    opened = [Turn("user", "hi .")]
+    shown, session = talk("okay .", "wait .", "/undo", role="user", turns=opened)
+    assert "(the user has left)" in shown
+    assert "the dialogue is over: /restart, /undo, /save or /quit" in shown
+    assert session.dialogue.turns == tuple(opened)
+
+
+def test_help_and_unknown_commands(talk):
+    shown, session = talk("/help", "/hepl me", "//shrug")
+    assert "/save [FILE]" in shown
+    assert "there is no /hepl" in shown
+    assert session.dialogue.turns[0] == Turn("user", "/shrug")
+
+
+def test_save_writes_a_record_of_the_corpus_form(talk, tmp_path):
+    file = tmp_path / "own" / "mine.jsonl"
+    lines = ("hi .", f"/save {file}", "why ?", f"/save {file}", "/restart", "yes .", "/save")
+    shown, _ = talk(*lines[:-1], f"/save {file}", "/save")
+    first, second = read_dialogues(file)
+    assert [first.id, second.id] == ["chat-1", "chat-2"]  # saved again, it is replaced
+    assert len(first.turns) == 4
+    assert second.turns[0] == Turn("user", "yes .")
+    assert first.condition.attributes == CONDITION.attributes
+    assert "(dialogues in it: 2)" in shown
+    [alone] = read_dialogues(tmp_path / "chats" / "chat.jsonl")
+    assert alone == second
+
+
+def test_save_never_touches_a_file_that_is_not_of_this_form(talk, tmp_path):
+    file = tmp_path / "thesis.txt"
+    file.write_text("years of work")
+    shown, _ = talk("/save", "hi .", f"/save {file}", f"/save {tmp_path}")
+    assert "not saved: a dialogue takes two" in shown
+    assert f"not saved: {file}:1: not JSON" in shown
+    assert shown.count("not saved") == 3
+    assert file.read_text() == "years of work"
+
+
+def test_what_cannot_be_said_is_told_and_the_talk_goes_on(talk):
+    bad = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    shown, session = talk("x" * 300, "\ud800", bad, "hi .")
+    assert "not said: dialogue 'd': the policy's system text and the newest turn" in shown
+    assert "not said: what was said holds a lone surrogate" in shown
+    assert "not said: that was no utf-8 text" in shown
+    assert len(session.dialogue.turns) == 2
+
+
+def test_a_full_context_is_told(talk):
+    shown, _ = talk(*["i feel bad today and i can not stop thinking ."] * 5)
+    assert "forgotten the oldest turns" in shown
+
+
+def test_what_a_terminal_would_obey_is_not_printed():
+    file = streams.StringIO()
+    with _Lines(Console(file=file, width=80, markup=False), indent=0) as lines:
+        lines.add("a\x1b[2J b\x9b1m \x07[bold]c[/bold]\u200d")
+    assert file.getvalue() == "a[2J b1m [bold]c[/bold]\u200d\n"
+
+
+def test_lines_break_between_words_wherever_the_pieces_do():
+    text = "seven words of text\nin two lines, 漢字漢字 " + "x" * 70
+    outputs = set()
+    for size in (1, 2, 3, len(text)):
+        file = streams.StringIO()
+        console = Console(file=file, width=24, markup=False)
+        with _Lines(console, indent=4) as lines:
+            for at in range(0, len(text), size):
+                lines.add(text[at : at + size])
+        outputs.add(file.getvalue())
+    [shown] = outputs
+    assert shown.splitlines()[:3] == [
+        "seven words of text",
+        "    in two lines,",
+        "    漢字漢字 "[:8],
+    ]
+
+
+def test_the_real_command_talks_as_a_user(untrained, command, monkeypatch):
+    out = str(untrained.directory.root)
+    lines = iter(["hi .", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    code, shown, error = command("chat", "--out", out)
+    assert (code, error) == (0, "")
+    assert f"policy_dpo/imcts of {out} is the policy, you are the user." in shown
+    assert "\npolicy: " in shown
+
+
+def test_the_real_command_talks_as_a_policy_under_a_condition(
+    untrained, command, monkeypatch, tmp_path
+):
+    root, file = untrained.roots("test")[1], tmp_path / "chat.jsonl"
+    lines = iter(["okay .", f"/save {file}", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    flags = ("--as", "policy", "--condition", root.condition.id, "--sampling.max-new-tokens", "5")
+    code, shown, error = command("chat", "--out", str(untrained.directory.root), *flags)
+    assert (code, error) == (0, "")
+    assert f"The user's condition, {root.condition.id}: you want" in shown
+    assert f"\nuser: {root.turns[0].text}\n(engagement 0." in shown
+    record = json.loads(file.read_text().splitlines()[1])
+    assert record["condition"] == dict(root.condition.attributes)
+    assert record["groups"] == list(root.groups)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--out", "nowhere"), "nowhere: no run directory (config.yaml is missing); make one with"),
+        ((), "no model given; set --out RUN"),
+        (("--model", "."), "set --scenario, or --out RUN"),
+        (("--model", ".", "--scenario", "esc"), "no readable tokenizer"),
+        (("--model", ".", "--scenario", "esc", "--as", "policy"), "only a run holds conditions"),
+    ],
+)
+def test_bad_flags_are_one_line(command, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = command("chat", *flags)
+    assert code == 2
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--model", "policy_dop/imcts"), "perhaps you meant policy_dpo/imcts"),
+        (("--model", "policy_dpo/mix"), "policy_dpo/mix is not finished here; run `ixjax dpo`"),
+        (("--model", "simulator"), "simulator speaks for the user; expected one that speaks for"),
+        (("--as", "policy", "--model", "simulator_heldout"), "run `ixjax sft`"),
+        (("--condition", "sandbox-0"), "perhaps you meant sandbox-0-"),
+        (("--scenario", "esc"), "holds a run of 'sandbox'"),
+        (("--sampling.max-new-tokens", "500"), "set a smaller --sampling.max-new-tokens"),
+    ],
+)
+def test_bad_flags_beside_a_run_are_one_line(untrained, command, flags, message):
+    before = (untrained.directory.config).read_bytes()
+    code, _, error = command("chat", "--out", str(untrained.directory.root), *flags)
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert untrained.directory.config.read_bytes() == before

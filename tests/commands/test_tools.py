@@ -1,0 +1,72 @@
+"""What tools share: a run's settings by --out alone, and flags above them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ixjax.commands.tools import parse_tool, read_run
+from ixjax.generation import SamplingConfig
+from ixjax.io import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A tool's."""
+
+    out: str = ""
+    """The run."""
+    model: str = "mine"
+    """Of another type than a run's."""
+    seed: int = 7
+    """As in a run."""
+    size: int = 3
+    """Its own."""
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    """As in a run."""
+
+
+def parse(*arguments: str):
+    return parse_tool(Settings, arguments, tool="tool", summary="A tool.")
+
+
+def test_settings_that_a_run_has_too_are_the_runs_and_flags_win(untrained):
+    out = str(untrained.directory.root)
+    settings, run = parse("--out", out, "--sampling.top-k", "5")
+    assert run is not None
+    assert run.config == untrained.config
+    expected = dataclasses.replace(untrained.config.sampling, top_k=5)
+    assert settings == Settings(out=out, seed=untrained.config.seed, sampling=expected)
+    assert parse(f"--out={out}", "--seed", "9")[0].seed == 9
+
+
+def test_without_a_run_the_tools_own_defaults_hold():
+    assert parse() == (Settings(), None)
+
+
+def test_a_run_of_other_devices_or_another_place_is_read_as_it_lies(untrained, tmp_path):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "config.yaml").write_bytes(untrained.directory.config.read_bytes())
+    run = read_run(str(moved))
+    assert run.config == dataclasses.replace(untrained.config, out=str(moved))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, r"no run directory \(config.yaml is missing\); make one with `ixjax pipeline"),
+        ("sede: 3\n", "config.yaml: unknown key sede; perhaps you meant seed"),
+    ],
+)
+def test_what_is_no_run_is_one_line(tmp_path, config, message):
+    if config is not None:
+        (tmp_path / "config.yaml").write_text(config)
+    with pytest.raises(InputError, match=message):
+        parse("--out", str(tmp_path))
+
+
+def test_out_without_a_directory_is_an_input_error():
+    with pytest.raises(InputError, match="--out: expected a value behind it"):
+        parse("--out")
