@@ -1,10 +1,14 @@
-"""Batched sampling, on sizes that a peer can be run on beside it: prints one JSON line.
+"""Batched sampling, beside transformers' `generate` on a model of the same shape.
 
-    python benchmarks/generate.py --size a --batch 32
+    python benchmarks/generate.py --size a --batch 32 --peer
 
 Prompts are random tokens of equal length, no token ends a turn, top-p is 0.9. The first call
-compiles and is not counted; figures are medians over `repeats`. `seconds` is the whole call;
+compiles and is not counted; figures are medians over `repeats`, ours and the peer's runs in turn,
+so that what disturbs the machine disturbs both alike. `seconds` is the whole call;
 `first_token_seconds` the same for one token; decode tokens per second follow from the difference.
+
+Reading a prompt is bound by arithmetic, decoding by memory: every step reads all weights once, and
+the keys and values of every row. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -13,50 +17,23 @@ import dataclasses
 import json
 import statistics
 import time
-from typing import Literal
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 import tyro
+from sizes import Peer, Size, make_model
 
-from ixjax.generation import SamplingConfig, generate
-from ixjax.models import ModelConfig, Transformer, init_model
+from ixjax.generation import EngineConfig, SamplingConfig, generate
 from ixjax.models.config import DType
-from ixjax.parallel import make_mesh
-
-SIZES = {
-    "a": {
-        "hidden_size": 256,
-        "num_layers": 4,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "intermediate_size": 1024,
-        "vocab_size": 4096,
-    },
-    "b": {
-        "hidden_size": 512,
-        "num_layers": 8,
-        "num_heads": 8,
-        "num_kv_heads": 4,
-        "intermediate_size": 1536,
-        "vocab_size": 8192,
-    },
-    "c": {  # 1.1 B, for an accelerator
-        "hidden_size": 2048,
-        "num_layers": 22,
-        "num_heads": 32,
-        "num_kv_heads": 4,
-        "intermediate_size": 5632,
-        "vocab_size": 32000,
-    },
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """What is measured."""
 
-    size: Literal["a", "b", "c"] = "a"
+    size: Size = "a"
     """5 M, 29 M or 1.1 B parameters."""
     batch: int = 32
     """Prompts side by side."""
@@ -70,18 +47,10 @@ class Arguments:
     """Calls timed."""
     dtype: DType = "float32"
     """Of weights and computation."""
-
-
-def make_model(size: str, *, max_length: int, dtype: DType = "float32") -> Transformer:
-    """A random decoder of one of `SIZES` on the first device."""
-    config = ModelConfig(
-        **SIZES[size],
-        head_dim=64,
-        max_length=max_length,
-        param_dtype=dtype,
-        compute_dtype=dtype,
-    )
-    return init_model(config, seed=0, mesh=make_mesh(devices=jax.local_devices()[:1]))
+    peer: bool = False
+    """Run transformers beside it."""
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    """Sizes of the batches and the attention kernel; `rows` is the batch."""
 
 
 def main(arguments: Arguments) -> None:
@@ -90,30 +59,63 @@ def main(arguments: Arguments) -> None:
     model = make_model(a.size, max_length=a.prompt + a.new, dtype=a.dtype)
     rng = np.random.default_rng(0)
     prompts = rng.integers(5, model.config.vocab_size, (a.batch, a.prompt)).tolist()
-    sampling = SamplingConfig(top_p=a.top_p)
+    sampling, engine = SamplingConfig(top_p=a.top_p), dataclasses.replace(a.engine, rows=a.batch)
 
-    def seconds(new: int, seed: int) -> float:
-        start = time.perf_counter()
-        found = generate(model, prompts, sampling, max_new_tokens=new, seed=seed)
+    def ours(new: int) -> None:
+        found = generate(model, prompts, sampling, max_new_tokens=new, seed=0, engine_config=engine)
         assert all(len(tokens) == new for tokens in found)
-        return time.perf_counter() - start
 
-    for new in (1, a.new):
-        seconds(new, 0)
-    # Alternated, so that what disturbs the machine disturbs both alike.
-    timed = [(seconds(1, seed), seconds(a.new, seed)) for seed in range(1, a.repeats + 1)]
-    first, full = (statistics.median(column) for column in zip(*timed, strict=True))
+    runs: dict[str, Callable[[int], Any]] = {"ours": ours}
+    if a.peer:
+        peer = Peer(a.size, dtype=a.dtype, top_p=a.top_p)
+        peer_prompts = peer.prompts(a.batch, a.prompt)
+        runs["peer"] = lambda new: peer.generate(peer_prompts, new)
+    timed = _timed(runs, a)
     report = {
         "engine": "ixjax",
         "jax": jax.__version__,
         **dataclasses.asdict(a),
         "device": jax.devices()[0].platform,
+        **_figures(timed["ours"], a),
+    }
+    if a.peer:
+        figures = _figures(timed["peer"], a)
+        report |= {f"peer_{name}": value for name, value in figures.items()}
+        report["decode_over_peer"] = (
+            report["decode_tokens_per_second"] / figures["decode_tokens_per_second"]
+        )
+        report["whole_call_over_peer"] = figures["seconds"] / report["seconds"]
+    print(json.dumps(report))
+
+
+def _timed(
+    runs: dict[str, Callable[[int], Any]], a: Arguments
+) -> dict[str, list[tuple[float, float]]]:
+    """(seconds for one token, seconds for all) of every repeat, by who ran."""
+
+    def seconds(run: Callable[[int], Any], new: int) -> float:
+        start = time.perf_counter()
+        run(new)
+        return time.perf_counter() - start
+
+    for run in runs.values():
+        run(1)
+        run(a.new)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for _ in range(a.repeats):
+        for name, run in runs.items():
+            found[name].append((seconds(run, 1), seconds(run, a.new)))
+    return found
+
+
+def _figures(timed: list[tuple[float, float]], a: Arguments) -> dict[str, float]:
+    first, full = (statistics.median(column) for column in zip(*timed, strict=True))
+    return {
         "seconds": full,
         "first_token_seconds": first,
         "tokens_per_second": a.batch * a.new / full,
         "decode_tokens_per_second": a.batch * (a.new - 1) / (full - first),
     }
-    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ import dataclasses
 import json
 import statistics
 import time
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 import tyro
-from generate import SIZES, make_model
+from sizes import Peer, Size, make_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -56,7 +56,7 @@ TURN_TOKENS = (
 class Arguments:
     """What is measured."""
 
-    size: Literal["a", "b", "c"] = "a"
+    size: Size = "a"
     """5 M, 29 M or 1.1 B parameters, for each of the two speakers."""
     dialogues: int = 256
     """Dialogues played."""
@@ -64,7 +64,7 @@ class Arguments:
     """Turns of each side in a dialogue."""
     longest: int = 128
     """Tokens at which a turn is cut."""
-    rows: int = 64
+    rows: int = 32
     """Rows of a decode batch."""
     shared: bool = False
     """One model speaks both sides, in one batch."""
@@ -141,7 +141,7 @@ def main(arguments: Arguments) -> None:
 
     def scheduled() -> tuple[float, int]:
         start = time.perf_counter()
-        finished = play(*speakers, found, max_turns=a.turns, rows=a.rows)
+        finished = play(*speakers, found, max_turns=a.turns, rows=a.dialogues)
         return time.perf_counter() - start, tokens_of(finished)
 
     def lockstep() -> tuple[float, int]:
@@ -190,42 +190,16 @@ def main(arguments: Arguments) -> None:
 
 def peer(a: Arguments) -> float:
     """Tokens per second of transformers' `generate`, one dialogue at a time."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shape = SIZES[a.size]
-    config = LlamaConfig(
-        hidden_size=shape["hidden_size"],
-        num_hidden_layers=shape["num_layers"],
-        num_attention_heads=shape["num_heads"],
-        num_key_value_heads=shape["num_kv_heads"],
-        intermediate_size=shape["intermediate_size"],
-        vocab_size=shape["vocab_size"],
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    sides = [LlamaForCausalLM(config).to(device, getattr(torch, a.dtype)).eval() for _ in range(2)]
+    sides = [Peer(a.size, dtype=a.dtype, top_p=0.9) for _ in range(2)]
     speaker = DrawnLengths.__new__(DrawnLengths)  # for its lengths alone
     rates = []
     for dialogue in range(a.peer_dialogues + 1):
-        history = torch.randint(16, config.vocab_size, (1, 50), device=device)
+        history = sides[0].prompts(1, 50)
         start, sampled = time.perf_counter(), 0
         for turn in range(a.turns):
             for side in (0, 1):
                 new = speaker.longest_turn((dialogue, turn, side))
-                history = sides[side].generate(
-                    history,
-                    attention_mask=torch.ones_like(history),
-                    max_new_tokens=new,
-                    min_new_tokens=new,
-                    do_sample=True,
-                    top_p=0.9,
-                    top_k=0,
-                    pad_token_id=0,
-                    eos_token_id=None,
-                )
+                history = sides[side].generate(history, new)
                 sampled += new
         if dialogue:  # the first one warms up
             rates.append(sampled / (time.perf_counter() - start))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 
+from ixjax.io import InputError
 
-class RecompilationError(RuntimeError):
+
+class RecompilationError(InputError):
     """Something was compiled after warm-up, where that was forbidden."""
 
 
@@ -57,7 +59,7 @@ class Account:
             field = f"{name}_seconds"
             setattr(self, field, getattr(self, field) + time.perf_counter() - start)
 
-    def call(self, function: Callable[..., Any], *args: Any, **static: Any) -> Any:
+    def call(self, function: Any, *args: Any, **static: Any) -> Any:
         """Call a jitted function, and count it if that compiled.
 
         Raises:
@@ -71,7 +73,8 @@ class Account:
             self.compilations += compiled
             self.compile_seconds += time.perf_counter() - start
             if self.forbidden:
-                shapes = sorted({str(jax.typeof(x)) for x in jax.tree.leaves(args)})
+                arrays = [x for x in jax.tree.leaves(args) if hasattr(x, "shape")]
+                shapes = sorted({str(jax.typeof(x)) for x in arrays})
                 raise RecompilationError(
                     f"{function.__name__} was compiled anew, with {static} and arrays of "
                     f"{', '.join(shapes)}; warm up with this shape, or allow it "
@@ -79,11 +82,31 @@ class Account:
                 )
         return result
 
+    def copy(self) -> Account:
+        """What was done up to now."""
+        return dataclasses.replace(self)
+
+    def report(self, seconds: float) -> dict[str, float]:
+        """What a person wants to know of this work, which took `seconds` in all.
+
+        Returns:
+            Tokens sampled a second, occupancy, compilations and their seconds, and the shares of
+            the time that went into reading, sampling, scoring, and everything on the host.
+        """
+        busy = (self.prefill_seconds, self.decode_seconds, self.score_seconds)
+        shares = [part / max(seconds, 1e-9) for part in busy]
+        return {
+            "tokens_per_second": self.decode_tokens / max(seconds, 1e-9),
+            "occupancy": self.occupancy,
+            "prefill_share": shares[0],
+            "decode_share": shares[1],
+            "score_share": shares[2],
+            "host_share": 1 - sum(shares),
+            "compilations": self.compilations,
+            "compile_seconds": self.compile_seconds,
+        }
+
     def __sub__(self, earlier: Account) -> Account:
         """What was done since `earlier`, a copy made then."""
-        sums = {
-            field.name: getattr(self, field.name) - getattr(earlier, field.name)
-            for field in dataclasses.fields(self)
-            if field.name != "forbidden"
-        }
-        return Account(**sums)
+        names = [field.name for field in dataclasses.fields(self) if field.name != "forbidden"]
+        return Account(**{name: getattr(self, name) - getattr(earlier, name) for name in names})

@@ -96,7 +96,7 @@ def pad(
 
 
 def filled(values: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
-    """`[size]` int32: the values, then the first of them again."""
-    out = np.full(size, values[0], np.int32)
+    """`[size]` int32: the values, then the first of them again (0 where there is none)."""
+    out = np.full(size, values[0] if len(values) else 0, np.int32)
     out[: min(len(values), size)] = values[:size]
     return out

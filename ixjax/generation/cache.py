@@ -94,15 +94,29 @@ class Batch:
         return layer.values.shape[-2]
 
 
-def allocate(config: ModelConfig, rows: int, columns: int, *, mesh: Mesh | None = None) -> KVCache:
+def allocate(
+    config: ModelConfig,
+    rows: int,
+    columns: int,
+    *,
+    mesh: Mesh | None = None,
+    device: NamedSharding | None = None,
+) -> KVCache:
     """An empty cache of `rows` rows that hold up to `columns` (a multiple of `BLOCK`) tokens each.
 
-    On a mesh rows are split over its batch axes and KV heads over `tensor`, where that goes evenly.
+    Args:
+        config: of the model.
+        rows: S.
+        columns: T.
+        mesh: the devices, where there are several: rows are split over its batch axes and KV heads
+            over `tensor`, where that goes evenly.
+        device: where the weights lie, where that is one device: what is computed from them lies
+            there as well, and passes would be compiled a second time for what does not.
     """
 
     def zeros(axes: tuple[str | None, ...], shape: tuple[int, ...], dtype: str) -> jax.Array:
-        spec = None if mesh is None else NamedSharding(mesh, partition_spec(axes, shape, mesh))
-        return jnp.zeros(shape, dtype, device=spec)
+        split = mesh and NamedSharding(mesh, partition_spec(axes, shape, mesh))
+        return jnp.zeros(shape, dtype, device=split or device)
 
     heads = (config.num_layers, rows, config.num_kv_heads)
     dtype = config.compute_dtype

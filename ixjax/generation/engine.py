@@ -17,105 +17,36 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 
-from ixjax.generation import attention, passes
-from ixjax.generation import cache as kv
+from ixjax.generation import passes
 from ixjax.generation.account import Account
+from ixjax.generation.attention import Implementation
 from ixjax.generation.buckets import (
     PIECES,
-    SMALLEST_SPAN,
     bucket,
     filled,
     group,
     pad,
-    round_up,
     span_of,
 )
 from ixjax.generation.config import EngineConfig
-from ixjax.generation.resident import ResidentBatch
-from ixjax.generation.sampling import RowSampling, SamplingConfig
-from ixjax.generation.stops import START, StopTable, stack_stops, state_after
-from ixjax.models import FULL_UNROLL_LAYERS, Transformer
-
-NO_TOKEN = -1
+from ixjax.generation.contexts import (
+    Contexts,
+    Decoded,
+    StopSets,
+    Turns,
+    draws_of,
+    idle_draws,
+)
+from ixjax.generation.executor import Executor
+from ixjax.generation.stops import StopTable
+from ixjax.models import Transformer
 
 _versions = itertools.count()  # of weights, in this process
-
-
-@dataclasses.dataclass(frozen=True)
-class Contexts:
-    """Rows of live contexts: what the device holds, and what the host knows of it.
-
-    cache: keys, values and logits; those of a row whose turn ended are garbage.
-    tokens: S tuples, what each row has read.
-    adapters: `[S]` the adapter that each row is read with (-1: the base alone).
-    version: the weights that it was made with.
-    """
-
-    cache: kv.KVCache
-    tokens: tuple[tuple[int, ...], ...]
-    adapters: np.ndarray  # [S]
-    version: int
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """`[S]` tokens in each row."""
-        return np.array([len(row) for row in self.tokens])
-
-    @property
-    def logits(self) -> jax.Array:
-        """`[S, V]` float32 behind each row's last token."""
-        return self.cache.logits
-
-
-@dataclasses.dataclass(frozen=True)
-class Turns:
-    """What rows are to say: how it is drawn and where it ends. Each array has one entry a row.
-
-    sampling: temperature and the like; its own `max_new_tokens` and `stop` are not used.
-    seed: of the run, for all rows or for each.
-    identities: `[S, k]` uint32, what each row is (see `sampling.identity_keys`).
-    limits: `[S]` tokens sampled at most; a row with 0 neither samples nor grows.
-    end_ids: tokens that end a turn, for all rows or for each.
-    stops: which of the engine's sets of stop strings ends a turn, counted from 1; 0: none.
-    said: S sequences, what each row has said of its turn before; None: nothing.
-    """
-
-    sampling: SamplingConfig | Sequence[SamplingConfig]
-    seed: int | Sequence[int]
-    identities: np.ndarray
-    limits: Sequence[int] | np.ndarray
-    end_ids: Sequence[int] | Sequence[Sequence[int]] = ()
-    stops: int | Sequence[int] = 0
-    said: Sequence[Sequence[int]] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoded:
-    """What was sampled.
-
-    tokens: S lists; the token that ended a turn is included.
-    logprobs: S lists, the log-probability of each under the full softmax.
-    running: `[S]` whether the row's turn can go on: it neither ended nor reached its limit.
-    ended: `[S]` whether an end token or a stop string ended it.
-    """
-
-    tokens: list[list[int]]
-    logprobs: list[list[float]]
-    running: np.ndarray  # [S]
-    ended: np.ndarray  # [S]
-
-    @property
-    def counts(self) -> np.ndarray:
-        """`[S]` tokens sampled, an end token included; 0 for rows that sampled none."""
-        return np.array([len(row) for row in self.tokens])
 
 
 class Engine:
@@ -128,7 +59,6 @@ class Engine:
         account: where its work is added up; default a new one.
 
     Attributes:
-        attention: the implementation that was chosen.
         account: see the argument.
     """
 
@@ -143,25 +73,21 @@ class Engine:
         self.model_config = model.config
         self.config = config or EngineConfig()
         self.account = account or Account()
-        self._stops = dict(stops or {})
-        self._mesh = _mesh_of(model)
-        devices = jax.local_devices()[:1] if self._mesh is None else self._mesh.devices.flat
-        self.attention = attention.choose(
-            self.config.attention,
-            platform=devices[0].platform,
-            config=model.config,
-            devices=len(devices),
-        )
-        # A scan over layers is compiled as fast as one layer, but copies each layer's keys and
-        # values at every step: too dear for many of them where a kernel reads them in place.
-        few = model.config.num_layers <= FULL_UNROLL_LAYERS
-        self._apart = few or self.attention != "xla"
-        # Behind a full row there is room for one padded piece or chunk (see cache.append).
-        room = max(PIECES[-1], self.config.steps)
-        self.columns = round_up(model.config.max_length + room, SMALLEST_SPAN)
-        tables = stack_stops([*self._stops.values()], vocab_size=model.config.vocab_size)
-        self._stop_tables = jnp.asarray(tables)
+        self._stops = StopSets(stops or {}, vocab_size=model.config.vocab_size)
+        self._executor = Executor(model, self.config, self.account)
         self.update(model)
+
+    @property
+    def attention(self) -> Implementation:
+        """The attention kernel that was chosen."""
+        return self._executor.attention
+
+    def __str__(self) -> str:
+        config = self.config
+        return (
+            f"attention {self.attention}, batches of {config.rows} rows that speak and of "
+            f"{config.prefill_tokens} tokens that are read"
+        )
 
     def update(self, model: Transformer) -> None:
         """Take other weights of the same shape; contexts made with the former are refused.
@@ -173,15 +99,13 @@ class Engine:
             raise ValueError(
                 f"this engine was made for {self.model_config}, not for {model.config}"
             )
-        self._program = passes.Program(nnx.graphdef(model), self.attention)
-        self._weights = passes.Weights.of(model, apart=self._apart)
+        self._executor.use(model)
         self._version = next(_versions)
-        self._residents: dict[int, ResidentBatch] = {}
         self._spare: dict[tuple[int, ...], Contexts] = {}
 
     def stop_set(self, strings: tuple[str, ...]) -> int:
         """What `Turns.stops` says of a row that these strings stop; 0 where there are none."""
-        return 1 + list(self._stops).index(strings) if strings else 0
+        return self._stops.number(strings)
 
     def empty(self, rows: int, *, adapters: Sequence[int] | int = 0) -> Contexts:
         """Rows that have read nothing.
@@ -190,7 +114,7 @@ class Engine:
             rows: S.
             adapters: the adapter of each row, or of all; -1: the base alone.
         """
-        cache = kv.allocate(self.model_config, rows, self.columns, mesh=self._mesh)
+        cache = self._executor.allocate(rows)
         chosen = np.broadcast_to(np.asarray(adapters, np.int32), (rows,))
         return Contexts(cache, ((),) * rows, chosen, self._version)
 
@@ -246,17 +170,10 @@ class Engine:
         for part in groups:
             rows = filled(part.rows, part.size)
             tokens, counts = pad([read[row] for row in rows], part.piece)
-            batch = self._take(cache, contexts.tokens, rows)
-            new, logits = self.account.call(
-                passes.extend,
-                self._program,
-                self._weights,
-                batch,
-                tokens,
-                counts,
-                contexts.adapters[rows],
+            span = self._span(contexts.tokens, part.rows)
+            cache = self._executor.extend(
+                cache, part.rows, tokens, counts, contexts.adapters[rows], span=span
             )
-            cache = self._append(cache, part.rows, np.arange(len(rows)), new, counts, logits)
             self.account.prefill_tokens += int(counts[: len(part.rows)].sum())
             self.account.prefill_slots += part.size * part.piece
         tokens = _joined(contexts.tokens, read)
@@ -309,21 +226,21 @@ class Engine:
         self._check(contexts)
         limits = np.asarray(turns.limits, np.int32)
         full = np.where(limits > 0, contexts.lengths + limits, 0)
-        if full.max() > self.columns:
+        if full.max() > self.model_config.max_length:
             row = int(full.argmax())
             raise ValueError(
                 f"row {row} holds {len(contexts.tokens[row])} tokens; {limits[row]} more exceed "
-                f"its room of {self.columns}"
+                f"the model's max_length of {self.model_config.max_length}"
             )
         active = np.flatnonzero(limits > 0)
-        size = self._batch_rows(len(limits))
+        size = self._executor.batch_rows(len(limits))
         running, ended = limits > 0, np.zeros(len(limits), bool)
         tokens: list[list[int]] = [[] for _ in limits]
         logprobs: list[list[float]] = [[] for _ in limits]
         with self.account.clock("decode"):
             for start in range(0, len(active), size):
                 rows = active[start : start + size]
-                contexts, sampled, slots = self._decode_batch(contexts, turns, rows, size, stay)
+                contexts, sampled, slots = self._decode_batch(contexts, turns, rows.tolist(), stay)
                 for row, slot in zip(rows, slots, strict=True):
                     count = int(sampled.counts[slot])
                     tokens[row] = sampled.tokens[slot, :count].tolist()
@@ -332,72 +249,30 @@ class Engine:
                     ended[row] = sampled.kept[slot] < count
         return contexts, Decoded(tokens, logprobs, running, ended)
 
-    def _batch_rows(self, rows: int) -> int:
-        """Rows of the batches for contexts of so many rows."""
-        return min(self.config.rows, bucket(rows, smallest=1))
-
     def _decode_batch(
-        self, contexts: Contexts, turns: Turns, active: np.ndarray, size: int, stay: int
+        self, contexts: Contexts, turns: Turns, rows: list[int], stay: int
     ) -> tuple[Contexts, passes.Sampled, np.ndarray]:
         """One pass over some rows: contexts after it, what was sampled, each row's slot."""
-        resident = self._residents.setdefault(
-            size, ResidentBatch(size, apart=self._apart, mesh=self._mesh, account=self.account)
-        )
-        adapters = [int(contexts.adapters[row]) for row in active]
-        keys = [(contexts.tokens[row], a) for row, a in zip(active, adapters, strict=True)]
-        batch, slots = resident.place(contexts.cache, active, keys, room=self.config.steps)
+        adapters = contexts.adapters[rows].tolist()
+        keys = [(contexts.tokens[row], a) for row, a in zip(rows, adapters, strict=True)]
+        batch, slots = self._executor.place(contexts.cache, rows, keys)
         # Slots that no row is in are padding, and limited to nothing.
-        row_of = np.full(size, active[0], np.int32)
-        row_of[slots] = active
-        new, logits, sampled = self.account.call(
-            passes.decode,
-            self._program,
-            self._weights,
-            batch,
-            contexts.adapters[row_of],
-            self._draws(contexts, turns, row_of, np.isin(np.arange(size), slots), stay),
-            steps=self.config.steps,
-        )
-        cache = self._append(contexts.cache, active, slots, new, sampled.kept, logits)
-        found = jax.device_get(sampled)
+        size = len(batch.lengths)
+        row_of = np.full(size, rows[0], np.int32)
+        row_of[slots] = rows
+        used = np.isin(np.arange(size), slots)
+        draws = draws_of(turns, contexts, row_of, used, stay=stay, stops=self._stops)
+        decoded = self._executor.decode(batch, contexts.adapters[row_of], draws)
+        found = jax.device_get(decoded[2])
         tokens = list(contexts.tokens)
-        for row, slot in zip(active, slots, strict=True):
-            read = found.tokens[slot, : found.kept[slot]].tolist()
-            tokens[row] = (*tokens[row], *read)
-        keys = [(tokens[row], a) for row, a in zip(active, adapters, strict=True)]
-        resident.keep(batch, new, sampled.kept, logits, slots, keys)
+        for row, slot in zip(rows, slots, strict=True):
+            tokens[row] = (*tokens[row], *found.tokens[slot, : found.kept[slot]].tolist())
+        keys = [(tokens[row], a) for row, a in zip(rows, adapters, strict=True)]
+        cache = self._executor.keep(contexts.cache, rows, slots, batch, decoded, keys)
         self.account.decode_tokens += int(found.counts.sum())
         self.account.decode_slots += size * int(found.counts.max())
         contexts = dataclasses.replace(contexts, cache=cache, tokens=tuple(tokens))
         return contexts, found, slots
-
-    def _draws(
-        self, contexts: Contexts, turns: Turns, rows: np.ndarray, used: np.ndarray, stay: int
-    ) -> passes.Draws:
-        """`Turns` of some rows as the pass takes them; those that are not `used` are padding."""
-        one = isinstance(turns.sampling, SamplingConfig)
-        configs = [turns.sampling if one else turns.sampling[row] for row in rows]  # type: ignore
-        said = [() if turns.said is None else turns.said[row] for row in rows]
-        sets = _by_row(turns.stops, contexts, np.int32)[rows]
-        tables = [None, *self._stops.values()]
-        states = [
-            START if table is None else state_after(table, before)
-            for table, before in zip([tables[which] for which in sets], said, strict=True)
-        ]
-        limits = np.asarray(turns.limits, np.int32)[rows]
-        return passes.Draws(
-            seeds=_by_row(turns.seed, contexts, np.uint32)[rows],
-            identities=np.asarray(turns.identities, np.uint32)[rows],
-            offsets=np.array([len(before) for before in said], np.int32),
-            limits=np.where(used, limits, 0),
-            end_ids=_end_ids(turns.end_ids, rows),
-            rows=RowSampling.of(configs),
-            seen=self._seen(contexts, rows, configs),
-            stop_tables=self._stop_tables,
-            stop_sets=sets,
-            stop_states=np.array(states, np.int32),
-            stay=np.int32(stay),
-        )
 
     def score(
         self,
@@ -424,23 +299,25 @@ class Engine:
         padded = [pad(row, longest) for row in candidates]
         tails = np.stack([tokens for tokens, _ in padded], axis=1)  # [C, rows, n]
         tail_counts = np.stack([counts for _, counts in padded], axis=1)
-        size = self._batch_rows(len(rows))
-        scores = []
+        full, few = self._executor.score_rows(len(contexts.tokens))
+        scores, left = [], np.arange(len(rows))
         with self.account.clock("score"):
-            for start in range(0, len(rows), size):
-                part = filled(np.arange(start, min(start + size, len(rows))), size)
-                found = self.account.call(
-                    passes.score,
-                    self._program,
-                    self._weights,
-                    self._take(contexts.cache, contexts.tokens, rows[part]),
-                    prefix[part],
-                    prefix_counts[part],
-                    tails[:, part],
-                    tail_counts[:, part],
-                    contexts.adapters[rows[part]],
+            while len(left):
+                size = full if len(left) > full // 2 else few
+                part, left = left[:size], left[size:]
+                places = filled(part, size)
+                chosen = rows[places]
+                found = self._executor.score(
+                    contexts.cache,
+                    chosen.tolist(),
+                    prefix[places],
+                    prefix_counts[places],
+                    tails[:, places],
+                    tail_counts[:, places],
+                    contexts.adapters[chosen],
+                    span=self._span(contexts.tokens, chosen),
                 )
-                scores.append(np.asarray(found)[: len(rows) - start])
+                scores.append(np.asarray(found)[: len(part)])
         self.account.score_tokens += int(prefix_counts.sum() + tail_counts.sum())
         return np.concatenate(scores)
 
@@ -463,25 +340,47 @@ class Engine:
         """
         self._check(contexts)
         self._check(source)
-        number = len(rows)
-        if not number:
+        if not len(rows):
             return contexts
         held = [source.tokens[row] for row in source_rows]
-        size = bucket(number)
-        cache = self.account.call(
-            kv.copy_rows,
-            contexts.cache,
-            filled(rows, size),
-            source.cache,
-            filled(source_rows, size),
-            np.int32(number),
-            span=span_of(max(map(len, held)), self.columns),
-            mesh=self._mesh,
-        )
+        span = span_of(max(map(len, held)), self._executor.columns)
+        cache = self._executor.copy_rows(contexts.cache, rows, source.cache, source_rows, span=span)
         tokens, adapters = list(contexts.tokens), contexts.adapters.copy()
         for row, source_row in zip(rows, source_rows, strict=True):
             tokens[row], adapters[row] = source.tokens[source_row], source.adapters[source_row]
         return Contexts(cache, tuple(tokens), adapters, contexts.version)
+
+    def warm_up(
+        self,
+        pools: Sequence[int],
+        *,
+        identity_parts: int,
+        end_ids: Sequence[int] = (),
+        copies: Sequence[tuple[int, int]] = (),
+        scored: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
+        """Compile all that will be needed, so that nothing is compiled while there is work to do.
+
+        Args:
+            pools: numbers of rows of the contexts that will be read and spoken from.
+            identity_parts: k of `Turns.identities`.
+            end_ids: tokens that will end turns.
+            copies: (rows of the target, rows of the source) of `store`, and of `fork`.
+            scored: (tokens of the prefix, candidates, tokens of the longest) of `score`.
+        """
+        for rows in sorted(set(pools)):
+            draws = idle_draws(
+                self._executor.batch_rows(rows),
+                identity_parts,
+                end_ids,
+                vocab_size=self.model_config.vocab_size,
+                stops=self._stops,
+            )
+            self._executor.warm_up_rows(rows, draws)
+            for shape in sorted(set(scored)):
+                self._executor.warm_up_score(rows, *shape)
+        for target, source in sorted(set(copies)):
+            self._executor.warm_up_copies(target, source)
 
     def shorten(self, contexts: Contexts, lengths: Sequence[int] | np.ndarray) -> Contexts:
         """Forget every token of row s behind `lengths[s]`; its logits are stale."""
@@ -493,36 +392,9 @@ class Engine:
         cache = dataclasses.replace(contexts.cache, lengths=kept)
         return dataclasses.replace(contexts, cache=cache, tokens=tokens)
 
-    def _take(
-        self, cache: kv.KVCache, tokens: Sequence[tuple[int, ...]], rows: np.ndarray
-    ) -> kv.Batch:
-        span = span_of(max(len(tokens[row]) for row in rows), self.columns)
-        return self.account.call(
-            kv.take, cache, rows, span=span, apart=self._apart, mesh=self._mesh
-        )
-
-    def _append(
-        self,
-        cache: kv.KVCache,
-        rows: Sequence[int] | np.ndarray,
-        slots: np.ndarray,
-        new: kv.Layer,
-        counts: Any,
-        logits: jax.Array,
-    ) -> kv.KVCache:
-        """Write what a pass read behind `rows`, which lay in its `slots`."""
-        size = len(counts)
-        return self.account.call(
-            kv.append,
-            cache,
-            filled(rows, size),
-            filled(slots, size),
-            np.int32(len(rows)),
-            new,
-            counts,
-            logits,
-            mesh=self._mesh,
-        )
+    def _span(self, tokens: Sequence[tuple[int, ...]], rows: Sequence[int] | np.ndarray) -> int:
+        """Columns that hold all of these rows: 0 where they have read nothing."""
+        return span_of(max(len(tokens[row]) for row in rows), self._executor.columns)
 
     def _check(self, contexts: Contexts) -> None:
         if contexts.version != self._version:
@@ -531,37 +403,8 @@ class Engine:
                 f"weights {self._version}: read them anew"
             )
 
-    def _seen(
-        self, contexts: Contexts, rows: np.ndarray, configs: Sequence[SamplingConfig]
-    ) -> np.ndarray:
-        """`[R, V]` bool: tokens that rows with a repetition penalty hold."""
-        seen = np.zeros((len(rows), self.model_config.vocab_size), bool)
-        for i, (row, config) in enumerate(zip(rows, configs, strict=True)):
-            if config.repetition_penalty != 1:
-                seen[i, list(contexts.tokens[row])] = True
-        return seen
-
-
-def _mesh_of(model: Transformer) -> Mesh | None:
-    """The mesh that a model is sharded over; None where it lies on one device."""
-    sharding = model.embedding[...].sharding
-    mesh = getattr(sharding, "mesh", None)
-    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
-
-
-def _by_row(value: int | Sequence[int], contexts: Contexts, dtype: Any) -> np.ndarray:
-    """`[S]`: one value for all rows, or theirs."""
-    return np.broadcast_to(np.asarray(value, dtype), (len(contexts.tokens),))
-
 
 def _joined(
     tokens: tuple[tuple[int, ...], ...], new: Sequence[Sequence[int]]
 ) -> tuple[tuple[int, ...], ...]:
     return tuple((*row, *more) if more else row for row, more in zip(tokens, new, strict=True))
-
-
-def _end_ids(end_ids: Sequence[int] | Sequence[Sequence[int]], rows: np.ndarray) -> np.ndarray:
-    """`[R, E]`, filled up with a token that no row samples."""
-    per_row = any(isinstance(ids, Sequence) for ids in end_ids)
-    each: Any = [end_ids[row] for row in rows] if per_row else [end_ids] * len(rows)
-    return pad(each, bucket(max(map(len, each))), NO_TOKEN)[0]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ixjax.generation.config import EngineConfig
-from ixjax.generation.engine import Engine, Turns
+from ixjax.generation.contexts import Turns
+from ixjax.generation.engine import Engine
 from ixjax.generation.sampling import SamplingConfig
 from ixjax.models import Transformer
 

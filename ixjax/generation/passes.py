@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import ArrayLike
 
 from ixjax.generation.attention import Implementation, attend
 from ixjax.generation.cache import Batch, Layer
@@ -105,7 +104,10 @@ def _read(
     def attention(stored, local, q, k, v):
         masks = [select(local, a, b) for a, b in zip(near, visible, strict=True)]
         new = Layer(k.swapaxes(2, 3), v)
-        read = [(*layer, mask) for layer, mask in zip([*stored, new], masks, strict=True)]
+        read = [
+            (layer.keys, layer.values, mask)
+            for layer, mask in zip([*stored, new], masks, strict=True)
+        ]
         return attend(program.attention, q, read, softcap=config.attention_softcap), new
 
     layers, stored = weights.layers, [piece.stored for piece in pieces]
@@ -157,9 +159,9 @@ def extend(
     program: Program,
     weights: Weights,
     batch: Batch,
-    tokens: ArrayLike,
-    counts: ArrayLike,
-    adapters: ArrayLike,
+    tokens: jax.Array,
+    counts: jax.Array,
+    adapters: jax.Array,
 ) -> tuple[Layer, jax.Array]:
     """Read `counts[r]` of `tokens[r]` `[R, n]` behind each row: what is new, and the logits."""
     hidden, new = _read(program, weights, tokens, batch.lengths, counts, adapters, _past(batch))
@@ -185,17 +187,17 @@ class Draws:
     stay: `[]` int32; decoding pauses once no more rows than this still run.
     """
 
-    seeds: ArrayLike  # [R]
-    identities: ArrayLike  # [R, k]
-    offsets: ArrayLike  # [R]
-    limits: ArrayLike  # [R]
-    end_ids: ArrayLike  # [R, E]
+    seeds: jax.Array  # [R]
+    identities: jax.Array  # [R, k]
+    offsets: jax.Array  # [R]
+    limits: jax.Array  # [R]
+    end_ids: jax.Array  # [R, E]
     rows: RowSampling
-    seen: ArrayLike  # [R, V]
-    stop_tables: ArrayLike  # [A, Q, V]
-    stop_sets: ArrayLike  # [R]
-    stop_states: ArrayLike  # [R]
-    stay: ArrayLike  # []
+    seen: jax.Array  # [R, V]
+    stop_tables: jax.Array  # [A, Q, V]
+    stop_sets: jax.Array  # [R]
+    stop_states: jax.Array  # [R]
+    stay: jax.Array  # []
 
 
 class Sampled(NamedTuple):
@@ -220,7 +222,7 @@ def decode(
     program: Program,
     weights: Weights,
     batch: Batch,
-    adapters: ArrayLike,
+    adapters: jax.Array,
     draws: Draws,
     *,
     steps: int,
@@ -329,11 +331,11 @@ def score(
     program: Program,
     weights: Weights,
     batch: Batch,
-    prefix: ArrayLike,
-    prefix_counts: ArrayLike,
-    tails: ArrayLike,
-    tail_counts: ArrayLike,
-    adapters: ArrayLike,
+    prefix: jax.Array,
+    prefix_counts: jax.Array,
+    tails: jax.Array,
+    tail_counts: jax.Array,
+    adapters: jax.Array,
 ) -> jax.Array:
     """`[R, C]` log-probabilities of `tails` `[C, R, n]` behind `prefix` `[R, m]`."""
     past = _past(batch)

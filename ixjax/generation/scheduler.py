@@ -20,7 +20,8 @@ import numpy as np
 from ixjax.dialogue.types import Dialogue, OutcomeReading, Utterance
 from ixjax.generation.buckets import bucket
 from ixjax.generation.engine import Turns
-from ixjax.generation.speakers import ModelSpeaker, Rows, Speaker, User
+from ixjax.generation.protocols import Speaker, User
+from ixjax.generation.speakers import ModelSpeaker, Rows
 from ixjax.generation.turns import POLICY, USER, ended, heard, turn_identities, words
 
 WAITING = 1 / 8  # of a batch: turns that have ended, for which decoding pauses
@@ -82,14 +83,15 @@ def play(
         user: answers, and may leave.
         games: what to play, the first ones first.
         max_turns: a dialogue with this many policy turns is over.
-        rows: dialogues that are played side by side at the most, where play is in lockstep.
+        rows: dialogues that are played side by side at the most.
         states: of policy and user, to go on from (`Game.row`); they stay valid.
 
     Returns:
         One for each game, in their order.
     """
     if isinstance(policy, ModelSpeaker) and isinstance(user, ModelSpeaker):
-        return Scheduler(policy, user, max_turns=max_turns, states=states).play(games)
+        scheduler = Scheduler(policy, user, max_turns=max_turns, rows=rows, states=states)
+        return scheduler.play(games)
     found = []
     for start in range(0, len(games), rows):
         part = list(games[start : start + rows])
@@ -147,6 +149,15 @@ def _in_lockstep(
     return found[: int(real.sum())]
 
 
+def _by_row(identities: dict[int, tuple[int, ...]], rows: int) -> np.ndarray:
+    """`[rows, k]` uint32: identities by row, zeros elsewhere."""
+    [length] = {len(parts) for parts in identities.values()}
+    array = np.zeros((rows, length), np.uint32)
+    for row, parts in identities.items():
+        array[row] = parts
+    return array
+
+
 def _spoken(utterance: Utterance | None) -> Utterance:
     if utterance is None:
         raise ValueError("a speaker said nothing for a row that is active")
@@ -184,6 +195,14 @@ class _Side:
     starts: dict[int, int] = dataclasses.field(default_factory=dict)
 
 
+def places(policy: ModelSpeaker, user: ModelSpeaker, rows: int) -> int:
+    """Rows that each side keeps for dialogues in play, of which there are `rows` at the most."""
+    engine = policy.engine
+    in_flight = 1 if engine is user.engine else engine.config.in_flight
+    # Those that are over wait, in places of their own, until their outcomes fill a pass.
+    return min(round((in_flight + WAITING) * engine.config.rows), bucket(rows))
+
+
 class Scheduler:
     """Keeps the decode batches of two `ModelSpeaker`s full.
 
@@ -191,6 +210,7 @@ class Scheduler:
         policy: moves first.
         user: answers, and may leave.
         max_turns: a dialogue with this many policy turns is over.
+        rows: dialogues that are played side by side at the most.
         states: see `play`.
     """
 
@@ -200,20 +220,18 @@ class Scheduler:
         user: ModelSpeaker,
         *,
         max_turns: int,
+        rows: int,
         states: tuple[Rows, Rows] | None = None,
     ):
         self._max_turns, self._states = max_turns, states
         self._shared = policy.engine is user.engine
         self._speakers = (policy, user)
         self._batch = policy.engine.config.rows
-        in_flight = 1 if self._shared else policy.engine.config.in_flight
-        # Those that are over wait, in places of their own, until their outcomes fill a pass.
-        self._most = round((in_flight + WAITING) * self._batch)
+        self._size = places(policy, user, rows)
         self._finished: dict[int, Finished] = {}
 
     def play(self, games: Sequence[Game]) -> list[Finished]:
         """Every game to its end; see `ixjax.generation.scheduler.play`."""
-        self._size = min(self._most, bucket(len(games)))
         self._places: dict[int, _Place] = {}
         self._sides = self._make_sides()
         queue = list(enumerate(games))[::-1]
@@ -325,22 +343,22 @@ class Scheduler:
         """What is to be said at these (speaker, place): the rest of each turn."""
         rows = len(self._sides[places[0][0]].state.dialogues)
         owner = [int(row >= self._size) if self._shared else places[0][0] for row in range(rows)]
-        each = [side.speaker.turns(np.zeros(0), np.zeros(0)) for side in self._sides]
-        identities: list[tuple[int, ...]] = [()] * rows
-        limits, said = np.zeros(rows, np.int32), [()] * rows
+        speakers = [self._speakers[k] for k in owner]
+        identities: dict[int, tuple[int, ...]] = {}
+        said: list[Sequence[int]] = [()] * rows
+        limits = np.zeros(rows, np.int32)
         for k, i in places:
             side, row = self._sides[k], self._row(k, i)
             identities[row] = self._identity(k, i)
-            said[row] = tuple(side.tokens[i])
+            said[row] = side.tokens[i]
             limits[row] = side.speaker.longest_turn(identities[row]) - len(said[row])
-        length = max(map(len, identities))
         return Turns(
-            sampling=[each[k].sampling for k in owner],
-            seed=[each[k].seed for k in owner],
-            identities=np.array([parts or (0,) * length for parts in identities], np.uint32),
+            sampling=[speaker.sampling for speaker in speakers],
+            seed=[speaker.seed for speaker in speakers],
+            identities=_by_row(identities, rows),
             limits=limits,
-            end_ids=[each[k].end_ids for k in owner],
-            stops=[each[k].stops for k in owner],
+            end_ids=[speaker.view.template.end_ids for speaker in speakers],
+            stops=[speaker.engine.stop_set(speaker.sampling.stop) for speaker in speakers],
             said=said,
         )
 
@@ -351,12 +369,15 @@ class Scheduler:
         side, other = self._sides[speaker], self._sides[1 - speaker]
         rows = len(side.state.dialogues)
         active, starts = np.zeros(rows, bool), side.state.contexts.lengths
-        tokens, identities = [[] for _ in range(rows)], [()] * rows
+        tokens: list[list[int]] = [[] for _ in range(rows)]
+        identities: dict[int, tuple[int, ...]] = {}
         for i in places:
             row = side.first + i
             active[row], starts[row] = True, side.starts.pop(i)
             tokens[row], identities[row] = side.tokens.pop(i), self._identity(speaker, i)
-        state, said = side.speaker.settle(side.state, starts, tokens, identities, active)
+        state, said = side.speaker.settle(
+            side.state, starts, tokens, _by_row(identities, rows), active
+        )
         self._update(side, state)
         for i in places:
             place, utterance = self._places[i], _spoken(said[side.first + i])

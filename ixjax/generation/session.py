@@ -15,7 +15,7 @@ import numpy as np
 
 from ixjax.dialogue.chat import View
 from ixjax.dialogue.types import Dialogue, OutcomeReading, Role, Utterance, text_problem
-from ixjax.generation.engine import Contexts
+from ixjax.generation.contexts import Contexts
 from ixjax.generation.speakers import ModelSpeaker, Rows
 from ixjax.io import InputError
 

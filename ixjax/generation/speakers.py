@@ -1,9 +1,7 @@
-"""Speakers: one side of many dialogues at once, in words.
+"""A language model as one side of many dialogues, in words.
 
-`Speaker` is what search and evaluation play with: contexts that can be forked, stored, spoken
-from and spoken to. `ModelSpeaker` implements it over the engine, so that a new turn costs its own
-tokens and the history is never read again; a scripted user or policy implements it in plain
-Python (`ixjax.dialogue.scenarios.sandbox.TrueUser`). `ixjax.generation.scheduler` plays them.
+`ModelSpeaker` is a `Speaker` (`ixjax.generation.protocols`) over the engine: a new turn costs its
+own tokens, and the history is never read again. `ixjax.generation.scheduler` plays two of them.
 
 A live context ends right after its speaker's own words: the end of that turn is read together
 with the reply to it. So the closing outcome line can be scored behind any turn of the user's.
@@ -16,77 +14,35 @@ import json
 import math
 import zlib
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
 import numpy as np
 
 from ixjax.dialogue.chat import View
 from ixjax.dialogue.token_bytes import token_bytes
-from ixjax.dialogue.types import Dialogue, Outcome, OutcomeReading, Role, Utterance
+from ixjax.dialogue.types import (
+    Dialogue,
+    Outcome,
+    OutcomeReading,
+    Role,
+    UserCondition,
+    Utterance,
+)
 from ixjax.generation.account import Account
 from ixjax.generation.config import EngineConfig
-from ixjax.generation.engine import Contexts, Engine, Turns
+from ixjax.generation.contexts import Contexts, Turns
+from ixjax.generation.engine import Engine
 from ixjax.generation.sampling import SamplingConfig
 from ixjax.generation.stops import compile_stops, cut
 from ixjax.generation.turns import SILENCE
 from ixjax.io import InputError
 from ixjax.models import Transformer
 
-State = TypeVar("State")
 ReadOut = Literal["expected", "sampled"]
 
 OUTCOME_TOKENS = 32  # room kept in every context for the marker and one closing line
-IDENTITY_PARTS = 8  # of what a closing line is drawn by; a turn has fewer
+LINE_PARTS = 8  # of what a closing line is drawn by; a turn has fewer
 LINE = 1  # the last of them
-
-
-class Speaker(Protocol[State]):
-    """One side of many dialogues. A state holds one dialogue a row.
-
-    `speak`, `listen` and `store` consume the state they are given; `fork` and `start` do not.
-    """
-
-    def empty(self, rows: int) -> State:
-        """Rows that hold nothing yet, to `store` into."""
-        ...
-
-    def start(self, dialogues: Sequence[Dialogue]) -> State:
-        """One row a dialogue, ready to speak if it is this side's move."""
-        ...
-
-    def speak(
-        self, state: State, identities: np.ndarray, active: np.ndarray
-    ) -> tuple[State, list[Utterance | None]]:
-        """Sample this side's next turn for the active rows.
-
-        Args:
-            state: rows whose last turn is the other side's.
-            identities: `[S, k]` uint32; what is said depends on it, the seed and the row alone.
-            active: `[S]` bool.
-        """
-        ...
-
-    def listen(self, state: State, texts: Sequence[str | None]) -> State:
-        """Append the other side's turn to each row; None leaves the row as it is."""
-        ...
-
-    def fork(self, state: State, rows: np.ndarray) -> State:
-        """Row i of the result is a copy of row `rows[i]`."""
-        ...
-
-    def store(
-        self, state: State, rows: np.ndarray, source: State, source_rows: np.ndarray
-    ) -> State:
-        """Overwrite `rows` of `state` with `source_rows` of `source`."""
-        ...
-
-
-class User(Speaker[State], Protocol[State]):
-    """The user's side, which also knows what the dialogue has done to it."""
-
-    def outcomes(self, state: State, active: np.ndarray) -> list[OutcomeReading | None]:
-        """Read each active row's engagement, after any turn of the user's; state stays valid."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +220,35 @@ class ModelSpeaker:
         contexts = self._reread(state.contexts, lengths, tokens)
         return Rows(contexts, dialogues, list(state.lines), list(state.identities))
 
+    def warm_up(
+        self,
+        pools: Sequence[int],
+        conditions: Sequence[UserCondition],
+        *,
+        identity_parts: int,
+        copies: Sequence[tuple[int, int]],
+    ) -> None:
+        """Compile all that speaking, listening and reading outcomes will need.
+
+        Args:
+            pools: numbers of rows of the states that will be spoken from and to.
+            conditions: whose outcome lines will be scored.
+            identity_parts: k of the identities.
+            copies: (rows of the target, rows of the source) of `store` and `fork`.
+        """
+        scored = set()
+        if self.view.role == "user" and self.readout == "expected":
+            for condition in conditions:
+                _, prefix, tails = self._closing(condition)
+                scored.add((len(prefix), len(tails), max(map(len, tails))))
+        self.engine.warm_up(
+            pools,
+            identity_parts=identity_parts,
+            end_ids=self.view.template.end_ids,
+            copies=copies,
+            scored=sorted(scored),
+        )
+
     def _reread(
         self, contexts: Contexts, lengths: np.ndarray, tokens: Sequence[Sequence[int]]
     ) -> Contexts:
@@ -313,22 +298,25 @@ class ModelSpeaker:
         if not rows:
             return readings
         conditions = [_held(state.dialogues[row], row).condition for row in rows]
-        possible = [scenario.outcome_lines(condition) for condition in conditions]
-        candidates = [self._line_tokens([line for line, _ in lines]) for lines in possible]
-        shared = [_common_prefix(lines) for lines in candidates]
-        prefixes = [
-            [*self.view.template.marker_ids, *lines[0][:n]]
-            for lines, n in zip(candidates, shared, strict=True)
-        ]
-        tails = [[line[n:] for line in lines] for lines, n in zip(candidates, shared, strict=True)]
+        possible, prefixes, tails = zip(*map(self._closing, conditions), strict=True)
         most = max(map(len, tails))  # conditions may differ in how many outcomes they have
-        tails = [lines + [[]] * (most - len(lines)) for lines in tails]
+        tails = [[*lines, *[[]] * (most - len(lines))] for lines in tails]
         scores = self.engine.score(state.contexts, prefixes, tails, rows)
         for i, row in enumerate(rows):
-            outcomes = [outcome for _, outcome in possible[i]]
+            outcomes = possible[i]
             released = [scenario.released(conditions[i], o.value) for o in outcomes]
             readings[row] = _expectation(scores[i, : len(outcomes)], outcomes, released)
         return readings
+
+    def _closing(
+        self, condition: UserCondition
+    ) -> tuple[list[Outcome], list[int], list[list[int]]]:
+        """The possible outcomes; the tokens that all their lines begin with; the rest of each."""
+        possible = self.view.scenario.outcome_lines(condition)
+        lines = self._line_tokens([line for line, _ in possible])
+        shared = _common_prefix(lines)
+        prefix = [*self.view.template.marker_ids, *lines[0][:shared]]
+        return [outcome for _, outcome in possible], prefix, [line[shared:] for line in lines]
 
     def _line_tokens(self, lines: Sequence[str]) -> list[list[int]]:
         """Closing lines with their end token.
@@ -435,9 +423,9 @@ def _reading(outcome: Outcome | None) -> OutcomeReading:
 
 
 def _line_identities(identities: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """`[S, IDENTITY_PARTS]`: a closing line is drawn by what the turn before it was drawn by.
+    """`[S, LINE_PARTS]`: a closing line is drawn by what the turn before it was drawn by.
 
     The last part is none that a turn has, so that the line's random numbers are its own.
     """
-    padded = [(*parts, *(0,) * (IDENTITY_PARTS - 1 - len(parts)), LINE) for parts in identities]
+    padded = [(*parts, *(0,) * (LINE_PARTS - 1 - len(parts)), LINE) for parts in identities]
     return np.array(padded, np.uint32)

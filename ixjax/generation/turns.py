@@ -18,6 +18,9 @@ from ixjax.dialogue.types import OutcomeReading, Utterance
 POLICY, USER = 0, 1
 """Speaker tags, the last column of an identity."""
 
+IDENTITY_PARTS = 6
+"""Numbers in the identity of a turn of the search: see `identity_base` and `turn_identities`."""
+
 SILENCE = "..."
 """What the other side hears of a turn without a word in it."""
 

@@ -40,24 +40,25 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
         methods, users = _methods(run), _users(run)
         cells = []
         reporter.start("evaluate", len(methods) * len(users), "cells")
-        for user_name, make_user in users.items():
-            baseline: list[Played] = []
-            user = functools.cache(make_user)  # made once, where any cell is left to play
-            for method, make_policy in methods.items():
-                played = _cell(run, f"{inputs}-{method}-{user_name}", make_policy, user, roots)
-                baseline = played if method == REFERENCE_METHOD else baseline
-                cell = cell_metrics(
-                    played,
-                    baseline,
-                    run.scenario,
-                    method=method,
-                    user=user_name,
-                    config=run.config.evaluation,
-                    seed=run.config.seed,
-                )
-                cells.append(cell)
-                reporter.advance(engagement=cell["engagement"])
-                run.log("evaluate", cell)
+        with run.engine_at_work("evaluate", reporter):
+            for user_name, make_user in users.items():
+                baseline: list[Played] = []
+                user = functools.cache(make_user)  # made once, where any cell is left to play
+                for method, make_policy in methods.items():
+                    played = _cell(run, f"{inputs}-{method}-{user_name}", make_policy, user, roots)
+                    baseline = played if method == REFERENCE_METHOD else baseline
+                    cell = cell_metrics(
+                        played,
+                        baseline,
+                        run.scenario,
+                        method=method,
+                        user=user_name,
+                        config=run.config.evaluation,
+                        seed=run.config.seed,
+                    )
+                    cells.append(cell)
+                    reporter.advance(engagement=cell["engagement"])
+                    run.log("evaluate", cell)
         reporter.finish()
         result = {
             "schema": SCHEMA,

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -112,6 +112,34 @@ class Run:
             engine=speaker_engine(model, view, sampling, self.config.engine, account=self.account),
         )
 
+    @contextlib.contextmanager
+    def engine_at_work(
+        self, stage: str, reporter: Reporter, warm_up: Callable[[], None] | None = None
+    ) -> Iterator[None]:
+        """Tell of the generation engines what they are, and after the block what they did.
+
+        Args:
+            stage: whose work it is.
+            reporter: is told.
+            warm_up: compiles all that the block needs; called where the settings ask for it.
+        """
+        engine, debug = self.config.engine, self.config.debug
+        before, started = self.account.copy(), time.monotonic()
+        if warm_up is not None and (engine.warm_up or debug.forbid_recompile):
+            warm_up()
+            compiled = (self.account - before).compilations
+            seconds = time.monotonic() - started
+            reporter.note(f"{stage}: warmed up, {compiled} programs in {seconds:.1f} s")
+            self.account.forbidden = debug.forbid_recompile
+            before, started = self.account.copy(), time.monotonic()
+        try:
+            yield
+        finally:
+            self.account.forbidden = False
+        report = (self.account - before).report(time.monotonic() - started)
+        self.log(stage, {"engine": report})
+        reporter.note(f"{stage}: {_engine_line(report)}")
+
     def root(self, dialogue: Dialogue) -> Dialogue:
         """Where the policy first moves under a dialogue's condition."""
         return dialogue.before(0 if self.scenario.policy_opens else 1)
@@ -206,6 +234,18 @@ class Run:
             for key, value in metrics.items()
         }
         io.append_jsonl(self.directory.metrics, {"stage": stage, **finite})
+
+
+def _engine_line(report: Mapping[str, float]) -> str:
+    shares = ", ".join(
+        f"{name} {100 * report[f'{name}_share']:.0f} %"
+        for name in ("prefill", "decode", "score", "host")
+    )
+    return (
+        f"{report['tokens_per_second']:,.0f} tokens/s, "
+        f"occupancy {100 * report['occupancy']:.0f} %, "
+        f"{report['compilations']:.0f} compilations ({report['compile_seconds']:.1f} s); {shares}"
+    )
 
 
 def open_run(config: RunConfig) -> Run:

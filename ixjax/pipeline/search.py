@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from ixjax.search import (
     check_readable,
     extract_pairs,
     human_pairs,
+    warm_up,
 )
 from ixjax.search import run as run_search
 
@@ -85,6 +87,7 @@ def _search_batches(
         return {}
     policy = run.speaker(run.directory.policy_sft, "policy")
     simulator = run.speaker(run.directory.simulator, "user")
+    reporter.note(f"search: {policy.engine}")
     trees = run_search(
         policy,
         simulator,
@@ -95,16 +98,18 @@ def _search_batches(
     )
     found: dict[str, dict[str, Any]] = {}
     size = run.config.search.trees
-    for count in [size] * (len(roots) // size) + [len(roots) % size]:
-        records = []
-        for tree in itertools.islice(trees, count):
-            records.append(tree.to_json())
-            reporter.advance()
-        if records:
-            name = io.fingerprint(records[0]["condition_id"])
-            io.write_jsonl(parts / f"{name}.jsonl", records, schema=TREE_SCHEMA)
-            run.log("search", _account(records))
-            found |= {record["condition_id"]: record for record in records}
+    warmed = functools.partial(warm_up, policy, simulator, roots, run.config.search)
+    with run.engine_at_work("search", reporter, warmed):
+        for count in [size] * (len(roots) // size) + [len(roots) % size]:
+            records = []
+            for tree in itertools.islice(trees, count):
+                records.append(tree.to_json())
+                reporter.advance()
+            if records:
+                name = io.fingerprint(records[0]["condition_id"])
+                io.write_jsonl(parts / f"{name}.jsonl", records, schema=TREE_SCHEMA)
+                run.log("search", _account(records))
+                found |= {record["condition_id"]: record for record in records}
     dropped = policy.dropped_turns + simulator.dropped_turns
     if dropped:
         reporter.note(

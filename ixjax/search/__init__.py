@@ -2,6 +2,7 @@
 
 from ixjax.search.best_of_n import BestOfN
 from ixjax.search.config import SearchConfig
+from ixjax.search.expansion import warm_up
 from ixjax.search.human_pairs import human_pairs
 from ixjax.search.imcts import check_readable, run
 from ixjax.search.pairs import PAIRS_SCHEMA, PairsConfig, PreferencePair, extract_pairs
@@ -25,4 +26,5 @@ __all__ = [
     "human_pairs",
     "run",
     "uct_select",
+    "warm_up",
 ]

@@ -17,8 +17,10 @@ import numpy as np
 
 from ixjax.dialogue.scenarios.base import Scenario
 from ixjax.dialogue.types import Dialogue, Utterance
-from ixjax.generation import Game, Speaker, User, play
+from ixjax.generation import Game, ModelSpeaker, Speaker, User, play
+from ixjax.generation.scheduler import places
 from ixjax.generation.turns import (
+    IDENTITY_PARTS,
     POLICY,
     SILENCE,
     USER,
@@ -265,6 +267,34 @@ class Stage:
             self._simulator_pool = self.simulator.store(
                 self._simulator_pool, rows[kept], simulator_state, kept
             )
+
+
+def warm_up(
+    policy: ModelSpeaker,
+    simulator: ModelSpeaker,
+    roots: Sequence[Dialogue],
+    config: SearchConfig,
+) -> None:
+    """Compile all that a search of these roots will need, so that nothing compiles while it runs.
+
+    Args:
+        policy: the side that is searched for.
+        simulator: the user.
+        roots: what is searched.
+        config: sizes.
+    """
+    slots = config.trees * config.leaves * config.width
+    pool = config.trees * config.rows
+    playing = places(policy, simulator, slots * config.rollouts)
+    in_play = playing * (1 + (policy.engine is simulator.engine))
+    conditions = list({root.condition.id: root.condition for root in roots}.values())
+    for speaker in (policy, simulator):
+        speaker.warm_up(
+            [config.trees, slots, in_play],
+            conditions,
+            identity_parts=IDENTITY_PARTS,
+            copies=[(pool, config.trees), (slots, pool), (pool, slots), (in_play, slots)],
+        )
 
 
 def _merge_equal(slots: Slots, responses: Sequence[Utterance | None], *, width: int) -> np.ndarray:

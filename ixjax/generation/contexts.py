@@ -1,0 +1,194 @@
+"""What the engine is given and what it gives: rows of contexts, turns to be said, turns said.
+
+Axes: S cache rows, R rows of a batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ixjax.generation.buckets import bucket, pad
+from ixjax.generation.cache import KVCache
+from ixjax.generation.passes import Draws
+from ixjax.generation.sampling import RowSampling, SamplingConfig
+from ixjax.generation.stops import START, StopTable, stack_stops, state_after
+
+NO_TOKEN = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Contexts:
+    """Rows of live contexts: what the device holds, and what the host knows of it.
+
+    cache: keys, values and logits; those of a row whose turn ended are garbage.
+    tokens: S tuples, what each row has read.
+    adapters: `[S]` the adapter that each row is read with (-1: the base alone).
+    version: the weights that it was made with.
+    """
+
+    cache: KVCache
+    tokens: tuple[tuple[int, ...], ...]
+    adapters: np.ndarray  # [S]
+    version: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`[S]` tokens in each row."""
+        return np.array([len(row) for row in self.tokens])
+
+    @property
+    def logits(self) -> jax.Array:
+        """`[S, V]` float32 behind each row's last token."""
+        return self.cache.logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """What rows are to say: how it is drawn and where it ends. Each array has one entry a row.
+
+    sampling: temperature and the like; its own `max_new_tokens` and `stop` are not used.
+    seed: of the run, for all rows or for each.
+    identities: `[S, k]` uint32, what each row is (see `sampling.identity_keys`).
+    limits: `[S]` tokens sampled at most; a row with 0 neither samples nor grows.
+    end_ids: tokens that end a turn, for all rows or for each.
+    stops: which of the engine's sets of stop strings ends a turn, counted from 1; 0: none.
+    said: S sequences, what each row has said of its turn before; None: nothing.
+    """
+
+    sampling: SamplingConfig | Sequence[SamplingConfig]
+    seed: int | Sequence[int]
+    identities: np.ndarray
+    limits: Sequence[int] | np.ndarray
+    end_ids: Sequence[int] | Sequence[Sequence[int]] = ()
+    stops: int | Sequence[int] = 0
+    said: Sequence[Sequence[int]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """What was sampled.
+
+    tokens: S lists; the token that ended a turn is included.
+    logprobs: S lists, the log-probability of each under the full softmax.
+    running: `[S]` whether the row's turn can go on: it neither ended nor reached its limit.
+    ended: `[S]` whether an end token or a stop string ended it.
+    """
+
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+    running: np.ndarray  # [S]
+    ended: np.ndarray  # [S]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """`[S]` tokens sampled, an end token included; 0 for rows that sampled none."""
+        return np.array([len(row) for row in self.tokens])
+
+
+class StopSets:
+    """Sets of stop strings that rows choose from by number.
+
+    Args:
+        tables: the automaton of each set.
+        vocab_size: V.
+    """
+
+    def __init__(self, tables: Mapping[tuple[str, ...], StopTable], *, vocab_size: int):
+        self._tables = [None, *tables.values()]
+        self._numbers = {strings: i for i, strings in enumerate(tables, start=1)}
+        self.array = jax.numpy.asarray(stack_stops([*tables.values()], vocab_size=vocab_size))
+
+    def number(self, strings: tuple[str, ...]) -> int:
+        """What `Turns.stops` says of a row that these strings stop; 0 where there are none."""
+        return self._numbers[strings] if strings else 0
+
+    def state(self, number: int, said: Sequence[int]) -> int:
+        """Where a turn stands in its set's automaton."""
+        table = self._tables[number]
+        return START if table is None else state_after(table, said)
+
+
+def draws_of(
+    turns: Turns,
+    contexts: Contexts,
+    rows: np.ndarray,
+    used: np.ndarray,
+    *,
+    stay: int,
+    stops: StopSets,
+) -> Draws:
+    """`Turns` of some rows, as a pass takes them.
+
+    Args:
+        turns: of all S rows.
+        contexts: the rows.
+        rows: `[R]` which of them are in the batch.
+        used: `[R]` bool; the others are padding, and limited to nothing.
+        stay: see `Draws`.
+        stops: the engine's.
+    """
+    sampling = turns.sampling
+    if isinstance(sampling, SamplingConfig):
+        sampling = [sampling] * len(contexts.tokens)
+    configs = [sampling[row] for row in rows]
+    said = [() if turns.said is None else turns.said[row] for row in rows]
+    sets = _by_row(turns.stops, contexts, np.int32)[rows]
+    states = [stops.state(number, before) for number, before in zip(sets, said, strict=True)]
+    limits = np.asarray(turns.limits, np.int32)[rows]
+    arrays: dict[str, Any] = {
+        "seeds": _by_row(turns.seed, contexts, np.uint32)[rows],
+        "identities": np.asarray(turns.identities, np.uint32)[rows],
+        "offsets": np.array([len(before) for before in said], np.int32),
+        "limits": np.where(used, limits, 0),
+        "end_ids": _end_ids(turns.end_ids, rows),
+        "seen": _seen(contexts, rows, configs),
+        "stop_sets": sets,
+        "stop_states": np.array(states, np.int32),
+        "stay": np.int32(stay),
+    }
+    return Draws(rows=RowSampling.of(configs), stop_tables=stops.array, **arrays)
+
+
+def idle_draws(
+    rows: int, parts: int, end_ids: Sequence[int], *, vocab_size: int, stops: StopSets
+) -> Draws:
+    """Draws of which none is made, in the shapes of those of a batch.
+
+    Args:
+        rows: R.
+        parts: of an identity.
+        end_ids: as many as will end a turn.
+        vocab_size: V.
+        stops: the engine's.
+    """
+    one = jax.numpy.zeros((1, vocab_size))
+    nobody = Contexts(KVCache(one, one, one, one), ((),), np.zeros(1, np.int32), 0)
+    turns = Turns(SamplingConfig(), 0, np.zeros((1, parts)), [0], end_ids)
+    everyone = np.zeros(rows, np.int32)
+    return draws_of(turns, nobody, everyone, everyone > 0, stay=0, stops=stops)
+
+
+def _seen(contexts: Contexts, rows: np.ndarray, configs: Sequence[SamplingConfig]) -> np.ndarray:
+    """`[R, V]` bool: tokens that rows with a repetition penalty hold."""
+    seen = np.zeros((len(rows), contexts.logits.shape[1]), bool)
+    for i, (row, config) in enumerate(zip(rows, configs, strict=True)):
+        if config.repetition_penalty != 1:
+            seen[i, list(contexts.tokens[row])] = True
+    return seen
+
+
+def _by_row(value: int | Sequence[int], contexts: Contexts, dtype: Any) -> np.ndarray:
+    """`[S]`: one value for all rows, or theirs."""
+    return np.broadcast_to(np.asarray(value, dtype), (len(contexts.tokens),))
+
+
+def _end_ids(end_ids: Sequence[int] | Sequence[Sequence[int]], rows: np.ndarray) -> np.ndarray:
+    """`[R, E]`, filled up with a token that no row samples."""
+    per_row = any(isinstance(ids, Sequence) for ids in end_ids)
+    each: Any = [end_ids[row] for row in rows] if per_row else [end_ids] * len(rows)
+    return pad(each, bucket(max(map(len, each))), NO_TOKEN)[0]

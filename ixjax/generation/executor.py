@@ -1,0 +1,272 @@
+"""The executor: one model's compiled passes, over batches of fixed sizes.
+
+It puts rows of a cache of any size into a batch, runs a pass over it and writes what was read back
+behind the rows. It knows arrays and row numbers; whose tokens they are the engine knows.
+
+Axes: S cache rows, R rows of a batch, V vocabulary, C candidates.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ixjax.generation import attention, passes
+from ixjax.generation import cache as kv
+from ixjax.generation.account import Account
+from ixjax.generation.attention import Implementation
+from ixjax.generation.buckets import (
+    FEW,
+    PIECES,
+    SMALLEST_SPAN,
+    bucket,
+    filled,
+    pass_sizes,
+    round_up,
+    spans,
+)
+from ixjax.generation.config import EngineConfig
+from ixjax.generation.resident import Key, ResidentBatch
+from ixjax.models import FULL_UNROLL_LAYERS, Transformer
+
+
+class Executor:
+    """Runs the passes of one model.
+
+    Args:
+        model: the decoder; its parameters may be sharded over a mesh.
+        config: sizes of its batches, and the attention kernel.
+        account: where compilations are counted.
+
+    Attributes:
+        attention: the implementation that was chosen.
+        columns: T of the caches.
+    """
+
+    def __init__(self, model: Transformer, config: EngineConfig, account: Account):
+        self.model_config, self.config, self.account = model.config, config, account
+        self.mesh = _mesh_of(model)
+        devices = jax.local_devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
+        self.attention: Implementation = attention.choose(
+            config.attention,
+            platform=devices[0].platform,
+            config=model.config,
+            devices=len(devices),
+        )
+        # A scan over layers is compiled as fast as one layer, but copies each layer's keys and
+        # values at every step: too dear for many of them where a kernel reads them in place.
+        few = model.config.num_layers <= FULL_UNROLL_LAYERS
+        self._apart = few or self.attention != "xla"
+        # Behind a full row there is room for one padded piece or chunk (see cache.append).
+        room = max(PIECES[-1], config.steps)
+        self.columns = round_up(model.config.max_length + room, SMALLEST_SPAN)
+        self.use(model)
+
+    def use(self, model: Transformer) -> None:
+        """Take these weights, of the same shape as the former."""
+        sharding = model.embedding[...].sharding
+        named = isinstance(sharding, NamedSharding)
+        self._device = NamedSharding(sharding.mesh, PartitionSpec()) if named else None
+        self._program = passes.Program(nnx.graphdef(model), self.attention)
+        self._weights = passes.Weights.of(model, apart=self._apart)
+        self._residents: dict[int, ResidentBatch] = {}
+
+    def batch_rows(self, rows: int) -> int:
+        """R of the batches for a cache of so many rows."""
+        return min(self.config.rows, bucket(rows, smallest=1))
+
+    def score_rows(self, rows: int) -> tuple[int, int]:
+        """R of a batch that is scored, and of one of few rows."""
+        full = self.batch_rows(rows)
+        return full, max(full // FEW, 1)
+
+    def allocate(self, rows: int) -> kv.KVCache:
+        """An empty cache."""
+        return kv.allocate(
+            self.model_config, rows, self.columns, mesh=self.mesh, device=self._device
+        )
+
+    def extend(
+        self,
+        cache: kv.KVCache,
+        rows: Sequence[int],
+        tokens: np.ndarray,
+        counts: np.ndarray,
+        adapters: np.ndarray,
+        *,
+        span: int,
+    ) -> kv.KVCache:
+        """Read `counts[r]` of `tokens[r]` into row `rows[r]`.
+
+        Args:
+            cache: consumed.
+            rows: at most R.
+            tokens: `[R, n]`.
+            counts: `[R]`.
+            adapters: `[R]`.
+            span: columns that hold what all of these rows have read.
+        """
+        size = len(tokens)
+        batch = self._take(cache, filled(rows or [0], size), span)
+        new, logits = self._call(passes.extend, batch, tokens, counts, adapters)
+        return self._append(cache, rows, np.arange(size), new, counts, logits)
+
+    def place(
+        self, cache: kv.KVCache, rows: Sequence[int], keys: Sequence[Key]
+    ) -> tuple[kv.Batch, np.ndarray]:
+        """A batch that holds these rows, and the slot of each; see `ResidentBatch.place`."""
+        size = self.batch_rows(cache.rows)
+        if size not in self._residents:
+            self._residents[size] = ResidentBatch(
+                size, apart=self._apart, mesh=self.mesh, account=self.account
+            )
+        return self._residents[size].place(cache, rows, keys, room=self.config.steps)
+
+    def decode(
+        self, batch: kv.Batch, adapters: np.ndarray, draws: passes.Draws
+    ) -> tuple[kv.Layer, jax.Array, passes.Sampled]:
+        """Sample behind the rows of a batch; see `passes.decode`."""
+        return self._call(passes.decode, batch, adapters, draws, steps=self.config.steps)
+
+    def keep(
+        self,
+        cache: kv.KVCache,
+        rows: Sequence[int],
+        slots: np.ndarray,
+        batch: kv.Batch,
+        decoded: tuple[kv.Layer, jax.Array, passes.Sampled],
+        keys: Sequence[Key],
+    ) -> kv.KVCache:
+        """What was decoded, behind the rows of the cache and of the batch that `place` gave.
+
+        Args:
+            cache: consumed.
+            rows: that were placed.
+            slots: where.
+            batch: consumed.
+            decoded: from `decode`.
+            keys: what the rows hold now.
+        """
+        new, logits, sampled = decoded
+        cache = self._append(cache, rows, slots, new, sampled.kept, logits)
+        resident = self._residents[len(batch.lengths)]
+        resident.keep(batch, new, sampled.kept, logits, slots, keys)
+        return cache
+
+    def score(
+        self, cache: kv.KVCache, rows: Sequence[int], *arrays: np.ndarray, span: int
+    ) -> jax.Array:
+        """`[R, C]` log-probabilities of candidates; `arrays` as `passes.score` has them."""
+        batch = self._take(cache, np.asarray(rows, np.int32), span)
+        return self._call(passes.score, batch, *arrays)
+
+    def copy_rows(
+        self,
+        cache: kv.KVCache,
+        rows: Sequence[int] | np.ndarray,
+        source: kv.KVCache,
+        source_rows: Sequence[int] | np.ndarray,
+        *,
+        span: int,
+    ) -> kv.KVCache:
+        """Rows of one cache, which is consumed, over those of another, in parts of one size."""
+        size = self.batch_rows(cache.rows)
+        for start in range(0, max(len(rows), 1), size):
+            part, source_part = rows[start : start + size], source_rows[start : start + size]
+            cache = self.account.call(
+                kv.copy_rows,
+                cache,
+                filled(part, size),
+                source,
+                filled(source_part, size),
+                np.int32(len(part)),
+                span=span,
+                mesh=self.mesh,
+            )
+        return cache
+
+    def warm_up_rows(self, rows: int, draws: passes.Draws) -> None:
+        """Compile all that reads and speaks from a cache of so many rows.
+
+        Args:
+            rows: S.
+            draws: of which none is made, in the shape of those that will be.
+        """
+        cache, reach = self.allocate(rows), spans(self.columns)
+        sizes = functools.partial(
+            pass_sizes, prefill_tokens=self.config.prefill_tokens, most_rows=rows
+        )
+        shapes = [(piece, size) for piece in PIECES for size in sizes(piece)]
+        for span in reach:
+            for piece, size in shapes:
+                none = np.zeros(size, np.int32)
+                tokens = np.zeros((size, piece), np.int32)
+                cache = self.extend(cache, [], tokens, none, none, span=span)
+        none = np.zeros(self.batch_rows(rows), np.int32)
+        move = functools.partial(self.account.call, mesh=self.mesh)
+        for span in reach[1:]:
+            batch = self._take(cache, none, span)
+            new, logits, sampled = self.decode(batch, none, draws)
+            cache = self._append(cache, [], none, new, sampled.kept, logits)
+            batch = move(kv.replace_rows, batch, none, cache, none, np.int32(0))
+            move(kv.grow, batch, new, sampled.kept, logits)
+
+    def warm_up_score(self, rows: int, prefix: int, candidates: int, longest: int) -> None:
+        """Compile scoring of so many candidates, of as many tokens, behind a cache's rows."""
+        cache = self.allocate(rows)
+        for size in self.score_rows(rows):
+            none = np.zeros(size, np.int32)
+            prefixes = np.zeros((size, bucket(prefix)), np.int32)
+            tails = np.zeros((candidates, size, bucket(longest)), np.int32)
+            for span in spans(self.columns):
+                self.score(
+                    cache, none.tolist(), prefixes, none + 1, tails, tails[:, :, 0], none, span=span
+                )
+
+    def warm_up_copies(self, target: int, source: int) -> None:
+        """Compile the copying of rows between caches of so many rows."""
+        into, origin = self.allocate(target), self.allocate(source)
+        for span in spans(self.columns):
+            into = self.copy_rows(into, [], origin, [], span=span)
+
+    def _call(self, function: Any, *arguments: Any, **static: Any) -> Any:
+        return self.account.call(function, self._program, self._weights, *arguments, **static)
+
+    def _take(self, cache: kv.KVCache, rows: np.ndarray, span: int) -> kv.Batch:
+        return self.account.call(kv.take, cache, rows, span=span, apart=self._apart, mesh=self.mesh)
+
+    def _append(
+        self,
+        cache: kv.KVCache,
+        rows: Sequence[int],
+        slots: np.ndarray,
+        new: kv.Layer,
+        counts: Any,
+        logits: jax.Array,
+    ) -> kv.KVCache:
+        """Write what a pass read behind `rows`, which lay in its `slots`."""
+        size = len(counts)
+        return self.account.call(
+            kv.append,
+            cache,
+            filled(rows, size),
+            filled(slots, size),
+            np.int32(len(rows)),
+            new,
+            counts,
+            logits,
+            mesh=self.mesh,
+        )
+
+
+def _mesh_of(model: Transformer) -> Mesh | None:
+    """The mesh that a model is sharded over; None where it lies on one device."""
+    sharding = model.embedding[...].sharding
+    mesh = getattr(sharding, "mesh", None)
+    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None

@@ -1,0 +1,103 @@
+"""Eight devices say what one says; a row's neighbours and its number change no bit of it."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from ixjax.generation import Engine, EngineConfig, SamplingConfig, Turns
+from ixjax.generation.sampling import uniforms
+from ixjax.models import ModelConfig, param_shardings
+from ixjax.parallel import MeshConfig, make_mesh
+from tests.models.tiny import random_model
+
+CONFIG = ModelConfig(
+    vocab_size=96,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=64,
+    max_length=320,
+)
+ROWS, STEPS = 16, 24
+NEAR = 1e-4  # a gap in probability that rounding may cross
+
+
+def prompts(rows: int, *, longest: int, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 96, n).tolist() for n in rng.integers(1, longest, rows)]
+
+
+def turns(rows: int, sampling: SamplingConfig, ids=None) -> Turns:
+    ids = np.arange(rows) if ids is None else np.asarray(ids)
+    return Turns(sampling, 5, ids[:, None].astype(np.uint32), np.full(rows, STEPS))
+
+
+def sampled(model, config, sampling, given):
+    engine = Engine(model, config)
+    contexts = engine.extend(engine.empty(len(given)), given)
+    first = engine.extend(engine.fork(contexts, np.arange(len(given))), [[3]] * len(given))
+    return engine.decode(first, turns(len(given), sampling))[1].tokens
+
+
+def sharded(model, mesh):
+    params = jax.device_put(nnx.state(model), param_shardings(CONFIG, mesh))
+    return nnx.merge(nnx.graphdef(model), params)
+
+
+@pytest.mark.parametrize(
+    ("shape", "temperature"),
+    [
+        ((4, 1, 2), 1.0),
+        ((2, 2, 2), 0.0),
+        pytest.param((8, 1, 1), 1.0, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), 1.0, marks=pytest.mark.slow),
+    ],
+)
+def test_eight_devices_say_what_one_says(shape, temperature):
+    model, sampling = random_model(CONFIG), SamplingConfig(temperature=temperature)
+    given = prompts(ROWS, longest=150)
+    config = EngineConfig(rows=ROWS, steps=10)
+    one = sampled(model, config, sampling, given)
+    mesh = make_mesh(MeshConfig(*shape))
+    eight = sampled(sharded(model, mesh), config, sampling, given)
+    different = [row for row in range(ROWS) if one[row] != eight[row]]
+    for row in different:
+        at = next(i for i in range(STEPS) if one[row][i] != eight[row][i])
+        known = [*given[row], 3, *one[row][:at]]
+        logits = np.asarray(model(np.array([known])))[0, -1].astype(np.float64)
+        assert _gap(logits, row, at, temperature) < NEAR, f"row {row}, token {at}"
+    assert len(different) <= 1
+
+
+def _gap(logits: np.ndarray, row: int, token: int, temperature: float) -> float:
+    """How near another token was: in probability, or in how far the draw lay from its border."""
+    probabilities = np.exp(logits - logits.max())
+    probabilities /= probabilities.sum()
+    if temperature == 0:
+        best, second = np.sort(probabilities)[:-3:-1]
+        return float(best - second)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), row), token)
+    draw = float(uniforms(key[None])[0, 0])
+    return float(np.abs(np.cumsum(probabilities) - draw).min())
+
+
+def test_neighbours_and_the_number_of_a_row_change_no_bit():
+    """With the engine's rows, which are 32 here, whatever lengths the others have."""
+    model, config = random_model(CONFIG), EngineConfig(rows=32, steps=10)
+    engine, (own,) = Engine(model, config), prompts(1, longest=60, seed=9)
+    found = []
+    for seed, place, longest in ((1, 0, 20), (2, 31, 250), (3, 17, 130)):
+        others = prompts(32, longest=longest, seed=seed)
+        given = [*others[:place], own, *others[place + 1 :]]
+        ids = np.arange(100, 132)
+        ids[place] = 7
+        contexts = engine.extend(engine.empty(32), given)
+        said = turns(32, SamplingConfig(top_p=0.9), ids)
+        _, decoded = engine.decode(contexts, said)
+        found.append((decoded.tokens[place], decoded.logprobs[place]))
+    assert found[0] == found[1] == found[2]  # log-probabilities to the bit
