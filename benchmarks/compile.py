@@ -61,12 +61,11 @@ def compile_once(a: Arguments, layers: int, pipe: Connection) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     from flax import nnx
 
-    from ixjax.generation import Engine, SamplingConfig, passes
-    from ixjax.generation.engine import Contexts
+    from ixjax.generation import Contexts, Engine, SamplingConfig, Turns, executor
     from ixjax.models import ModelConfig, Transformer, abstract_params, transformer
 
     if a.unroll >= 0:
-        transformer.FULL_UNROLL_LAYERS = passes.FULL_UNROLL_LAYERS = a.unroll
+        transformer.FULL_UNROLL_LAYERS = executor.FULL_UNROLL_LAYERS = a.unroll
     config = ModelConfig(
         vocab_size=256,
         hidden_size=a.hidden_size,
@@ -81,7 +80,7 @@ def compile_once(a: Arguments, layers: int, pipe: Connection) -> None:
     draw = lambda leaf: jax.numpy.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype)
     params = jax.tree.map(draw, abstract_params(config))
     model = nnx.merge(nnx.graphdef(Transformer(config)), params)
-    engine = Engine(model, max_new_tokens=a.new)
+    engine = Engine(model)
     prompts = rng.integers(1, 256, (a.rows, a.prompt)).tolist()
     turns = rng.integers(1, 256, (a.rows, a.new)).tolist()
 
@@ -95,14 +94,13 @@ def compile_once(a: Arguments, layers: int, pipe: Connection) -> None:
 
         contexts = lap(engine.extend(engine.empty(a.rows), prompts))
         contexts = lap(engine.extend(contexts, turns))
-        decoded = engine.decode(
-            contexts,
+        said = Turns(
             sampling=SamplingConfig(),
             seed=0,
             identities=np.arange(a.rows, dtype=np.uint32)[:, None],
             limits=np.full(a.rows, a.new),
-            end_ids=(),
         )
+        decoded = engine.decode(contexts, said)
         lap(decoded[0])
         return dict(zip(FUNCTIONS, np.diff(clocks, axis=0), strict=True))
 

@@ -42,7 +42,7 @@ from ixjax.generation import (
     play,
     speaker_engine,
 )
-from ixjax.generation.scheduler import _in_lockstep
+from ixjax.generation.scheduler import play_in_lockstep
 from ixjax.models.config import DType
 
 # Quantiles of the length of an ESConv turn, 0 % to 100 % in steps of 2.5 %; mean 26 tokens.
@@ -149,7 +149,7 @@ def main(arguments: Arguments) -> None:
         finished = [
             game
             for i in range(0, len(found), a.rows)
-            for game in _in_lockstep(*speakers, found[i : i + a.rows], a.turns, a.rows, None)
+            for game in play_in_lockstep(*speakers, found[i : i + a.rows], a.turns, a.rows, None)
         ]
         return time.perf_counter() - start, tokens_of(finished)
 

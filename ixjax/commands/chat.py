@@ -17,7 +17,14 @@ from ixjax.commands.conversation import Conversation
 from ixjax.dialogue import Dialogue, UserCondition, get_scenario
 from ixjax.dialogue.chat import View
 from ixjax.dialogue.types import Role
-from ixjax.generation import ModelSpeaker, ReadOut, SamplingConfig, Session
+from ixjax.generation import (
+    EngineConfig,
+    ModelSpeaker,
+    ReadOut,
+    SamplingConfig,
+    Session,
+    speaker_engine,
+)
 from ixjax.io import InputError
 from ixjax.models.config import DType
 from ixjax.parallel import MeshConfig, make_mesh
@@ -51,6 +58,8 @@ class Settings:
         default_factory=lambda: SamplingConfig(max_new_tokens=256)
     )
     """How the model draws its turns."""
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    """How the generation engine lays out its work."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     """How devices are laid out."""
 
@@ -83,7 +92,12 @@ def _speaker(settings: Settings, checkpoint: pipeline.Checkpoint, side: Role) ->
     view = View(scenario=get_scenario(settings.scenario), role=side, template=template)
     try:
         return ModelSpeaker(
-            model, view, settings.sampling, seed=settings.seed, readout=settings.readout
+            model,
+            view,
+            settings.sampling,
+            seed=settings.seed,
+            readout=settings.readout,
+            engine=speaker_engine(model, view, settings.sampling, settings.engine),
         )
     except ValueError as error:  # turns as long as the context
         raise InputError(f"sampling: {error}; set a smaller --sampling.max-new-tokens") from None

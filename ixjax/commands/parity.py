@@ -13,7 +13,7 @@ from ixjax.dialogue.chat import View
 from ixjax.dialogue.scenarios import get_scenario
 from ixjax.dialogue.scenarios.sandbox import generate_corpus
 from ixjax.evaluation import TOLERANCES, parity
-from ixjax.generation import SamplingConfig
+from ixjax.generation import EngineConfig, SamplingConfig
 from ixjax.io import InputError
 from ixjax.models.config import DType
 from ixjax.parallel import MeshConfig, make_mesh
@@ -40,6 +40,8 @@ class Settings:
     """Of the turns that are sampled."""
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     """How turns are drawn."""
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    """How the generation engine lays out its work."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     """How devices are laid out."""
 
@@ -61,7 +63,12 @@ def execute(settings: Settings, run: pipeline.Run | None, console: Console) -> N
         if allowed is None:  # models of one run are of one type
             allowed = TOLERANCES[model.config.compute_dtype]
         found[checkpoint.name] = parity(
-            model, view, dialogues, sampling=settings.sampling, seed=settings.seed
+            model,
+            view,
+            dialogues,
+            sampling=settings.sampling,
+            seed=settings.seed,
+            engine_config=settings.engine,
         )
     assert allowed is not None
     print_parity(console, found, allowed)

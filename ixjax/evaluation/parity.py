@@ -18,7 +18,7 @@ import numpy as np
 
 from ixjax.dialogue.chat import Rendered, View
 from ixjax.dialogue.types import Dialogue
-from ixjax.generation import Engine, SamplingConfig, Turns
+from ixjax.generation import Engine, EngineConfig, SamplingConfig, Turns
 from ixjax.io import InputError
 from ixjax.models import Transformer
 from ixjax.models.config import DType
@@ -81,6 +81,7 @@ def parity(
     *,
     sampling: SamplingConfig,
     seed: int,
+    engine_config: EngineConfig | None = None,
 ) -> Parity:
     """Compare the engine's log-probabilities with the trainer's on turns that the engine samples.
 
@@ -90,6 +91,7 @@ def parity(
         dialogues: each is cut before its last turn of this side, which the engine then says.
         sampling: how turns are drawn.
         seed: of the draws.
+        engine_config: sizes of the engine's batches, and its attention kernel.
 
     Raises:
         InputError: this side says nothing in any of the dialogues, or a context has no room.
@@ -99,7 +101,7 @@ def parity(
         raise InputError(f"the {view.role} has no turn in any of {len(dialogues)} dialogues")
     room = model.config.max_length - sampling.max_new_tokens
     prompts = [view.context(history, max_tokens=room).tokens for history in histories]
-    engine = Engine(model)
+    engine = Engine(model, engine_config)
     turns, decoded = _decode(engine, view, prompts, sampling=sampling, seed=seed)
     scored = _score(engine, prompts, turns)
     examples = [

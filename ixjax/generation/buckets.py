@@ -15,6 +15,9 @@ import numpy as np
 PIECES = (8, 32, 128)  # new tokens of a row in one pass; what is longer is read in several
 SMALLEST_SPAN = 64
 FEW = 8  # a pass over few rows has 1/8 of the rows of a full one
+# From here on XLA's CPU backend computes a row in one way, whatever the number of rows: in smaller
+# passes a row's last bits would tell how many others were read with it.
+FEWEST_TOKENS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +54,20 @@ def span_of(longest: int, columns: int) -> int:
 
 
 def piece_of(count: int) -> int:
-    """The padded size of `count` new tokens, of which at most the largest piece is read."""
-    return next((piece for piece in PIECES if piece >= count), PIECES[-1])
+    """The size of the pass that reads the next of `count` new tokens.
+
+    The largest is taken only where it is filled: what is left over is read in smaller ones, since
+    one pass more costs less than a piece that is mostly padding.
+    """
+    small, middle, large = PIECES
+    return large if count >= large else middle if count > small else small
 
 
 def pass_sizes(piece: int, *, prefill_tokens: int, most_rows: int) -> list[int]:
     """Rows of a pass over pieces of this size: of a full one, and of one over few rows."""
     full = min(max(prefill_tokens // piece, 1), bucket(most_rows, smallest=1))
-    few = max(full // FEW, 1)
-    return [full] if few == full else [full, few]
+    few = max(full // FEW, FEWEST_TOKENS // piece)
+    return [full, few] if few < full else [full]
 
 
 def group(

@@ -194,21 +194,28 @@ def replace_rows(
     )
 
 
-@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="batch")
+@functools.partial(jax.jit, static_argnames=("width", "mesh"), donate_argnames="batch")
 def grow(
-    batch: Batch, new: Layer, counts: jax.Array, logits: jax.Array, *, mesh: Mesh | None = None
+    batch: Batch,
+    new: Layer,
+    counts: jax.Array,
+    logits: jax.Array,
+    *,
+    width: int,
+    mesh: Mesh | None = None,
 ) -> Batch:
     """Write the first `counts[r]` of n columns behind every row of a batch; see `append`."""
     every = jnp.arange(len(counts))
 
     def written(layer: Layer, first: int) -> Layer:
-        return _write(layer, new, every, every, batch.lengths, first=first, mesh=mesh)
+        starts = batch.lengths
+        return _write(layer, new, every, every, starts, width=width, first=first, mesh=mesh)
 
     past = _by_layer(batch.past, written)
     return Batch(past, batch.lengths + counts, logits)
 
 
-@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("width", "mesh"), donate_argnames="cache")
 def append(
     cache: KVCache,
     rows: jax.Array,
@@ -218,12 +225,13 @@ def append(
     counts: jax.Array,
     logits: jax.Array,
     *,
+    width: int,
     mesh: Mesh | None = None,
 ) -> KVCache:
     """Write what a pass read behind the rows that it was given, for each i below `number`.
 
-    All n columns are written (the surplus is garbage behind the row's end), so the caller leaves
-    n columns of room: a slice update that does not fit would be shifted onto what is there.
+    `width` columns are written (the surplus is garbage behind the row's end), so the caller leaves
+    as much room: a slice update that does not fit would be shifted onto what is there.
 
     Args:
         cache: the rows; consumed.
@@ -231,14 +239,15 @@ def append(
         slots: `[R]` where in the pass they were.
         number: how many of the R are written.
         new: keys `[L, R, K, D, n]` and values `[L, R, K, n, D]`, by slot.
-        counts: `[R]` int32 in 0..n, by slot.
+        counts: `[R]` int32 in 0..width, by slot.
         logits: `[R, V]` the rows' new logits, by slot.
+        width: columns written, of the n.
         mesh: the devices, where there are several.
     """
     to = _dropped(rows, number, cache.rows)
     starts = cache.lengths[rows]
     written = Layer(cache.keys, cache.values)
-    written = _write(written, new, rows, slots, starts, number=number, mesh=mesh)
+    written = _write(written, new, rows, slots, starts, width=width, number=number, mesh=mesh)
     return KVCache(
         *written,
         cache.lengths.at[to].add(jnp.asarray(counts)[slots], mode="drop"),
@@ -359,11 +368,12 @@ def _write(
     source: jax.Array,
     starts: jax.Array,
     *,
+    width: int,
     number: jax.Array | int | None = None,
     first: int = 0,
     mesh: Mesh | None,
 ) -> Layer:
-    """All n columns of rows `source` of new tokens, from column `starts` of rows `to` on.
+    """The first `width` columns of rows `source` of new tokens, into rows `to` from `starts` on.
 
     Args:
         into: keys and values `[l, ...]`.
@@ -371,13 +381,15 @@ def _write(
         to: `[R]`.
         source: `[R]`.
         starts: `[R]`.
+        width: columns written.
         number: how many of the R are written; None: all.
         first: see `new`.
         mesh: the devices, where there are several.
     """
     number = len(to) if number is None else number
     depth, _, heads, blocks, size, _ = into.keys.shape
-    count = new.values.shape[3]
+    count = width
+    new = Layer(new.keys[..., :count], new.values[..., :count, :])
     layers = slice(first, first + depth)
     if not _row_by_row(mesh):
         target = _dropped(to, number, into.keys.shape[1])[:, None]

@@ -22,7 +22,7 @@ class EngineConfig:
     prefill_tokens: int = 1024
     """Tokens read in one pass, padding included."""
     warm_up: bool = False
-    """Compile every size before the work begins."""
+    """Compile every size that a search needs before it begins."""
 
     def __post_init__(self) -> None:
         """Refuse sizes below 1."""
@@ -36,4 +36,4 @@ class DebugConfig:
     """Checks for whoever develops or tunes."""
 
     forbid_recompile: bool = False
-    """Warm up, then stop with the shapes at whatever would be compiled after it."""
+    """Warm the search up, then stop with the shapes at whatever is compiled after that."""

@@ -6,6 +6,7 @@ Axes: S cache rows, R rows of a batch, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ NO_TOKEN = -1
 class Contexts:
     """Rows of live contexts: what the device holds, and what the host knows of it.
 
-    cache: keys, values and logits; those of a row whose turn ended are garbage.
+    cache: keys, values, and the logits behind the last token of each row.
     tokens: S tuples, what each row has read.
     adapters: `[S]` the adapter that each row is read with (-1: the base alone).
     version: the weights that it was made with.
@@ -105,6 +106,12 @@ class StopSets:
 
     def number(self, strings: tuple[str, ...]) -> int:
         """What `Turns.stops` says of a row that these strings stop; 0 where there are none."""
+        if strings and strings not in self._numbers:
+            known = ", ".join(map(str, self._numbers)) or "none"
+            raise ValueError(
+                f"stop strings {strings} are unknown to this engine (it has {known}); make it with "
+                "the sampling of every speaker that shares it"
+            )
         return self._numbers[strings] if strings else 0
 
     def state(self, number: int, said: Sequence[int]) -> int:
@@ -173,13 +180,23 @@ def idle_draws(
     return draws_of(turns, nobody, everyone, everyone > 0, stay=0, stops=stops)
 
 
-def _seen(contexts: Contexts, rows: np.ndarray, configs: Sequence[SamplingConfig]) -> np.ndarray:
+def _seen(
+    contexts: Contexts, rows: np.ndarray, configs: Sequence[SamplingConfig]
+) -> np.ndarray | jax.Array:
     """`[R, V]` bool: tokens that rows with a repetition penalty hold."""
+    if all(config.repetition_penalty == 1 for config in configs):
+        return _nothing(len(rows), contexts.logits.shape[1])
     seen = np.zeros((len(rows), contexts.logits.shape[1]), bool)
     for i, (row, config) in enumerate(zip(rows, configs, strict=True)):
         if config.repetition_penalty != 1:
             seen[i, list(contexts.tokens[row])] = True
     return seen
+
+
+@functools.lru_cache(maxsize=8)
+def _nothing(rows: int, vocab_size: int) -> jax.Array:
+    """`[R, V]` of no token seen, made once: it is large, and hardly ever anything else."""
+    return jax.numpy.zeros((rows, vocab_size), bool)
 
 
 def _by_row(value: int | Sequence[int], contexts: Contexts, dtype: Any) -> np.ndarray:

@@ -26,11 +26,12 @@ from ixjax.generation import passes
 from ixjax.generation.account import Account
 from ixjax.generation.attention import Implementation
 from ixjax.generation.buckets import (
-    PIECES,
+    FEW,
     bucket,
     filled,
     group,
     pad,
+    piece_of,
     span_of,
 )
 from ixjax.generation.config import EngineConfig
@@ -101,7 +102,7 @@ class Engine:
             )
         self._executor.use(model)
         self._version = next(_versions)
-        self._spare: dict[tuple[int, ...], Contexts] = {}
+        self._spare: Contexts | None = None
 
     def stop_set(self, strings: tuple[str, ...]) -> int:
         """What `Turns.stops` says of a row that these strings stop; 0 where there are none."""
@@ -123,13 +124,15 @@ class Engine:
 
         Large caches take long to allocate; rows that were given back before are handed out again.
         """
-        spare = self._spare.pop(tuple(adapters), None)
-        return self.empty(len(adapters), adapters=adapters) if spare is None else spare
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.adapters.tolist() == list(adapters):
+            return spare
+        return self.empty(len(adapters), adapters=adapters)
 
     def give_back(self, contexts: Contexts) -> None:
-        """Keep rows that nobody needs any more for the next `borrow`."""
+        """Keep rows that nobody needs any more for the next `borrow`; the last ones alone."""
         if contexts.version == self._version:
-            self._spare[tuple(contexts.adapters.tolist())] = contexts
+            self._spare = contexts
 
     def extend(self, contexts: Contexts, tokens: Sequence[Sequence[int]]) -> Contexts:
         """Read `tokens[s]` into row s (an empty sequence leaves it as it is).
@@ -165,7 +168,7 @@ class Engine:
             prefill_tokens=self.config.prefill_tokens,
             most_rows=len(left),
         )
-        read = [tokens[: PIECES[-1]] for tokens in left]
+        read = [tokens[: piece_of(len(tokens))] for tokens in left]
         cache = contexts.cache
         for part in groups:
             rows = filled(part.rows, part.size)
@@ -178,14 +181,14 @@ class Engine:
             self.account.prefill_slots += part.size * part.piece
         tokens = _joined(contexts.tokens, read)
         contexts = dataclasses.replace(contexts, cache=cache, tokens=tokens)
-        return contexts, [tokens[PIECES[-1] :] for tokens in left]
+        return contexts, [rest[len(part) :] for rest, part in zip(left, read, strict=True)]
 
     def decode(self, contexts: Contexts, turns: Turns) -> tuple[Contexts, Decoded]:
         """Sample each row's turn to its end, from its logits on.
 
         The given contexts are consumed. Sampled tokens are read into the row, the end token that
-        closed it is not. A row that was stopped by its limit alone can be decoded on. Rows that
-        have ended make room for others.
+        closed it is not. A row that was stopped by its limit alone can be decoded on. Of more rows
+        than a batch has, those that have ended make room for others.
 
         Raises:
             ValueError: a row would outgrow its room, or the contexts were made with other weights.
@@ -195,17 +198,23 @@ class Engine:
         tokens: list[list[int]] = [[] for _ in said]
         logprobs: list[list[float]] = [[] for _ in said]
         running, ended = limits > 0, np.zeros(len(limits), bool)
+        size = self._executor.batch_rows(len(limits))
         while running.any():
+            # As many as there are places; a pause where others wait for one of them.
+            rows = np.flatnonzero(running)[:size]
+            stay = size - max(size // FEW, 1) if running.sum() > size else 0
+            chosen = np.isin(np.arange(len(limits)), rows)
             part = dataclasses.replace(
                 turns,
-                limits=np.where(running, limits - [len(row) for row in tokens], 0),
+                limits=np.where(chosen, limits - [len(row) for row in tokens], 0),
                 said=[(*before, *row) for before, row in zip(said, tokens, strict=True)],
             )
-            contexts, decoded = self.decode_chunk(contexts, part)
-            for row in np.flatnonzero(running):
+            contexts, decoded = self.decode_chunk(contexts, part, stay=stay)
+            for row in rows:
                 tokens[row] += decoded.tokens[row]
                 logprobs[row] += decoded.logprobs[row]
-            running, ended = decoded.running, ended | decoded.ended
+            running[rows] = decoded.running[rows]
+            ended |= decoded.ended
         return contexts, Decoded(tokens, logprobs, running, ended)
 
     def decode_chunk(
@@ -268,7 +277,8 @@ class Engine:
         for row, slot in zip(rows, slots, strict=True):
             tokens[row] = (*tokens[row], *found.tokens[slot, : found.kept[slot]].tolist())
         keys = [(tokens[row], a) for row, a in zip(rows, adapters, strict=True)]
-        cache = self._executor.keep(contexts.cache, rows, slots, batch, decoded, keys)
+        most = int(found.kept.max())
+        cache = self._executor.keep(contexts.cache, rows, slots, batch, decoded, keys, most)
         self.account.decode_tokens += int(found.counts.sum())
         self.account.decode_slots += size * int(found.counts.max())
         contexts = dataclasses.replace(contexts, cache=cache, tokens=tuple(tokens))

@@ -9,6 +9,7 @@ Axes: S cache rows, R rows of a batch, V vocabulary, C candidates.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ from ixjax.models import FULL_UNROLL_LAYERS, Transformer
 
 
 class Executor:
-    """Runs the passes of one model.
+    """Runs the passes of one model, once it was given weights (`use`).
 
     Args:
         model: the decoder; its parameters may be sharded over a mesh.
@@ -52,7 +53,7 @@ class Executor:
     def __init__(self, model: Transformer, config: EngineConfig, account: Account):
         self.model_config, self.config, self.account = model.config, config, account
         self.mesh = _mesh_of(model)
-        devices = jax.local_devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
+        devices = list(model.embedding[...].devices())
         self.attention: Implementation = attention.choose(
             config.attention,
             platform=devices[0].platform,
@@ -66,7 +67,6 @@ class Executor:
         # Behind a full row there is room for one padded piece or chunk (see cache.append).
         room = max(PIECES[-1], config.steps)
         self.columns = round_up(model.config.max_length + room, SMALLEST_SPAN)
-        self.use(model)
 
     def use(self, model: Transformer) -> None:
         """Take these weights, of the same shape as the former."""
@@ -115,7 +115,7 @@ class Executor:
         size = len(tokens)
         batch = self._take(cache, filled(rows or [0], size), span)
         new, logits = self._call(passes.extend, batch, tokens, counts, adapters)
-        return self._append(cache, rows, np.arange(size), new, counts, logits)
+        return self._append(cache, rows, np.arange(size), new, counts, logits, tokens.shape[1])
 
     def place(
         self, cache: kv.KVCache, rows: Sequence[int], keys: Sequence[Key]
@@ -142,6 +142,7 @@ class Executor:
         batch: kv.Batch,
         decoded: tuple[kv.Layer, jax.Array, passes.Sampled],
         keys: Sequence[Key],
+        most: int,
     ) -> kv.KVCache:
         """What was decoded, behind the rows of the cache and of the batch that `place` gave.
 
@@ -152,11 +153,13 @@ class Executor:
             batch: consumed.
             decoded: from `decode`.
             keys: what the rows hold now.
+            most: tokens that any of them was given.
         """
         new, logits, sampled = decoded
-        cache = self._append(cache, rows, slots, new, sampled.kept, logits)
+        width = min(bucket(most), self.config.steps)
+        cache = self._append(cache, rows, slots, new, sampled.kept, logits, width)
         resident = self._residents[len(batch.lengths)]
-        resident.keep(batch, new, sampled.kept, logits, slots, keys)
+        resident.keep(batch, new, sampled.kept, logits, slots, keys, width=width)
         return cache
 
     def score(
@@ -210,12 +213,19 @@ class Executor:
                 cache = self.extend(cache, [], tokens, none, none, span=span)
         none = np.zeros(self.batch_rows(rows), np.int32)
         move = functools.partial(self.account.call, mesh=self.mesh)
-        for span in reach[1:]:
+        steps = self.config.steps
+        widths = sorted({min(bucket(most), steps) for most in range(steps + 1)})
+        for span, width in itertools.product(reach[1:], widths):
+            # Functions are compiled for how their arguments lie, too: so they follow one another
+            # here as they will.
             batch = self._take(cache, none, span)
-            new, logits, sampled = self.decode(batch, none, draws)
-            cache = self._append(cache, [], none, new, sampled.kept, logits)
-            batch = move(kv.replace_rows, batch, none, cache, none, np.int32(0))
-            move(kv.grow, batch, new, sampled.kept, logits)
+            for _ in range(2):
+                new, logits, sampled = self.decode(batch, none, draws)
+                cache = self._append(cache, [], none, new, sampled.kept, logits, width)
+                batch = move(kv.grow, batch, new, sampled.kept, logits, width=width)
+                new, logits, sampled = self.decode(batch, none, draws)
+                batch = move(kv.grow, batch, new, sampled.kept, logits, width=width)
+                batch = move(kv.replace_rows, batch, none, cache, none, np.int32(0))
 
     def warm_up_score(self, rows: int, prefix: int, candidates: int, longest: int) -> None:
         """Compile scoring of so many candidates, of as many tokens, behind a cache's rows."""
@@ -249,8 +259,9 @@ class Executor:
         new: kv.Layer,
         counts: Any,
         logits: jax.Array,
+        width: int,
     ) -> kv.KVCache:
-        """Write what a pass read behind `rows`, which lay in its `slots`."""
+        """Write `width` columns of what a pass read behind `rows`, which lay in its `slots`."""
         size = len(counts)
         return self.account.call(
             kv.append,
@@ -261,6 +272,7 @@ class Executor:
             new,
             counts,
             logits,
+            width=width,
             mesh=self.mesh,
         )
 

@@ -41,7 +41,8 @@ class Program:
 class Weights:
     """A model's parameters, and the same layer by layer where passes don't scan over them.
 
-    Slices of stacked weights would be copied at every pass; taken apart once they are not.
+    Slices of stacked weights would be copied at every pass. Taken apart once they are not, but a
+    model whose stacked weights someone else holds, too, is then there twice.
     """
 
     params: nnx.State
@@ -230,8 +231,8 @@ def decode(
     """Sample up to `steps` tokens per row, until few rows run (`draws.stay`).
 
     Returns:
-        What was read, `[L, R, ..., steps]`; the logits `[R, V]` behind each row that still runs;
-        what was sampled.
+        What was read, `[L, R, ..., steps]`; the logits `[R, V]` behind each row's last token; what
+        was sampled.
     """
     rows, past = len(batch.lengths), _past(batch)
     keys = identity_keys(jax.vmap(jax.random.key)(draws.seeds), draws.identities)
@@ -270,7 +271,7 @@ def decode(
         return {
             "step": t + 1,
             "running": read & (counts < draws.limits),
-            # A row that is stopped by its limit keeps its logits, to be decoded on.
+            # A row that does not run any more keeps its logits, to be decoded on.
             "logits": jnp.where(read[:, None], logits, state["logits"]),
             "tokens": into(state["tokens"], token[:, None], axis=1),
             "logprobs": into(state["logprobs"], logprob[:, None], axis=1),

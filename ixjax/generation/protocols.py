@@ -40,6 +40,9 @@ class Speaker(Protocol[State]):
             state: rows whose last turn is the other side's.
             identities: `[S, k]` uint32; what is said depends on it, the seed and the row alone.
             active: `[S]` bool.
+
+        Returns:
+            The rows, and S utterances, None for rows that are not active.
         """
         ...
 

@@ -33,7 +33,7 @@ class ResidentBatch:
     def __init__(self, size: int, *, apart: bool, mesh: Mesh | None, account: Account):
         self._apart, self._mesh, self._account = apart, mesh, account
         self._batch: kv.Batch | None = None
-        self._held: list[Key | None] = [None] * size
+        self._held = _nobody(size)
 
     def place(
         self, cache: kv.KVCache, rows: Sequence[int], keys: Sequence[Key], *, room: int
@@ -44,31 +44,27 @@ class ResidentBatch:
             cache: which they are rows of.
             rows: at most R.
             keys: what each of them holds.
-            room: columns to be free behind every row.
+            room: columns to be free behind each of them. (A row that stays in the batch without
+                being named may have less, and be spoilt when the batch grows: it is copied anew
+                when it is named again, since the span is then too small for it.)
 
         Returns:
             The batch, to be given back by `keep`; and the slot of each row.
         """
         size = len(self._held)
+        # Given away until `keep`: if what comes between fails, everything is copied anew.
+        batch, self._batch = self._batch, None
         span = span_of(max(len(tokens) for tokens, _ in keys) + room, cache.columns)
-        if self._batch is None or not span <= self._batch.span < 2 * span:
-            self._held = [*keys, *[None] * (size - len(keys))]
+        if batch is None or not span <= batch.span < 2 * span:
+            batch, self._held = None, _nobody(size)
+            everyone = filled(rows, size)
             batch = self._account.call(
-                kv.take,
-                cache,
-                filled(rows, size),
-                span=span,
-                apart=self._apart,
-                mesh=self._mesh,
+                kv.take, cache, everyone, span=span, apart=self._apart, mesh=self._mesh
             )
             return batch, np.arange(len(rows))
         slots = self._slots(keys)
-        new = [
-            i
-            for i, (slot, key) in enumerate(zip(slots, keys, strict=True))
-            if not _same(self._held[slot], key)
-        ]
-        batch = self._batch
+        held = zip(slots, keys, strict=True)
+        new = [i for i, (slot, key) in enumerate(held) if not _same(self._held[slot], key)]
         if new:
             batch = self._account.call(
                 kv.replace_rows,
@@ -79,8 +75,6 @@ class ResidentBatch:
                 np.int32(len(new)),
                 mesh=self._mesh,
             )
-        for slot, key in zip(slots, keys, strict=True):
-            self._held[slot] = key
         return batch, slots
 
     def _slots(self, keys: Sequence[Key]) -> np.ndarray:
@@ -102,11 +96,19 @@ class ResidentBatch:
         logits: Any,
         slots: np.ndarray,
         keys: Sequence[Key],
+        *,
+        width: int,
     ) -> None:
         """Take the batch back, grown by what was read; `keys` are what its rows hold now."""
-        self._batch = self._account.call(kv.grow, batch, new, counts, logits, mesh=self._mesh)
+        self._batch = self._account.call(
+            kv.grow, batch, new, counts, logits, width=width, mesh=self._mesh
+        )
         for slot, key in zip(slots, keys, strict=True):
             self._held[slot] = key
+
+
+def _nobody(size: int) -> list[Key | None]:
+    return [None] * size
 
 
 def _same(held: Key | None, key: Key) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ixjax.dialogue.types import Dialogue, OutcomeReading, Utterance
 from ixjax.generation.buckets import bucket
-from ixjax.generation.engine import Turns
+from ixjax.generation.contexts import Turns
 from ixjax.generation.protocols import Speaker, User
 from ixjax.generation.speakers import ModelSpeaker, Rows
 from ixjax.generation.turns import POLICY, USER, ended, heard, turn_identities, words
@@ -95,11 +95,11 @@ def play(
     found = []
     for start in range(0, len(games), rows):
         part = list(games[start : start + rows])
-        found += _in_lockstep(policy, user, part, max_turns, rows, states)
+        found += play_in_lockstep(policy, user, part, max_turns, rows, states)
     return found
 
 
-def _in_lockstep(
+def play_in_lockstep(
     policy: Speaker,
     user: User,
     games: Sequence[Game],
@@ -112,7 +112,7 @@ def _in_lockstep(
     # Always as many rows, so that nothing compiles anew.
     games = [*games, *[dataclasses.replace(games[-1], over=True)] * (rows - len(games))]
     if states is None:
-        roots = [game.root for game in games if game.root is not None]
+        roots = [_root(game) for game in games]
         policy_state, user_state = policy.start(roots), user.start(roots)
     else:
         copies = np.array([game.row for game in games])
@@ -122,8 +122,11 @@ def _in_lockstep(
     turns = np.array([game.turns for game in games])
     left = np.zeros(len(games), bool)
     said: list[tuple[list[Utterance], list[Utterance]]] = [([], []) for _ in games]
-    [speaker] = {game.first for game in games}
-    alive = ~np.array([game.over for game in games]) & (turns < max_turns)
+    speaker = games[0].first
+    if any(game.first != speaker for game in games):
+        raise ValueError("games that are played in lockstep must begin with the same side's move")
+    over = np.array([game.over for game in games])
+    alive = ~over & ((turns < max_turns) | (speaker == USER))
     while alive.any():
         states_now[speaker], spoken = speakers[speaker].speak(
             states_now[speaker], turn_identities(base, turns, speaker), alive
@@ -147,6 +150,14 @@ def _in_lockstep(
         )
     ]
     return found[: int(real.sum())]
+
+
+def _root(game: Game) -> Dialogue:
+    if game.root is None:
+        raise ValueError(
+            f"game {game.identity} has no root, and no states were given to go on from"
+        )
+    return game.root
 
 
 def _by_row(identities: dict[int, tuple[int, ...]], rows: int) -> np.ndarray:
@@ -234,12 +245,15 @@ class Scheduler:
         """Every game to its end; see `ixjax.generation.scheduler.play`."""
         self._places: dict[int, _Place] = {}
         self._sides = self._make_sides()
-        queue = list(enumerate(games))[::-1]
+        queue, speaker = list(enumerate(games))[::-1], POLICY
         while queue or self._places:
             self._admit(queue)
             waiting = [len(self._waiting(POLICY)), len(self._waiting(USER))]
+            # A side goes on while it fills its batch: the other then reads many turns at once.
+            if waiting[speaker] < min(self._batch, max(waiting)):
+                speaker = int(np.argmax(waiting))
             if any(waiting):
-                self._decode([POLICY, USER] if self._shared else [int(np.argmax(waiting))])
+                self._decode([POLICY, USER] if self._shared else [speaker])
             self._read_outcomes(all_of_them=not any(map(self._waiting, (POLICY, USER))))
         for side in self._sides:
             side.speaker.engine.give_back(side.state.contexts)
@@ -294,7 +308,7 @@ class Scheduler:
                 continue
             roots: list[Dialogue | None] = [None] * len(side.state.dialogues)
             for row, (_, game) in zip(rows, new.values(), strict=True):
-                roots[row] = game.root
+                roots[row] = _root(game)
             self._update(side, side.speaker.restart(side.state, roots))
 
     def _decode(self, speakers: Sequence[int]) -> None:
@@ -305,7 +319,11 @@ class Scheduler:
         places.sort(key=lambda place: self._places[place[1]].turns)
         places = places[: self._batch]
         for k in speakers:
-            self._listen(self._sides[k], [i for which, i in places if which == k])
+            own = [i for which, i in places if which == k]
+            unheard = self._sides[k].unheard
+            # Reading pays for many: whoever waits is told, once somebody has to be.
+            self._listen(self._sides[k], [*unheard] if any(i in unheard for i in own) else [])
+            self._begin(self._sides[k], own)
         contexts, decoded = engine.decode_chunk(
             self._sides[speakers[0]].state.contexts,
             self._turns(places),
@@ -325,12 +343,15 @@ class Scheduler:
         return self._sides[speaker].first + place
 
     def _listen(self, side: _Side, places: Sequence[int]) -> None:
-        """Read what the other side has said; turns begin where none is being spoken."""
+        """Read what the other side has said at these places."""
         texts: list[str | None] = [None] * len(side.state.dialogues)
         for i in places:
             texts[side.first + i] = side.unheard.pop(i, None)
         if any(texts):
             self._update(side, side.speaker.listen(side.state, texts))
+
+    def _begin(self, side: _Side, places: Sequence[int]) -> None:
+        """Begin the turns of these places, where none is being spoken."""
         for i in places:
             if i not in side.tokens:
                 side.tokens[i] = []

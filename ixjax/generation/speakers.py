@@ -10,6 +10,7 @@ with the reply to it. So the closing outcome line can be scored behind any turn 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import zlib
@@ -29,6 +30,7 @@ from ixjax.dialogue.types import (
     Utterance,
 )
 from ixjax.generation.account import Account
+from ixjax.generation.buckets import bucket, filled
 from ixjax.generation.config import EngineConfig
 from ixjax.generation.contexts import Contexts, Turns
 from ixjax.generation.engine import Engine
@@ -136,7 +138,10 @@ class ModelSpeaker:
         return self.settle(state, starts, decoded.tokens, identities, active)
 
     def longest_turn(self, identity: Sequence[int] | np.ndarray) -> int:
-        """Tokens of this turn at the most; one that reaches it is cut."""
+        """Tokens of this turn at the most; one that reaches it is cut.
+
+        The same for all turns; whoever wants it to differ overrides this.
+        """
         return self.sampling.max_new_tokens
 
     def turns(self, identities: np.ndarray, limits: Sequence[int] | np.ndarray) -> Turns:
@@ -236,18 +241,18 @@ class ModelSpeaker:
             identity_parts: k of the identities.
             copies: (rows of the target, rows of the source) of `store` and `fork`.
         """
+        warm_up = functools.partial(self.engine.warm_up, end_ids=self.view.template.end_ids)
         scored = set()
         if self.view.role == "user" and self.readout == "expected":
             for condition in conditions:
                 _, prefix, tails = self._closing(condition)
                 scored.add((len(prefix), len(tails), max(map(len, tails))))
-        self.engine.warm_up(
-            pools,
-            identity_parts=identity_parts,
-            end_ids=self.view.template.end_ids,
-            copies=copies,
-            scored=sorted(scored),
-        )
+            scored.add(tuple(max(column) for column in zip(*scored, strict=True)))
+        elif self.view.role == "user":
+            for rows in {self._line_rows(rows) for rows in pools}:
+                lines = [(rows, pool) for pool in pools]
+                warm_up([rows], identity_parts=LINE_PARTS, copies=lines)
+        warm_up(pools, identity_parts=identity_parts, copies=copies, scored=sorted(scored))
 
     def _reread(
         self, contexts: Contexts, lengths: np.ndarray, tokens: Sequence[Sequence[int]]
@@ -346,19 +351,26 @@ class ModelSpeaker:
     def _drawn_lines(self, state: Rows, active: np.ndarray) -> list[str | None]:
         """Lines as generated; a row that was cut before it closed has its line drawn now."""
         lines, template = list(state.lines), self.view.template
-        rows = [int(row) for row in np.flatnonzero(active) if lines[row] is None]
-        if rows:
-            contexts = self.engine.fork(state.contexts, rows)
-            contexts = self.engine.extend(contexts, [template.marker_ids] * len(rows))
-            room = OUTCOME_TOKENS - len(template.marker_ids)
+        cut_off = [int(row) for row in np.flatnonzero(active) if lines[row] is None]
+        room = OUTCOME_TOKENS - len(template.marker_ids)
+        size = self._line_rows(len(lines))  # always as many, so that nothing compiles anew
+        for start in range(0, len(cut_off), size):
+            rows = cut_off[start : start + size]
+            everyone = filled(rows, size)
+            contexts = self.engine.fork(state.contexts, everyone)
+            contexts = self.engine.extend(contexts, [template.marker_ids] * size)
             turns = self.turns(
-                _line_identities([state.identities[row] for row in rows]),
-                np.full(len(rows), room),
+                _line_identities([state.identities[row] for row in everyone]),
+                np.where(np.arange(size) < len(rows), room, 0),
             )
             _, decoded = self.engine.decode(contexts, dataclasses.replace(turns, stops=0))
-            for row, tokens in zip(rows, decoded.tokens, strict=True):
+            for row, tokens in zip(rows, decoded.tokens, strict=False):
                 lines[row] = template.decode(tokens)
         return lines
+
+    def _line_rows(self, rows: int) -> int:
+        """Closing lines that are drawn at once."""
+        return min(self.engine.config.rows, bucket(rows, smallest=1))
 
 
 def speaker_engine(
@@ -427,5 +439,8 @@ def _line_identities(identities: Sequence[tuple[int, ...]]) -> np.ndarray:
 
     The last part is none that a turn has, so that the line's random numbers are its own.
     """
+    longest = max(map(len, identities))
+    if longest >= LINE_PARTS:
+        raise ValueError(f"an identity has {longest} parts; expected {LINE_PARTS - 1} at the most")
     padded = [(*parts, *(0,) * (LINE_PARTS - 1 - len(parts)), LINE) for parts in identities]
     return np.array(padded, np.uint32)

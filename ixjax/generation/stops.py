@@ -167,7 +167,8 @@ def cut(
     Returns:
         How many whole tokens stand before it, and what of their text and of the token it begins in.
     """
-    said = [pieces[token] for token in tokens]
+    # A model may have more tokens than its tokenizer: they have no text.
+    said = [pieces[token] if token < len(pieces) else b"" for token in tokens]
     text = b"".join(said)
     places = [place for string in strings if (place := text.find(string.encode())) >= 0]
     if not places:

@@ -62,11 +62,6 @@ def ended(utterances: Sequence[Utterance | None]) -> np.ndarray:
     return np.array([said is not None and said.ended for said in utterances])
 
 
-def num_tokens(utterances: Sequence[Utterance | None]) -> np.ndarray:
-    """`[S]` tokens sampled, 0 where nothing was said."""
-    return np.array([0 if said is None else said.num_tokens for said in utterances])
-
-
 def engagements(readings: Sequence[OutcomeReading | None]) -> np.ndarray:
     """`[S]` float64 engagement; nan where it is unreadable and where nothing was read."""
     return np.array([np.nan if reading is None else reading.engagement for reading in readings])

@@ -36,10 +36,7 @@ from ixjax.parallel import make_mesh
 
 GENERATION = "generation_config.json"
 SHARD_BYTES = 5_000_000_000
-WHOLE_BYTES = (
-    2**26
-)  # stacked weights up to this are read at once: placing them layer by layer compiles
-BLOCK_BYTES = 2**22  # rows read at once: transposing and casting is fastest within the CPU's cache
+WHOLE_BYTES = 2**26  # stacked weights up to this are read at once: layer by layer they compile
 FLOATS = ("F64", "F32", "F16", "BF16")
 HEAD = "lm_head.weight"
 

@@ -4,7 +4,7 @@ One table, `weight_specs`, describes every weight: shape, logical axes, initiali
 their shardings and the abstract tree that a checkpoint is restored into all derive from it.
 Blocks are stacked along a leading axis and scanned, so that compile time does not grow with depth.
 A block does not know where its keys come from: it is handed an `attend` function. Teacher forcing
-(here) and the generation engine (`ixjax.generation.cache`) share every line but that function.
+(here) and the generation engine (`ixjax.generation.passes`) share every line but that function.
 
 Axes: B sequences, T positions, V vocabulary, L layers, H/K query/KV heads, D head size.
 References: Touvron et al. 2023 (Llama 2); Su et al. 2021 (RoPE); Ainslie et al. 2023 (GQA).

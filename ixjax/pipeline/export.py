@@ -74,7 +74,7 @@ def export(
         template.tokenizer.save_pretrained(folder)
     else:
         whole = model if model.config.lora is None else merge_lora(model)
-        save_hf(whole, folder, template.tokenizer)
+        save_hf(whole, folder, template.tokenizer, end_ids=template.end_ids)
     io.write_json(folder / "generation_config.json", _generation(template, run.config.sampling))
     return record
 
@@ -106,6 +106,7 @@ def _generation(template: ChatTemplate, sampling: SamplingConfig) -> dict[str, A
         "pad_token_id": template.pad_id,
         "max_new_tokens": sampling.max_new_tokens,
         "repetition_penalty": sampling.repetition_penalty,
+        "stop_strings": list(sampling.stop) or None,
         "do_sample": sampling.temperature > 0,
         **(drawn if sampling.temperature > 0 else {}),
     }

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ixjax.generation.buckets import PIECES, bucket, filled, group, pad, span_of, spans
+from ixjax.generation.buckets import PIECES, bucket, filled, group, pad, piece_of, span_of, spans
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,10 @@ def test_every_row_is_in_one_group_that_has_room_for_it(rows, prefill_tokens):
     for part in groups:
         assert 0 < len(part.rows) <= part.size
         assert part.size * part.piece <= max(prefill_tokens, part.piece)
-        fitting = {next((p for p in PIECES if p >= counts[row]), PIECES[-1]) for row in part.rows}
-        assert fitting == {part.piece}
+        for row in part.rows:
+            assert part.piece == piece_of(counts[row])
+            assert part.piece >= min(counts[row], PIECES[0])
+            assert part.piece < counts[row] + 24
     # No more than a handful of shapes, whatever is to be read.
     assert len({(part.size, part.piece) for part in groups}) <= 2 * len(PIECES)
 

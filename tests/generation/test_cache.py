@@ -106,7 +106,9 @@ def test_what_a_pass_read_is_written_behind_the_named_rows(mesh):
     expected = on_host(cache)
     new, logits = new_tokens(3, seed=1), jnp.asarray(np.arange(21.0).reshape(3, 7))
     rows, slots, counts = np.array([2, 0, 1]), np.array([1, 2, 0]), np.array([3, 40, 2])
-    after = kv.append(cache, rows, slots, 2, new, counts, logits, mesh=mesh)  # the third is padding
+    after = kv.append(
+        cache, rows, slots, 2, new, counts, logits, width=NEW, mesh=mesh
+    )  # the third is padding
     for row, slot in ((2, 1), (0, 2)):
         here = slice(LENGTHS[row], LENGTHS[row] + NEW)
         expected["keys"][:, row, :, here] = np.swapaxes(new.keys[:, slot], -1, -2)
@@ -125,9 +127,11 @@ def test_rows_of_a_batch_are_replaced_and_grow_as_the_cache_does(apart, mesh):
         batch, np.array([1, 0, 0]), cache, np.array([3, 0, 0]), np.int32(1), mesh=mesh
     )
     new, counts, logits = new_tokens(3, seed=3), np.array([3, 40, 0]), cache.logits[:3] + 1
-    batch = kv.grow(batch, new, counts, logits, mesh=mesh)
+    batch = kv.grow(batch, new, counts, logits, width=NEW, mesh=mesh)
     rows = np.array([0, 3, 2])
-    cache = kv.append(cache, rows, np.arange(3), np.int32(3), new, counts, logits, mesh=mesh)
+    cache = kv.append(
+        cache, rows, np.arange(3), np.int32(3), new, counts, logits, width=NEW, mesh=mesh
+    )
     expected = kv.take(cache, rows, span=128, apart=apart, mesh=mesh)
     np.testing.assert_array_equal(batch.lengths, expected.lengths)
     np.testing.assert_array_equal(batch.logits, expected.logits)

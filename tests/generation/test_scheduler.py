@@ -19,7 +19,7 @@ from ixjax.generation import (
     play,
     speaker_engine,
 )
-from ixjax.generation.scheduler import _in_lockstep, places
+from ixjax.generation.scheduler import places, play_in_lockstep
 from ixjax.generation.turns import POLICY, SILENCE, USER
 from ixjax.models import LoraConfig
 from ixjax.testing import ScriptedSpeaker, byte_tokenizer, tiny_model
@@ -82,7 +82,7 @@ def assert_same(found, expected):
 def test_what_is_played_is_what_lockstep_plays_and_what_is_played_alone(model, template):
     policy, user = speakers(model, template)
     together = play(policy, user, games(11), max_turns=TURNS, rows=16)
-    locked = _in_lockstep(policy, user, games(11), TURNS, 11, None)
+    locked = play_in_lockstep(policy, user, games(11), TURNS, 11, None)
     assert_same(together, locked)
     lengths = {n for game in together for side in (POLICY, USER) for n in game.tokens(side)}
     assert len(lengths) > 4  # turns of many lengths
@@ -117,11 +117,12 @@ def test_a_game_may_begin_with_the_users_move(model, template):
     game = Game((0, 7), row=0, first=USER)
     for rows in (1, 4):
         [found] = play(policy, user, [game], max_turns=TURNS, rows=rows, states=states)
-        [locked] = _in_lockstep(policy, user, [game], TURNS, 1, states)
+        [locked] = play_in_lockstep(policy, user, [game], TURNS, 1, states)
         assert len(found.said[USER]) in (len(found.said[POLICY]), len(found.said[POLICY]) + 1)
         assert_same([found], [locked])
 
 
+@pytest.mark.slow
 def test_speakers_that_share_a_base_share_a_batch(template):
     config = dataclasses.replace(
         tiny_model(template.vocab_size, max_length=192).config,
@@ -139,7 +140,7 @@ def test_speakers_that_share_a_base_share_a_batch(template):
     assert texts(play(*other, games(9), max_turns=TURNS, rows=16)) != texts(found)
 
 
-def test_a_scripted_side_is_played_in_lockstep():
+def test_a_scripted_side_is_playedplay_in_lockstep():
     policy = ScriptedSpeaker("policy", lambda dialogue: {"a": 0.5, "b": 0.5})
     user = ScriptedSpeaker(
         "user",
@@ -166,7 +167,7 @@ def test_stop_strings_end_turns_and_are_cut_off(model, template):
         if whole.isascii():
             assert said.text == (whole.partition(stop)[0].strip() or SILENCE)
             assert not (stop in whole and said.truncated)
-    assert_same(found, _in_lockstep(policy, user, games(6), 1, 6, None))
+    assert_same(found, play_in_lockstep(policy, user, games(6), 1, 6, None))
 
 
 def test_after_warm_up_nothing_is_compiled_and_what_is_can_be_forbidden(template):

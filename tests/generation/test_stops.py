@@ -15,6 +15,7 @@ from ixjax.generation.stops import (
     StopTable,
     advance,
     compile_stops,
+    cut,
     stack_stops,
     state_after,
 )
@@ -132,3 +133,13 @@ def test_tables_of_two_vocabularies_are_not_stacked():
     tables = [compile_stops(["a"], [b"a"], vocab_size=size) for size in (3, 4)]
     with pytest.raises(ValueError, match="table 1 is for a vocabulary of 4, not of 3"):
         stack_stops(tables, vocab_size=3)
+
+
+def test_a_turn_is_cut_in_front_of_the_first_stop_string():
+    pieces = ["Hi", " the", "re\nUs", "er:", " me"]
+    tokens = [0, 1, 2, 3, 4]
+    spelled = [piece.encode() for piece in pieces]
+    assert cut(tokens, ["er:", "\nUser:"], spelled) == (2, b"Hi there")
+    assert cut(tokens, [" there"], spelled) == (1, b"Hi")
+    assert cut(tokens, ["Assistant"], spelled) is None
+    assert cut([0, 9, 1], [" the"], spelled) == (2, b"Hi")  # 9 is a token of the model's alone
