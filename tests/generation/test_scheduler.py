@@ -170,6 +170,7 @@ def test_stop_strings_end_turns_and_are_cut_off(model, template):
     assert_same(found, play_in_lockstep(policy, user, games(6), 1, 6, None))
 
 
+@pytest.mark.slow
 def test_after_warm_up_nothing_is_compiled_and_what_is_can_be_forbidden(template):
     """Of a model of its own: nothing that it needs was compiled for another test."""
     model = tiny_model(template.vocab_size, max_length=160)

@@ -53,7 +53,7 @@ def sharded(model, mesh):
     ("shape", "temperature"),
     [
         ((4, 1, 2), 1.0),
-        ((2, 2, 2), 0.0),
+        pytest.param((2, 2, 2), 0.0, marks=pytest.mark.slow),
         pytest.param((8, 1, 1), 1.0, marks=pytest.mark.slow),
         pytest.param((2, 2, 2), 1.0, marks=pytest.mark.slow),
     ],
