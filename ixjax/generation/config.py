@@ -1,4 +1,4 @@
-"""How the engine lays out its work. Nothing here changes what is said, only how fast."""
+"""How the engine lays out its work. Nothing here is meant to change what is said, only how fast."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def model(template):
 
 @pytest.fixture
 def talk(model, template, tmp_path):
-    """Hold a conversation of these lines; what was shown, and the session behind it."""
+    """Hold a conversation of these lines; what was shown, and its `Session`."""
 
     def hold(*lines, role="policy", scenario="sandbox", turns=()):
         view = View(scenario=get_scenario(scenario), role=role, template=template)
