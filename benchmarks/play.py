@@ -18,6 +18,7 @@ are not counted. Prints one JSON line.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import statistics
 import time
@@ -50,6 +51,7 @@ TURN_TOKENS = (
     *(2, 3, 4, 6, 7, 8, 8, 9, 10, 11, 12, 13, 14, 14, 15, 16, 17, 18, 19, 20, 21),
     *(22, 23, 24, 25, 27, 28, 29, 31, 32, 34, 36, 38, 40, 43, 47, 51, 57, 65, 81, 329),
 )
+LOCKSTEP_ROWS = 32  # 256 dialogues fill batches of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +66,10 @@ class Arguments:
     """Turns of each side in a dialogue."""
     longest: int = 128
     """Tokens at which a turn is cut."""
-    rows: int = 32
+    rows: int = 40
     """Rows of a decode batch."""
+    in_flight: int = 8
+    """Dialogues in play, in decode batches."""
     shared: bool = False
     """One model speaks both sides, in one batch."""
     repeats: int = 3
@@ -83,9 +87,15 @@ class DrawnLengths(ModelSpeaker):
 
     def longest_turn(self, identity: Any) -> int:
         """See `ModelSpeaker`."""
-        draw = np.random.default_rng(list(map(int, identity))).random()
-        places = np.linspace(0, 1, len(TURN_TOKENS))
-        return max(1, min(int(np.interp(draw, places, TURN_TOKENS)), self.longest))
+        return min(drawn_length(tuple(map(int, identity))), self.longest)
+
+
+@functools.cache
+def drawn_length(identity: tuple[int, ...]) -> int:
+    """Tokens of a turn, as ESConv's are distributed."""
+    places = np.linspace(0, 1, len(TURN_TOKENS))
+    draw = np.random.default_rng(identity).random()
+    return max(1, int(np.interp(draw, places, TURN_TOKENS)))
 
 
 def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
@@ -128,7 +138,7 @@ def main(arguments: Arguments) -> None:
     models_ = [make_model(a.size, max_length=length, dtype=a.dtype) for _ in range(2 - a.shared)]
     template = ChatTemplate.from_tokenizer(word_tokenizer(models_[0].config.vocab_size))
     sampling = SamplingConfig(top_p=0.9, max_new_tokens=a.longest)
-    config = EngineConfig(rows=a.rows)
+    config = EngineConfig(rows=a.rows, in_flight=a.in_flight)
     DrawnLengths.longest = a.longest
     speakers, engines = [], []
     for role, model in zip(("policy", "user"), models_ * 2, strict=False):
@@ -148,8 +158,10 @@ def main(arguments: Arguments) -> None:
         start = time.perf_counter()
         finished = [
             game
-            for i in range(0, len(found), a.rows)
-            for game in play_in_lockstep(*speakers, found[i : i + a.rows], a.turns, a.rows, None)
+            for i in range(0, len(found), LOCKSTEP_ROWS)
+            for game in play_in_lockstep(
+                *speakers, found[i : i + LOCKSTEP_ROWS], a.turns, LOCKSTEP_ROWS, None
+            )
         ]
         return time.perf_counter() - start, tokens_of(finished)
 

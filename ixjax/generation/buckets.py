@@ -8,11 +8,12 @@ padded otherwise depends on what it is given itself, and never on its neighbours
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
-PIECES = (8, 32, 128)  # new tokens of a row in one pass; what is longer is read in several
+PIECES = (16, 32, 128)  # new tokens of a row in one pass; what is longer is read in several
 SMALLEST_SPAN = 64
 FEW = 8  # a pass over few rows has 1/8 of the rows of a full one
 # From here on XLA's CPU backend computes a row in one way, whatever the number of rows: in smaller
@@ -22,11 +23,15 @@ FEWEST_TOKENS = 128
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Rows that are read in one pass, `size` of them with padding, `piece` tokens each."""
+    """Rows that are read in one pass, `size` of them with padding, `piece` tokens each.
+
+    full: whether nothing would be gained by waiting for more rows.
+    """
 
     rows: list[int]
     size: int
     piece: int
+    full: bool
 
 
 def bucket(size: int, *, smallest: int = 4) -> int:
@@ -65,7 +70,8 @@ def piece_of(count: int) -> int:
 
 def pass_sizes(piece: int, *, prefill_tokens: int, most_rows: int) -> list[int]:
     """Rows of a pass over pieces of this size: of a full one, and of one over few rows."""
-    full = min(max(prefill_tokens // piece, 1), bucket(most_rows, smallest=1))
+    # Of the shortest pieces it has no more rows than of the next: turns that short are not many.
+    full = min(max(prefill_tokens // max(piece, PIECES[1]), 1), bucket(most_rows, smallest=1))
     few = max(full // FEW, FEWEST_TOKENS // piece)
     return [full, few] if few < full else [full]
 
@@ -82,13 +88,19 @@ def group(
         most_rows: no pass needs more.
     """
     groups = []
-    for piece in PIECES:
-        rows = [row for row, count in enumerate(counts) if count and piece_of(count) == piece]
+    for piece, begun in itertools.product(PIECES, (False, True)):
+        # Rows that hold nothing have passes of their own, in which nothing is attended to before
+        # what is read: in others their last bits would differ.
+        rows = [
+            row
+            for row, count in enumerate(counts)
+            if count and piece_of(count) == piece and (lengths[row] > 0) == begun
+        ]
         rows.sort(key=lambda row: lengths[row])
         full, few = (pass_sizes(piece, prefill_tokens=prefill_tokens, most_rows=most_rows) * 2)[:2]
         while rows:
             size = full if len(rows) > full // 2 else few
-            groups.append(Group(rows[:size], size, piece))
+            groups.append(Group(rows[:size], size, piece, full=len(rows) >= full))
             rows = rows[size:]
     return groups
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -387,8 +388,7 @@ def _write(
         mesh: the devices, where there are several.
     """
     number = len(to) if number is None else number
-    depth, _, heads, blocks, size, _ = into.keys.shape
-    count = width
+    depth, blocks, count = into.keys.shape[0], into.keys.shape[3], width
     new = Layer(new.keys[..., :count], new.values[..., :count, :])
     layers = slice(first, first + depth)
     if not _row_by_row(mesh):
@@ -402,26 +402,41 @@ def _write(
         return _placed(
             Layer(keys.set(new_keys, mode="drop"), values.set(new_values, mode="drop")), mesh
         )
-    touched = min(-(-(count + BLOCK - 1) // BLOCK), blocks)  # blocks, wherever they begin
-
-    def row_of(x: jax.Array, i: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(x, (first, source[i], 0, 0, 0), (depth, 1, *x.shape[2:]))
 
     def put_keys(i: jax.Array, keys: jax.Array) -> jax.Array:
-        block = jnp.minimum(starts[i] // BLOCK, blocks - touched)
-        place = (0, to[i], 0, block, 0, 0)
-        old = jax.lax.dynamic_slice(keys, place, (depth, 1, heads, touched, size, BLOCK))
-        columns = old.swapaxes(3, 4).reshape(depth, 1, heads, size, touched * BLOCK)
-        offset = (0, 0, 0, 0, starts[i] - block * BLOCK)
-        columns = jax.lax.dynamic_update_slice(columns, row_of(new.keys, i), offset)
-        after = columns.reshape(depth, 1, heads, size, touched, BLOCK).swapaxes(3, 4)
-        return jax.lax.dynamic_update_slice(keys, after, place)
+        i, begin = i // parts, i % parts * part
+        place = (first, source[i], 0, 0, begin)
+        columns = jax.lax.dynamic_slice(new.keys, place, (depth, 1, *new.keys.shape[2:4], part))
+        block, offset = jnp.divmod(starts[i] + begin, BLOCK)
+        keys = _merge(keys, columns, to[i], block, offset)
+        return _merge(keys, columns, to[i], jnp.minimum(block + 1, blocks - 1), offset - BLOCK)
 
     def put_values(i: jax.Array, values: jax.Array) -> jax.Array:
-        place = (0, to[i], 0, starts[i], 0)
-        return jax.lax.dynamic_update_slice(values, row_of(new.values, i), place)
+        place = (first, source[i], 0, 0, 0)
+        row = jax.lax.dynamic_slice(new.values, place, (depth, 1, *new.values.shape[2:]))
+        return jax.lax.dynamic_update_slice(values, row, (0, to[i], 0, starts[i], 0))
 
+    # Parts of so many columns lie in two blocks at the most.
+    part = count if count <= BLOCK else math.gcd(count, BLOCK)
+    parts = count // part
     return Layer(
-        jax.lax.fori_loop(0, number, put_keys, into.keys),
+        jax.lax.fori_loop(0, number * parts, put_keys, into.keys),
         jax.lax.fori_loop(0, number, put_values, into.values),
     )
+
+
+def _merge(
+    keys: jax.Array, new: jax.Array, row: jax.Array, block: jax.Array, offset: jax.Array
+) -> jax.Array:
+    """Keys `[l, 1, K, D, w]`, w <= BLOCK, from column `offset` of a block on, where they lie in it.
+
+    `offset` may be anything between -BLOCK and BLOCK: what would lie outside is left out.
+    """
+    width = new.shape[-1]
+    begin = jnp.clip(offset, 0, BLOCK - width)  # the w columns of the block that are written
+    index = begin + jnp.arange(width) - offset  # of what is new, for each of them
+    place = (0, row, 0, block, 0, begin)
+    old = jax.lax.dynamic_slice(keys, place, (*new.shape[:3], 1, *new.shape[3:]))
+    shifted = jnp.roll(new, offset - begin, axis=-1)[:, :, :, None]
+    inside = (index >= 0) & (index < width)
+    return jax.lax.dynamic_update_slice(keys, jnp.where(inside, shifted, old), place)

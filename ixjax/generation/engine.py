@@ -27,11 +27,11 @@ from ixjax.generation.account import Account
 from ixjax.generation.attention import Implementation
 from ixjax.generation.buckets import (
     FEW,
+    Group,
     bucket,
     filled,
     group,
     pad,
-    piece_of,
     span_of,
 )
 from ixjax.generation.config import EngineConfig
@@ -143,6 +143,28 @@ class Engine:
             ValueError: a row would outgrow the model's `max_length`, or the contexts were made
                 with other weights.
         """
+        rows = range(len(tokens))
+        return self.extend_some(contexts, tokens, needed=rows, enough=len(rows))[0]
+
+    def extend_some(
+        self,
+        contexts: Contexts,
+        tokens: Sequence[Sequence[int]],
+        *,
+        needed: Sequence[int],
+        enough: int,
+    ) -> tuple[Contexts, list[tuple[int, ...]]]:
+        """As `extend`, until `enough` of the rows `needed` have nothing left to read.
+
+        Padding takes as long as tokens do, so passes that are filled go first, whoever's they are;
+        what does not fill one may wait for more of its kind.
+
+        Returns:
+            The contexts, and what each row has still to read.
+
+        Raises:
+            ValueError: see `extend`.
+        """
         self._check(contexts)
         before, counts = contexts.lengths, np.array([len(t) for t in tokens])
         if (before + counts).max() > self.model_config.max_length:
@@ -151,37 +173,42 @@ class Engine:
                 f"row {row} holds {before[row]} tokens and was given {counts[row]} "
                 f"more; the model's max_length is {self.model_config.max_length}"
             )
+        left = [tuple(t) for t in tokens]
         with self.account.clock("prefill"):
-            left = [tuple(t) for t in tokens]
             while any(left):
-                contexts, left = self._extend_pieces(contexts, left)
+                groups = group(
+                    [len(rest) for rest in left],
+                    contexts.lengths.tolist(),
+                    prefill_tokens=self.config.prefill_tokens,
+                    most_rows=len(left),
+                )
+                full = [part for part in groups if part.full]
+                wanted = {row for row in needed if left[row]}
+                if not full and len(needed) - len(wanted) >= enough:
+                    break
+                most = max(groups, key=lambda part: len(wanted.intersection(part.rows)))
+                for part in full or [most]:
+                    contexts, left = self._read(contexts, left, part)
             jax.block_until_ready(contexts.cache.lengths)
-        return contexts
+        return contexts, left
 
-    def _extend_pieces(
-        self, contexts: Contexts, left: list[tuple[int, ...]]
+    def _read(
+        self, contexts: Contexts, left: list[tuple[int, ...]], part: Group
     ) -> tuple[Contexts, list[tuple[int, ...]]]:
-        """Read the next piece of every row that has something left."""
-        groups = group(
-            [len(tokens) for tokens in left],
-            contexts.lengths.tolist(),
-            prefill_tokens=self.config.prefill_tokens,
-            most_rows=len(left),
+        """Read the next piece of some rows, and what is left then."""
+        rows, left = filled(part.rows, part.size), list(left)
+        tokens, counts = pad([left[row][: part.piece] for row in rows], part.piece)
+        span = self._span(contexts.tokens, part.rows)
+        cache = self._executor.extend(
+            contexts.cache, part.rows, tokens, counts, contexts.adapters[rows], span=span
         )
-        read = [tokens[: piece_of(len(tokens))] for tokens in left]
-        cache = contexts.cache
-        for part in groups:
-            rows = filled(part.rows, part.size)
-            tokens, counts = pad([read[row] for row in rows], part.piece)
-            span = self._span(contexts.tokens, part.rows)
-            cache = self._executor.extend(
-                cache, part.rows, tokens, counts, contexts.adapters[rows], span=span
-            )
-            self.account.prefill_tokens += int(counts[: len(part.rows)].sum())
-            self.account.prefill_slots += part.size * part.piece
-        tokens = _joined(contexts.tokens, read)
-        contexts = dataclasses.replace(contexts, cache=cache, tokens=tokens)
-        return contexts, [rest[len(part) :] for rest, part in zip(left, read, strict=True)]
+        self.account.prefill_tokens += int(counts[: len(part.rows)].sum())
+        self.account.prefill_slots += part.size * part.piece
+        held = list(contexts.tokens)
+        for row in part.rows:
+            held[row] += left[row][: part.piece]
+            left[row] = left[row][part.piece :]
+        return dataclasses.replace(contexts, cache=cache, tokens=tuple(held)), left
 
     def decode(self, contexts: Contexts, turns: Turns) -> tuple[Contexts, Decoded]:
         """Sample each row's turn to its end, from its logits on.
@@ -412,9 +439,3 @@ class Engine:
                 f"these contexts were made with weights {contexts.version}, the engine holds "
                 f"weights {self._version}: read them anew"
             )
-
-
-def _joined(
-    tokens: tuple[tuple[int, ...], ...], new: Sequence[Sequence[int]]
-) -> tuple[tuple[int, ...], ...]:
-    return tuple((*row, *more) if more else row for row, more in zip(tokens, new, strict=True))

@@ -8,6 +8,7 @@ Axes: S cache rows, R rows of a batch, V vocabulary, C candidates.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
@@ -74,7 +75,9 @@ class Executor:
         named = isinstance(sharding, NamedSharding)
         self._device = NamedSharding(sharding.mesh, PartitionSpec()) if named else None
         self._program = passes.Program(nnx.graphdef(model), self.attention)
-        self._weights = passes.Weights.of(model, apart=self._apart)
+        weights = passes.Weights.of(model, apart=self._apart, positions=self.columns)
+        rotary = jax.device_put(weights.rotary, self._device)
+        self._weights = dataclasses.replace(weights, rotary=rotary)
         self._residents: dict[int, ResidentBatch] = {}
 
     def batch_rows(self, rows: int) -> int:

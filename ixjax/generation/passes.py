@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from ixjax.generation.attention import Implementation, attend
 from ixjax.generation.cache import Batch, Layer
 from ixjax.generation.sampling import RowSampling, identity_keys, sample, uniforms
 from ixjax.generation.stops import FOUND, advance
-from ixjax.models import Transformer, in_window, select, unstack
+from ixjax.models import Rotary, Transformer, in_window, rotary_angles, select, unstack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,32 +40,38 @@ class Program:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A model's parameters, and the same layer by layer where passes don't scan over them.
+    """A model's parameters, and what else a pass needs that depends on the model alone.
 
-    Slices of stacked weights would be copied at every pass. Taken apart once they are not, but a
-    model whose stacked weights someone else holds, too, is then there twice.
+    params: of the decoder.
+    layers: the same layer by layer, where passes don't scan over them. Slices of stacked weights
+        would be copied at every pass. Taken apart once they are not, but a model whose stacked
+        weights someone else holds, too, is then there twice.
+    rotary: angles of all positions, `[T, D/2]`: XLA's CPU backend would compute the sines of a pass
+        anew in each layer, for each head.
     """
 
     params: nnx.State
     layers: list[nnx.State] | None
+    rotary: Rotary
 
     @classmethod
-    def of(cls, model: Transformer, *, apart: bool) -> Weights:
-        """The weights of a model as the passes take them."""
+    def of(cls, model: Transformer, *, apart: bool, positions: int) -> Weights:
+        """The weights of a model as the passes take them, for so many positions."""
         layers = unstack(nnx.state(model.layers), model.config.num_layers) if apart else None
-        return cls(nnx.state(model), layers)
+        rotary = rotary_angles(model.config, jnp.arange(positions)[None])
+        return cls(nnx.state(model), layers, jax.tree.map(lambda x: x[0, 0], rotary))
 
 
 class Piece(NamedTuple):
-    """Keys and values that were read before, and who may see them.
+    """Keys and values, and who may see them.
 
     stored: a `Layer` for each of the model's layers, in a list or stacked.
-    visible: `[R, 1, m]` bool.
+    visible: `[R, 1 or n, m]` bool, by each row's n new tokens.
     positions: `[R or 1, m]` of the tokens in their rows.
     """
 
     stored: Any
-    visible: jax.Array  # [R, 1, m]
+    visible: jax.Array  # [R, 1 or n, m]
     positions: jax.Array  # [R, m]
 
 
@@ -92,29 +99,45 @@ def _read(
         Hidden states `[R, n, hidden]`; the `Layer` of the new tokens for each of the model's
         layers, in a list or stacked.
     """
+    positions = _behind(first, tokens.shape[1])
+    new = Piece(None, _causal(counts, tokens.shape[1]), positions)
+    return _run(program, weights, tokens, positions, adapters, [*pieces, new], lambda _, new: new)
+
+
+def _run(
+    program: Program,
+    weights: Weights,
+    tokens: jax.Array,
+    positions: jax.Array,
+    adapters: jax.Array,
+    pieces: list[Piece],
+    written: Callable[[Any, Layer], Layer],
+) -> tuple[jax.Array, Any]:
+    """Run tokens `[R, n]` at positions `[R, n]`, which see pieces and then themselves.
+
+    The last piece is where the new tokens are: `written` is given what is stored there of a layer
+    and the `Layer` of the new tokens, and gives what is read of both and kept in its place.
+    """
     model = nnx.merge(program.graph, weights.params)
     config = model.config
-    positions = _behind(first, tokens.shape[1])
-    causal = _causal(counts, tokens.shape[1])
-    visible = [*(piece.visible for piece in pieces), causal]
-    near = [
-        seen & in_window(config, positions, keys)
-        for seen, keys in zip(visible, [*(p.positions for p in pieces), positions], strict=True)
-    ]
+    near = [piece.visible & in_window(config, positions, piece.positions) for piece in pieces]
 
     def attention(stored, local, q, k, v):
-        masks = [select(local, a, b) for a, b in zip(near, visible, strict=True)]
-        new = Layer(k.swapaxes(2, 3), v)
+        masks = [select(local, a, piece.visible) for a, piece in zip(near, pieces, strict=True)]
+        kept = written(stored[-1], Layer(k.swapaxes(2, 3), v))
         read = [
             (layer.keys, layer.values, mask)
-            for layer, mask in zip([*stored, new], masks, strict=True)
+            for layer, mask in zip([*stored[:-1], kept], masks, strict=True)
         ]
-        return attend(program.attention, q, read, softcap=config.attention_softcap), new
+        return attend(program.attention, q, read, softcap=config.attention_softcap), kept
 
     layers, stored = weights.layers, [piece.stored for piece in pieces]
     if layers is not None:
-        stored = [[piece[i] for piece in stored] for i in range(len(layers))]
-    return model.run(tokens, positions, attention, stored, layers=layers, adapters=adapters)
+        stored = [[piece and piece[i] for piece in stored] for i in range(len(layers))]
+    rotary = jax.tree.map(lambda table: table[positions][:, None], weights.rotary)
+    return model.run(
+        tokens, positions, attention, stored, layers=layers, adapters=adapters, rotary=rotary
+    )
 
 
 def _past(batch: Batch) -> list[Piece]:
@@ -256,15 +279,17 @@ def decode(
         ends = jnp.any(token[:, None] == draws.end_ids, axis=-1) | (stop == FOUND)
         read = running & ~ends
         counts = state["counts"] + running
-        side = Piece(state["new"], _below(jnp.full(rows, t), steps), side_positions)
-        hidden, new = _read(
+        side = Piece(state["new"], _below(jnp.full(rows, t + 1), steps), side_positions)
+        positions = (batch.lengths + t)[:, None]
+        # Written, then read: a loop that reads what it writes over later copies it every time.
+        hidden, new = _run(
             program,
             weights,
             token[:, None],
-            batch.lengths + t,
-            jnp.ones(rows, jnp.int32),
+            positions,
             adapters,
             [*past, side],
+            functools.partial(_put, column=t),
         )
         logits = _head(program, weights, hidden[:, 0])
         into = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=t)
@@ -279,7 +304,7 @@ def decode(
             "kept": state["kept"] + read,
             "stop": jnp.where(running, stop, state["stop"]),
             "seen": jax.lax.cond(penalised, mark, lambda seen, _: seen, state["seen"], token),
-            "new": _put(state["new"], new, t),
+            "new": new,
         }
 
     state = jax.lax.while_loop(
@@ -302,16 +327,10 @@ def decode(
     return _stacked(state["new"]), state["logits"], sampled
 
 
-def _put(side: Any, new: Any, column: jax.Array) -> Any:
-    """The side buffer with one more token's keys and values at `column`."""
-
-    def into(layer: Layer, one: Layer) -> Layer:
-        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=column)
-        return Layer(
-            update(layer.keys, one.keys, axis=-1), update(layer.values, one.values, axis=-2)
-        )
-
-    return jax.tree.map(into, side, new, is_leaf=lambda x: isinstance(x, Layer))
+def _put(side: Layer, one: Layer, *, column: jax.Array) -> Layer:
+    """A side buffer with one more token's keys and values at `column`."""
+    update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=column)
+    return Layer(update(side.keys, one.keys, axis=-1), update(side.values, one.values, axis=-2))
 
 
 def _side_buffer(program: Program, weights: Weights, rows: int, steps: int) -> Any:

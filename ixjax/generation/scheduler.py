@@ -24,7 +24,9 @@ from ixjax.generation.protocols import Speaker, User
 from ixjax.generation.speakers import ModelSpeaker, Rows
 from ixjax.generation.turns import POLICY, USER, ended, heard, turn_identities, words
 
-WAITING = 1 / 8  # of a batch: turns that have ended, for which decoding pauses
+# Parts of a batch: turns that have ended, for which decoding pauses; dialogues that are over, for
+# which outcomes are read and the next ones begun.
+PAUSE, CLOSE = 1 / 8, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +195,7 @@ class _Side:
 
     state: contexts and dialogues; of speakers that share an engine, both hold the same contexts.
     first: of the rows that are this side's, of its state.
-    unheard: what each place's other side has said, by place.
+    unread: tokens that rows have yet to read before they can speak, by place.
     tokens: of the turns that are being spoken, by place.
     starts: tokens that their rows held before, by place.
     """
@@ -201,7 +203,7 @@ class _Side:
     speaker: ModelSpeaker
     state: Rows
     first: int = 0
-    unheard: dict[int, str] = dataclasses.field(default_factory=dict)
+    unread: dict[int, Sequence[int]] = dataclasses.field(default_factory=dict)
     tokens: dict[int, list[int]] = dataclasses.field(default_factory=dict)
     starts: dict[int, int] = dataclasses.field(default_factory=dict)
 
@@ -210,8 +212,8 @@ def places(policy: ModelSpeaker, user: ModelSpeaker, rows: int) -> int:
     """Rows that each side keeps for dialogues in play, of which there are `rows` at the most."""
     engine = policy.engine
     in_flight = 1 if engine is user.engine else engine.config.in_flight
-    # Those that are over wait, in places of their own, until their outcomes fill a pass.
-    return min(round((in_flight + WAITING) * engine.config.rows), bucket(rows))
+    # Those that are over wait, in places of their own, until their outcomes are read.
+    return min(round((in_flight + CLOSE) * engine.config.rows), bucket(rows))
 
 
 class Scheduler:
@@ -248,11 +250,8 @@ class Scheduler:
         queue, speaker = list(enumerate(games))[::-1], POLICY
         while queue or self._places:
             self._admit(queue)
-            waiting = [len(self._waiting(POLICY)), len(self._waiting(USER))]
-            # A side goes on while it fills its batch: the other then reads many turns at once.
-            if waiting[speaker] < min(self._batch, max(waiting)):
-                speaker = int(np.argmax(waiting))
-            if any(waiting):
+            speaker = self._next_speaker(speaker)
+            if self._waiting(speaker):
                 self._decode([POLICY, USER] if self._shared else [speaker])
             self._read_outcomes(all_of_them=not any(map(self._waiting, (POLICY, USER))))
         for side in self._sides:
@@ -286,6 +285,19 @@ class Scheduler:
             i for i, place in self._places.items() if place.speaker == speaker and not self._over(i)
         ]
 
+    def _next_speaker(self, speaker: int) -> int:
+        """Whose turns go on, after this speaker's did."""
+        waiting = [self._waiting(POLICY), self._waiting(USER)]
+        number = [len(places) for places in waiting]
+        # A side goes on while it fills its batch: the other then reads many turns at once.
+        if number[speaker] >= self._batch:
+            return speaker
+        if max(number) >= self._batch:
+            return int(np.argmax(number))
+        # Towards the end nobody does, and whoever is furthest behind keeps the others waiting.
+        behind = [(self._places[i].turns, k) for k in (POLICY, USER) for i in waiting[k]]
+        return min(behind, default=(0, speaker))[1]
+
     def _over(self, i: int) -> bool:
         place = self._places[i]
         done = place.turns >= self._max_turns and place.speaker == POLICY
@@ -309,25 +321,26 @@ class Scheduler:
             roots: list[Dialogue | None] = [None] * len(side.state.dialogues)
             for row, (_, game) in zip(rows, new.values(), strict=True):
                 roots[row] = _root(game)
-            self._update(side, side.speaker.restart(side.state, roots))
+            state, unread = side.speaker.reset(side.state, roots)
+            self._update(side, state)
+            side.unread |= {i: unread[side.first + i] for i in new}
 
     def _decode(self, speakers: Sequence[int]) -> None:
         """Let turns of these speakers go on until some have ended."""
         engine = self._speakers[speakers[0]].engine
-        # Those that are furthest behind go first, so that few are left alone at the end.
-        places = [(k, i) for k in speakers for i in self._waiting(k)]
-        places.sort(key=lambda place: self._places[place[1]].turns)
+        waiting = [(k, i) for k in speakers for i in self._waiting(k)]
+        self._read(speakers, waiting, enough=min(self._batch, len(waiting)))
+        places = [(k, i) for k, i in waiting if i not in self._sides[k].unread]
+        # Turns go on to their end, and then those that are furthest behind go first, so that few
+        # are left alone at the end.
+        places.sort(key=lambda p: (p[1] not in self._sides[p[0]].tokens, self._places[p[1]].turns))
         places = places[: self._batch]
         for k in speakers:
-            own = [i for which, i in places if which == k]
-            unheard = self._sides[k].unheard
-            # Reading pays for many: whoever waits is told, once somebody has to be.
-            self._listen(self._sides[k], [*unheard] if any(i in unheard for i in own) else [])
-            self._begin(self._sides[k], own)
+            self._begin(self._sides[k], [i for which, i in places if which == k])
         contexts, decoded = engine.decode_chunk(
             self._sides[speakers[0]].state.contexts,
             self._turns(places),
-            stay=max(len(places) - max(round(WAITING * self._batch), 1), 0),
+            stay=max(len(places) - max(round(PAUSE * self._batch), 1), 0),
         )
         for k in speakers:
             side = self._sides[k]
@@ -342,13 +355,25 @@ class Scheduler:
     def _row(self, speaker: int, place: int) -> int:
         return self._sides[speaker].first + place
 
-    def _listen(self, side: _Side, places: Sequence[int]) -> None:
-        """Read what the other side has said at these places."""
-        texts: list[str | None] = [None] * len(side.state.dialogues)
-        for i in places:
-            texts[side.first + i] = side.unheard.pop(i, None)
-        if any(texts):
-            self._update(side, side.speaker.listen(side.state, texts))
+    def _read(
+        self, speakers: Sequence[int], places: Sequence[tuple[int, int]], *, enough: int
+    ) -> None:
+        """Read on, until `enough` of these (speaker, place) have nothing left to read."""
+        state = self._sides[speakers[0]].state
+        tokens: list[Sequence[int]] = [()] * len(state.dialogues)
+        for k in speakers:
+            for i, unread in self._sides[k].unread.items():
+                tokens[self._row(k, i)] = unread
+        needed = [self._row(k, i) for k, i in places]
+        if sum(not tokens[row] for row in needed) >= enough:
+            return
+        engine = self._speakers[speakers[0]].engine
+        contexts, left = engine.extend_some(state.contexts, tokens, needed=needed, enough=enough)
+        for k in speakers:
+            side = self._sides[k]
+            self._update(side, dataclasses.replace(side.state, contexts=contexts))
+            unread = {i: left[self._row(k, i)] for i in side.unread}
+            side.unread = {i: rest for i, rest in unread.items() if rest}
 
     def _begin(self, side: _Side, places: Sequence[int]) -> None:
         """Begin the turns of these places, where none is being spoken."""
@@ -400,6 +425,10 @@ class Scheduler:
             side.state, starts, tokens, _by_row(identities, rows), active
         )
         self._update(side, state)
+        texts: list[str | None] = [None] * rows
+        unread: list[Sequence[int]] = [()] * rows
+        for i, left in other.unread.items():
+            unread[other.first + i] = left
         for i in places:
             place, utterance = self._places[i], _spoken(said[side.first + i])
             place.said[speaker].append(utterance)
@@ -407,13 +436,17 @@ class Scheduler:
             place.speaker = 1 - speaker
             place.ended = speaker == USER and utterance.ended
             if not self._over(i):
-                other.unheard[i] = words(utterance)
+                texts[other.first + i] = words(utterance)
+        state, unread = other.speaker.hear(other.state, texts, unread)
+        self._update(other, state)
+        other.unread |= {i: unread[other.first + i] for i in places if unread[other.first + i]}
 
     def _read_outcomes(self, *, all_of_them: bool) -> None:
-        """Read games that are over, once they fill a pass, and free their places."""
+        """Read what games have come to, once many are over, and free their places."""
         over = [i for i in self._places if self._over(i)]
-        if not over or (len(over) < round(WAITING * self._batch) and not all_of_them):
+        if not over or (len(over) < round(CLOSE * self._batch) and not all_of_them):
             return
+        self._read([USER], [(USER, i) for i in over], enough=len(over))
         user = self._sides[USER]
         active = np.zeros(len(user.state.dialogues), bool)
         active[[self._row(USER, i) for i in over]] = True
@@ -421,7 +454,7 @@ class Scheduler:
         for i in over:
             place = self._places.pop(i)
             for side in self._sides:
-                side.unheard.pop(i, None)
+                side.unread.pop(i, None)
             reading = readings[self._row(USER, i)]
             said = (tuple(place.said[POLICY]), tuple(place.said[USER]))
             self._finished[place.number] = Finished(reading, place.turns, place.ended, said)

@@ -117,6 +117,12 @@ class ModelSpeaker:
 
     def restart(self, state: Rows, dialogues: Sequence[Dialogue | None]) -> Rows:
         """Other dialogues in place of those of a state, which is consumed; None leaves a row."""
+        return self._read(*self.reset(state, dialogues))
+
+    def reset(
+        self, state: Rows, dialogues: Sequence[Dialogue | None]
+    ) -> tuple[Rows, list[list[int]]]:
+        """As `restart`, but that the rows have yet to read what they are to hold."""
         held, lines, drawn_by = list(state.dialogues), list(state.lines), list(state.identities)
         lengths, tokens = state.contexts.lengths, [[] for _ in dialogues]
         for row, dialogue in enumerate(dialogues):
@@ -124,7 +130,8 @@ class ModelSpeaker:
                 lengths[row], tokens[row] = 0, self._render(dialogue)
                 held[row], lines[row] = dialogue, None
                 drawn_by[row] = (zlib.crc32(json.dumps(dialogue.to_json()).encode()),)
-        return Rows(self._reread(state.contexts, lengths, tokens), held, lines, drawn_by)
+        contexts = self.engine.shorten(state.contexts, lengths)
+        return Rows(contexts, held, lines, drawn_by), tokens
 
     def speak(
         self, state: Rows, identities: np.ndarray, active: np.ndarray
@@ -190,8 +197,8 @@ class ModelSpeaker:
                 if kept is None:  # not what was sampled: read as the other side hears it
                     lengths[row], anew[row] = 0, self._render(after)
         # Behind the utterance lies at most a closing line, which the outcome is read without.
-        contexts = self._reread(state.contexts, lengths, anew)
-        return Rows(contexts, dialogues, lines, drawn_by), utterances
+        contexts = self.engine.shorten(state.contexts, lengths)
+        return self._read(Rows(contexts, dialogues, lines, drawn_by), anew), utterances
 
     def _parse(self, tokens: Sequence[int]) -> tuple[Utterance, str | None, int | None]:
         """An utterance, its closing line, and the tokens that are it (None: no tokens are)."""
@@ -209,21 +216,39 @@ class ModelSpeaker:
 
     def listen(self, state: Rows, texts: Sequence[str | None]) -> Rows:
         """See `Speaker.listen`. A row that is full is read anew without its oldest turns."""
+        return self._read(*self.hear(state, texts, [()] * len(texts)))
+
+    def hear(
+        self, state: Rows, texts: Sequence[str | None], unread: Sequence[Sequence[int]]
+    ) -> tuple[Rows, list[Sequence[int]]]:
+        """As `listen`, but that the rows have yet to read what was said.
+
+        Args:
+            state: consumed.
+            texts: what was said; None leaves a row.
+            unread: `[S]` tokens that each row has yet to read before.
+
+        Returns:
+            The state, and what each row has yet to read now.
+        """
         other = _other(self.view.role)
         dialogues = list(state.dialogues)
-        lengths, tokens = state.contexts.lengths, []
+        lengths, unread = state.contexts.lengths, list(unread)
         for row, text in enumerate(texts):
             if text is None:
-                tokens.append([])
                 continue
             before = _held(dialogues[row], row)
             new = self.view.continuation(before, text)
             dialogues[row] = after = before.said(other, text)
-            if new is None or lengths[row] + len(new) > self._limit:
-                lengths[row], new = 0, self._render(after)
-            tokens.append(new)
-        contexts = self._reread(state.contexts, lengths, tokens)
-        return Rows(contexts, dialogues, list(state.lines), list(state.identities))
+            if new is None or lengths[row] + len(unread[row]) + len(new) > self._limit:
+                lengths[row], unread[row] = 0, self._render(after)
+            else:
+                unread[row] = [*unread[row], *new]
+        contexts = self.engine.shorten(state.contexts, lengths)
+        return Rows(contexts, dialogues, list(state.lines), list(state.identities)), unread
+
+    def _read(self, state: Rows, tokens: Sequence[Sequence[int]]) -> Rows:
+        return dataclasses.replace(state, contexts=self.engine.extend(state.contexts, tokens))
 
     def warm_up(
         self,
@@ -253,12 +278,6 @@ class ModelSpeaker:
                 lines = [(rows, pool) for pool in pools]
                 warm_up([rows], identity_parts=LINE_PARTS, copies=lines)
         warm_up(pools, identity_parts=identity_parts, copies=copies, scored=sorted(scored))
-
-    def _reread(
-        self, contexts: Contexts, lengths: np.ndarray, tokens: Sequence[Sequence[int]]
-    ) -> Contexts:
-        """Keep `lengths[s]` tokens of each row and read `tokens[s]` behind them."""
-        return self.engine.extend(self.engine.shorten(contexts, lengths), tokens)
 
     def _render(self, dialogue: Dialogue) -> list[int]:
         context = self.view.context(dialogue, max_tokens=self._limit)

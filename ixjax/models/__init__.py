@@ -13,9 +13,11 @@ from ixjax.models.sharding import abstract_params, init_model, param_shardings
 from ixjax.models.transformer import (
     FULL_UNROLL_LAYERS,
     LoraParam,
+    Rotary,
     Transformer,
     attend_pieces,
     in_window,
+    rotary_angles,
     select,
     unstack,
 )
@@ -26,6 +28,7 @@ __all__ = [
     "LoraParam",
     "ModelArguments",
     "ModelConfig",
+    "Rotary",
     "Transformer",
     "abstract_params",
     "add_lora",
@@ -36,6 +39,7 @@ __all__ = [
     "load_hf",
     "merge_lora",
     "param_shardings",
+    "rotary_angles",
     "save_adapter",
     "save_hf",
     "select",

@@ -209,6 +209,7 @@ class Transformer(nnx.Module):
         *,
         layers: Sequence[nnx.State] | None = None,
         adapters: jax.Array | None = None,
+        rotary: Rotary | None = None,
     ) -> tuple[jax.Array, Any]:
         """Embed, pass through all blocks, norm.
 
@@ -221,6 +222,7 @@ class Transformer(nnx.Module):
             layers: each block's weights, where they were taken apart (`unstack`) before a loop
                 over tokens, in which slices of the stacked ones would be copied every time.
             adapters: `[B]`; see `__call__`.
+            rotary: angles of the positions, where they are at hand; default computed.
 
         Returns:
             Hidden states `[B, T, hidden_size]` and what `attend` kept, stacked to `[L, ...]`; with
@@ -229,7 +231,7 @@ class Transformer(nnx.Module):
         config = self.config
         graph, params = nnx.split(self.layers)
         chosen = _chosen_adapters(config.lora, adapters, tokens.shape[0])
-        rotary = rotary_angles(config, positions)
+        rotary = rotary_angles(config, positions) if rotary is None else rotary
         with jax.named_scope("embed"):
             x = self.embedding[...][tokens].astype(config.compute_dtype)
             if config.scale_embeddings:
@@ -423,13 +425,14 @@ def attend_pieces(
     total, out = 0.0, 0.0
     for weight, (_, values, _) in zip(weights, pieces, strict=True):
         count, size = weight.shape[2], weight.shape[5]
-        blocks = num_kv_heads * count
-        w = weight.reshape(batch, blocks, -1, size)
-        v = values.reshape(batch, blocks, size, head_dim)
-        o = jnp.einsum("bkqn,bknd->bkqd", w.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        w = weight.reshape(batch, num_kv_heads, count, -1, size)
+        v = values.reshape(batch, num_kv_heads, count, size, head_dim)
+        o = jnp.einsum(
+            "bkjqn,bkjnd->bkqd", w.astype(v.dtype), v, preferred_element_type=jnp.float32
+        )
+        out = out + o
         # Block by block, so that blocks of zeros change no bit.
-        out = out + o.reshape(batch, num_kv_heads, count, -1, head_dim).sum(2)
-        total = total + w.sum(-1).reshape(batch, num_kv_heads, count, -1).sum(2)[..., None]
+        total = total + w.sum(-1).sum(2)[..., None]
     # Divided last: [.., D] numbers instead of [.., n].
     return jnp.asarray(out / total).astype(q.dtype).reshape(batch, num_heads, length, head_dim)
 
