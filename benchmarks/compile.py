@@ -46,7 +46,7 @@ class Arguments:
     """Width of the residual stream."""
     rows: int = 8
     """Rows of the cache."""
-    prompt: int = 64
+    prompt: int = 32
     """Tokens of a prompt."""
     new: int = 32
     """New tokens."""

@@ -2,9 +2,9 @@
 
 Dialogues advance independently. Whoever's turn has ended leaves the batch at the next pause, the
 other side reads what was said and takes a place, and a dialogue that is over makes room for the
-next one. Speakers that share an engine share its batch; those that don't have a batch each, and the
-one with more turns waiting decodes. What is said does not depend on any of this: turns are drawn
-by identity (`ixjax.generation.turns`).
+next one. Speakers that share an engine share its batch; those that don't have a batch each, and one
+goes on while it is filled. Nothing is read before it has to be, or fills a pass with others. What
+is said does not depend on any of this: turns are drawn by identity (`ixjax.generation.turns`).
 
 `play` takes any two speakers; those without an engine are played in lockstep.
 """
