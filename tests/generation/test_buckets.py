@@ -42,6 +42,8 @@ def test_every_row_is_in_one_group_that_has_room_for_it(rows, prefill_tokens):
             assert part.piece == piece_of(counts[row])
             assert part.piece >= min(counts[row], PIECES[0])
             assert part.piece < counts[row] + 24
+        assert len({lengths[row] > 0 for row in part.rows}) == 1
+        assert not part.full or len(part.rows) == part.size
     # No more than a handful of shapes, whatever is to be read.
     assert len({(part.size, part.piece) for part in groups}) <= 2 * len(PIECES)
 

@@ -113,6 +113,19 @@ def test_long_pieces_are_read_in_chunks_and_rows_may_fill_up(engine):
     assert_predicts(engine.extend(contexts, [sequences[0][150:], [], []]), sequences)
 
 
+def test_what_fills_no_pass_waits_unless_it_is_needed():
+    engine = Engine(MODEL, EngineConfig(prefill_tokens=64))  # 2 rows of 32 tokens fill a pass
+    given = draw(20, 21, 22, 23, 24)
+    contexts, left = engine.extend_some(engine.empty(5), given, needed=range(5), enough=3)
+    assert sorted(map(len, left)) == [0, 0, 0, 0, 24]
+    assert contexts.lengths.tolist() == [20, 21, 22, 23, 0]
+    contexts, left = engine.extend_some(contexts, left, needed=[4], enough=1)
+    assert not any(left)
+    whole = engine.extend(engine.empty(5), given)
+    np.testing.assert_array_equal(contexts.cache.logits, whole.cache.logits)
+    assert contexts.tokens == whole.tokens
+
+
 def test_one_prefill_may_fill_the_row(engine):
     sequences = draw(160, 129, 1)
     assert_predicts(start(engine, sequences), sequences)
