@@ -24,9 +24,8 @@ from ixjax.generation.protocols import Speaker, User
 from ixjax.generation.speakers import ModelSpeaker, Rows
 from ixjax.generation.turns import POLICY, USER, ended, heard, turn_identities, words
 
-# Parts of a batch: turns that have ended, for which decoding pauses; dialogues that are over, for
-# which outcomes are read and the next ones begun.
-PAUSE, CLOSE = 1 / 8, 1
+PAUSE = 1 / 8  # of a batch: turns that have ended, for which decoding pauses
+OVER = 1 / 8  # of the places: dialogues that are over, for which outcomes are read and others begun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,8 +211,8 @@ def places(policy: ModelSpeaker, user: ModelSpeaker, rows: int) -> int:
     """Rows that each side keeps for dialogues in play, of which there are `rows` at the most."""
     engine = policy.engine
     in_flight = 1 if engine is user.engine else engine.config.in_flight
-    # Those that are over wait, in places of their own, until their outcomes are read.
-    return min(round((in_flight + CLOSE) * engine.config.rows), bucket(rows))
+    # Half a batch more, since some are over and wait for their outcomes to be read.
+    return min(round((in_flight + 1 / 2) * engine.config.rows), bucket(rows))
 
 
 class Scheduler:
@@ -444,7 +443,7 @@ class Scheduler:
     def _read_outcomes(self, *, all_of_them: bool) -> None:
         """Read what games have come to, once many are over, and free their places."""
         over = [i for i in self._places if self._over(i)]
-        if not over or (len(over) < round(CLOSE * self._batch) and not all_of_them):
+        if not over or (len(over) < round(OVER * self._size) and not all_of_them):
             return
         self._read([USER], [(USER, i) for i in over], enough=len(over))
         user = self._sides[USER]

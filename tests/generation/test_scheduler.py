@@ -91,6 +91,20 @@ def test_what_is_played_is_what_lockstep_plays_and_what_is_played_alone(model, t
     assert_same(alone, together[:3])
 
 
+def test_others_begin_before_all_that_are_in_play_are_over(model, template, monkeypatch):
+    policy, user = speakers(model, template)
+    begun, reset = [], policy.reset
+
+    def noted(state, dialogues):
+        begun.append(sum(dialogue is not None for dialogue in dialogues))
+        return reset(state, dialogues)
+
+    monkeypatch.setattr(policy, "reset", noted)
+    play(policy, user, games(12), max_turns=TURNS, rows=4)  # as many places as a batch has rows
+    assert begun[0] == 4
+    assert len(begun) > 3
+
+
 def test_games_go_on_from_given_states_and_those_that_are_over_are_read_alone(model, template):
     policy, user = speakers(model, template)
     whole = play(policy, user, games(5), max_turns=TURNS, rows=8)
@@ -140,7 +154,7 @@ def test_speakers_that_share_a_base_share_a_batch(template):
     assert texts(play(*other, games(9), max_turns=TURNS, rows=16)) != texts(found)
 
 
-def test_a_scripted_side_is_playedplay_in_lockstep():
+def test_a_scripted_side_is_played_in_lockstep():
     policy = ScriptedSpeaker("policy", lambda dialogue: {"a": 0.5, "b": 0.5})
     user = ScriptedSpeaker(
         "user",
