@@ -388,12 +388,12 @@ def _write(
         mesh: the devices, where there are several.
     """
     number = len(to) if number is None else number
-    depth, blocks, count = into.keys.shape[0], into.keys.shape[3], width
-    new = Layer(new.keys[..., :count], new.values[..., :count, :])
+    depth, blocks = into.keys.shape[0], into.keys.shape[3]
+    new = Layer(new.keys[..., :width], new.values[..., :width, :])
     layers = slice(first, first + depth)
     if not _row_by_row(mesh):
         target = _dropped(to, number, into.keys.shape[1])[:, None]
-        column = starts[:, None] + jnp.arange(count)[None]
+        column = starts[:, None] + jnp.arange(width)[None]
         keys = into.keys.at[:, target, :, column // BLOCK, :, column % BLOCK]
         values = into.values.at[:, target, :, column]
         # Indexed axes come first in what is set.
@@ -417,8 +417,8 @@ def _write(
         return jax.lax.dynamic_update_slice(values, row, (0, to[i], 0, starts[i], 0))
 
     # Parts of so many columns lie in two blocks at the most.
-    part = count if count <= BLOCK else math.gcd(count, BLOCK)
-    parts = count // part
+    part = width if width <= BLOCK else math.gcd(width, BLOCK)
+    parts = width // part
     return Layer(
         jax.lax.fori_loop(0, number * parts, put_keys, into.keys),
         jax.lax.fori_loop(0, number, put_values, into.values),

@@ -431,7 +431,7 @@ def attend_pieces(
             "bkjqn,bkjnd->bkqd", w.astype(v.dtype), v, preferred_element_type=jnp.float32
         )
         out = out + o
-        # Block by block, so that blocks of zeros change no bit.
+        # Block by block, so that blocks of zeros change no bit; of the product they don't.
         total = total + w.sum(-1).sum(2)[..., None]
     # Divided last: [.., D] numbers instead of [.., n].
     return jnp.asarray(out / total).astype(q.dtype).reshape(batch, num_heads, length, head_dim)
