@@ -43,7 +43,7 @@ from ixjax.generation import (
     play,
     speaker_engine,
 )
-from ixjax.generation.scheduler import play_in_lockstep
+from ixjax.generation.lockstep import play_in_lockstep
 from ixjax.models.config import DType
 
 # Quantiles of the length of an ESConv turn, 0 % to 100 % in steps of 2.5 %; mean 26 tokens.

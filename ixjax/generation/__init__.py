@@ -4,10 +4,11 @@ from ixjax.generation.account import Account, RecompilationError
 from ixjax.generation.config import DebugConfig, EngineConfig
 from ixjax.generation.contexts import Contexts, Decoded, Turns
 from ixjax.generation.engine import Engine
+from ixjax.generation.games import Finished, Game
 from ixjax.generation.generate import generate
 from ixjax.generation.protocols import Speaker, User
 from ixjax.generation.sampling import SamplingConfig
-from ixjax.generation.scheduler import Finished, Game, play
+from ixjax.generation.scheduler import play
 from ixjax.generation.session import Session
 from ixjax.generation.speakers import ModelSpeaker, ReadOut, speaker_engine
 

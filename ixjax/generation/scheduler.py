@@ -17,55 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from ixjax.dialogue.types import Dialogue, OutcomeReading, Utterance
+from ixjax.dialogue.types import Dialogue, Utterance
 from ixjax.generation.buckets import bucket
 from ixjax.generation.contexts import Turns
+from ixjax.generation.games import Finished, Game, root_of, uttered
+from ixjax.generation.lockstep import play_in_lockstep
 from ixjax.generation.protocols import Speaker, User
 from ixjax.generation.speakers import ModelSpeaker, Rows
-from ixjax.generation.turns import POLICY, USER, ended, heard, turn_identities, words
+from ixjax.generation.turns import POLICY, USER, words
 
 PAUSE = 1 / 8  # of a batch: turns that have ended, for which decoding pauses
 OVER = 1 / 8  # of the places: dialogues that are over, for which outcomes are read and others begun
-
-
-@dataclasses.dataclass(frozen=True)
-class Game:
-    """A dialogue to be played from where it stands.
-
-    identity: what it is; with the turn and the speaker this draws all that is said.
-    root: what was said before, where contexts are to be made of it; the policy moves.
-    row: which row of given states it goes on from (then `root` is not needed).
-    turns: policy turns before, whose reactions are known.
-    first: whose move it is, `POLICY`'s or `USER`'s, who has heard all before.
-    over: nothing more is to be said, and the outcome alone is to be read.
-    """
-
-    identity: tuple[int, ...]
-    root: Dialogue | None = None
-    row: int = 0
-    turns: int = 0
-    first: int = POLICY
-    over: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """A dialogue that is over.
-
-    reading: what it has come to, as the user tells it.
-    turns: policy turns in all.
-    ended: whether the user closed it in this play.
-    said: the turns of this play, by speaker.
-    """
-
-    reading: OutcomeReading | None
-    turns: int
-    ended: bool
-    said: tuple[tuple[Utterance, ...], tuple[Utterance, ...]]
-
-    def tokens(self, speaker: int) -> tuple[int, ...]:
-        """Tokens of each turn of `POLICY` or `USER`."""
-        return tuple(said.num_tokens for said in self.said[speaker])
 
 
 def play(
@@ -100,67 +62,6 @@ def play(
     return found
 
 
-def play_in_lockstep(
-    policy: Speaker,
-    user: User,
-    games: Sequence[Game],
-    max_turns: int,
-    rows: int,
-    states: tuple[Any, Any] | None,
-) -> list[Finished]:
-    """All dialogues finish a turn before the next speaker's begins."""
-    real = np.arange(rows) < len(games)
-    # Always as many rows, so that nothing compiles anew.
-    games = [*games, *[dataclasses.replace(games[-1], over=True)] * (rows - len(games))]
-    if states is None:
-        roots = [_root(game) for game in games]
-        policy_state, user_state = policy.start(roots), user.start(roots)
-    else:
-        copies = np.array([game.row for game in games])
-        policy_state, user_state = policy.fork(states[0], copies), user.fork(states[1], copies)
-    states_now, speakers = [policy_state, user_state], (policy, user)
-    base = np.array([game.identity for game in games], np.uint32)
-    turns = np.array([game.turns for game in games])
-    left = np.zeros(len(games), bool)
-    said: list[tuple[list[Utterance], list[Utterance]]] = [([], []) for _ in games]
-    speaker = games[0].first
-    if any(game.first != speaker for game in games):
-        raise ValueError("games that are played in lockstep must begin with the same side's move")
-    over = np.array([game.over for game in games])
-    alive = ~over & ((turns < max_turns) | (speaker == USER))
-    while alive.any():
-        states_now[speaker], spoken = speakers[speaker].speak(
-            states_now[speaker], turn_identities(base, turns, speaker), alive
-        )
-        for row in np.flatnonzero(alive):
-            said[row][speaker].append(_spoken(spoken[row]))
-        if speaker == USER:
-            turns = turns + alive
-            left |= alive & ended(spoken)
-            alive = alive & ~left & (turns < max_turns)
-        speaker = 1 - speaker
-        if alive.any():
-            states_now[speaker] = speakers[speaker].listen(
-                states_now[speaker], heard(spoken, alive)
-            )
-    readings = user.outcomes(states_now[USER], real)
-    found = [
-        Finished(reading, int(count), bool(gone), (tuple(responses), tuple(reactions)))
-        for reading, count, gone, (responses, reactions) in zip(
-            readings, turns, left, said, strict=True
-        )
-    ]
-    return found[: int(real.sum())]
-
-
-def _root(game: Game) -> Dialogue:
-    if game.root is None:
-        raise ValueError(
-            f"game {game.identity} has no root, and no states were given to go on from"
-        )
-    return game.root
-
-
 def _by_row(identities: dict[int, tuple[int, ...]], rows: int) -> np.ndarray:
     """`[rows, k]` uint32: identities by row, zeros elsewhere."""
     [length] = {len(parts) for parts in identities.values()}
@@ -168,12 +69,6 @@ def _by_row(identities: dict[int, tuple[int, ...]], rows: int) -> np.ndarray:
     for row, parts in identities.items():
         array[row] = parts
     return array
-
-
-def _spoken(utterance: Utterance | None) -> Utterance:
-    if utterance is None:
-        raise ValueError("a speaker said nothing for a row that is active")
-    return utterance
 
 
 @dataclasses.dataclass
@@ -319,7 +214,7 @@ class Scheduler:
                 continue
             roots: list[Dialogue | None] = [None] * len(side.state.dialogues)
             for row, (_, game) in zip(rows, new.values(), strict=True):
-                roots[row] = _root(game)
+                roots[row] = root_of(game)
             state, unread = side.speaker.reset(side.state, roots)
             self._update(side, state)
             side.unread |= {i: unread[side.first + i] for i in new}
@@ -429,7 +324,7 @@ class Scheduler:
         for i, left in other.unread.items():
             unread[other.first + i] = left
         for i in places:
-            place, utterance = self._places[i], _spoken(said[side.first + i])
+            place, utterance = self._places[i], uttered(said[side.first + i])
             place.said[speaker].append(utterance)
             place.turns += speaker == USER
             place.speaker = 1 - speaker

@@ -19,7 +19,8 @@ from ixjax.generation import (
     play,
     speaker_engine,
 )
-from ixjax.generation.scheduler import places, play_in_lockstep
+from ixjax.generation.lockstep import play_in_lockstep
+from ixjax.generation.scheduler import places
 from ixjax.generation.turns import POLICY, SILENCE, USER
 from ixjax.models import LoraConfig
 from ixjax.testing import ScriptedSpeaker, byte_tokenizer, tiny_model
