@@ -94,6 +94,11 @@ def read_corpus(
     format_ = _format(config, scenario_name)
     official: dict[str, str] = {}
     if format_ == "sandbox":
+        if config.path:
+            raise io.InputError(
+                f"data.path is {config.path!r}; the sandbox generates its dialogues: leave it out, "
+                "or set --data.format jsonl for dialogues of your own"
+            )
         dialogues = generate_corpus(config.sandbox_dialogues, seed=seed)
         account.read = account.kept = len(dialogues)
     else:
@@ -236,15 +241,35 @@ def read_dialogues(path: str | Path) -> list[Dialogue]:
 
 
 def add_dialogue(path: str | Path, dialogue: Dialogue) -> int:
-    """Add a dialogue to a file of ours, or replace the one of its id; how many it then holds.
+    """Add a dialogue to a corpus file, or replace the one of its id; how many it then holds.
 
-    The file is rewritten whole, so that it is never half there.
+    The file is rewritten whole, so that it is never half there; one without a line for the schema
+    stays without.
 
     Raises:
-        InputError: the file is there, and is none that `write_dialogues` wrote.
+        InputError: the file is there, and holds something else than dialogues, each with an id.
     """
-    known = io.read_jsonl(path, schema=SCHEMA) if Path(path).exists() else ()
-    by_id = {record.get("id"): record for record in known}
+    schema, by_id = SCHEMA, {}
+    if Path(path).exists():
+        first = next(io.read_json_lines(path), (0, {}))[1]
+        schema = SCHEMA if not first or "schema" in first else None
+        by_id = _records_by_id(path, schema)
     by_id[dialogue.id] = dialogue.to_json()
-    io.write_jsonl(path, by_id.values(), schema=SCHEMA)
+    io.write_jsonl(path, by_id.values(), schema=schema)
     return len(by_id)
+
+
+def _records_by_id(path: str | Path, schema: str | None) -> dict[str, dict]:
+    if schema is not None:
+        numbered = enumerate(io.read_jsonl(path, schema=schema), start=2)
+    else:
+        numbered = io.read_json_lines(path)
+    by_id: dict[str, dict] = {}
+    for line, record in numbered:
+        name = record.get("id")
+        if not isinstance(name, str) or not isinstance(record.get("turns"), list):
+            raise io.InputError(f"{path}:{line}: expected a dialogue with `id` and `turns`")
+        if name in by_id:
+            raise io.InputError(f"{path}:{line}: the id {name!r} is there twice")
+        by_id[name] = record
+    return by_id

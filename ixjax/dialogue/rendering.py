@@ -92,8 +92,9 @@ def render(
         )
     except Exception as error:  # templates raise their own errors, and whatever Jinja does
         roles = [message["role"] for message in messages]
+        place = f"{tokenizer.name_or_path}: " if tokenizer.name_or_path else ""
         raise InputError(
-            f"the tokenizer's chat template refuses messages of the roles {roles}: {error}"
+            f"{place}the tokenizer's chat template refuses messages of the roles {roles}: {error}"
         ) from error
     return str(text)
 

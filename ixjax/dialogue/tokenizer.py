@@ -33,6 +33,7 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte, so that nothing is ever unknown
 
 
@@ -104,11 +105,12 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, path: str | Path) -> None
         os.replace(written, path)
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(path: str | Path, *, setting: str = "tokenizer.path") -> PreTrainedTokenizerFast:
     """Load a Hugging Face tokenizer folder.
 
     Args:
         path: a folder on this machine, with `tokenizer.json` and a chat template.
+        setting: where the person gave it, for errors.
 
     Raises:
         InputError: there is no such folder, nothing readable in it, no fast tokenizer or no chat
@@ -119,7 +121,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     path = Path(path)
     if not path.is_dir():
         raise InputError(
-            f"tokenizer.path: no folder {str(path)!r}; give a downloaded Hugging Face model or "
+            f"{setting}: no folder {str(path)!r}; give a downloaded Hugging Face model or "
             "tokenizer folder, or leave it empty to train a tokenizer on the corpus"
         )
     try:
@@ -127,22 +129,42 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
             str(path), trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # a broken folder fails in as many ways as there are readers of it
+        missing = [name for name in TOKENIZER_FILES if not (path / name).is_file()]
+        found = (
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+            if missing
+            else f"{type(error).__name__}: {_first_line(error)}"
+        )
         raise InputError(
-            f"tokenizer.path: {str(path)!r} holds no readable tokenizer "
-            f"({type(error).__name__}: {_first_line(error)}); it needs the files "
-            "tokenizer.json and tokenizer_config.json"
+            f"{setting}: {str(path)!r} holds no readable tokenizer ({found}); it needs the files "
+            f"{' and '.join(TOKENIZER_FILES)}"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
-            f"tokenizer.path: {str(path)!r} has no fast tokenizer; add its tokenizer.json "
+            f"{setting}: {str(path)!r} has no fast tokenizer; add its tokenizer.json "
             "(loading it once in transformers with use_fast=True and saving it writes one)"
         )
     if not tokenizer.chat_template:
         raise InputError(
-            f"tokenizer.path: {str(path)!r} has no chat template; take the instruction-tuned "
+            f"{setting}: {str(path)!r} has no chat template; take the instruction-tuned "
             "version of this model, or put a chat_template.jinja into the folder"
         )
+    _check_template(tokenizer, path)
     return tokenizer
+
+
+def _check_template(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
+    """Refuse a chat template that is no Jinja; whatever else is wrong with it, its user finds."""
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        own_file = path / "chat_template.jinja"
+        place = f"{own_file}:{error.lineno}" if own_file.exists() else f"{path}: chat_template"
+        raise InputError(f"{place}: not a Jinja template ({error.message})") from None
+    except Exception:  # a template may demand more than one message
+        return
 
 
 def _check_vocab_size(vocab_size: int) -> None:

@@ -128,12 +128,14 @@ class Utterance:
     ended: whether the user closed the dialogue with it.
     num_tokens: tokens sampled (words of a scripted speaker).
     truncated: whether the turn was cut at its longest.
+    mean_logprob: of its tokens, under the full softmax; None for a scripted speaker.
     """
 
     text: str
     ended: bool = False
     num_tokens: int = 0
     truncated: bool = False
+    mean_logprob: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

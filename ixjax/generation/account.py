@@ -30,7 +30,7 @@ class Account:
     decode_slots: int = 0
     """Rows of the decode batch times its steps."""
     score_tokens: int = 0
-    """Tokens of scored continuations."""
+    """Tokens of scored continuations, and of the prefixes that they were scored behind."""
     prefill_seconds: float = 0.0
     """In passes that read."""
     decode_seconds: float = 0.0
@@ -65,7 +65,8 @@ class Account:
         Raises:
             RecompilationError: it did, and that is forbidden; names the shapes.
         """
-        # The size of the function's cache is the one exact count of its compilations.
+        # An entry of the function's cache is one kind of arguments. NumPy's array in place of JAX's
+        # is another kind, though nothing is compiled for it: callers keep to one of the two.
         before, start = function._cache_size(), time.perf_counter()
         result = function(*args, **static)
         compiled = function._cache_size() - before

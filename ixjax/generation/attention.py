@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any, Literal, cast, get_args
 
@@ -40,21 +41,23 @@ Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], Part]
 LONG = 256
 KEY_BLOCK = 64  # a kernel reads whole blocks, which the engine's spans of the cache are made of
 GPUS = ("gpu", "cuda")  # jax says "gpu" of a device, "cuda" of what it compiles for
+CUDNN_CAPABILITY = 8  # of flash attention, and of bfloat16 in hardware
 VMEM_BYTES = 8 << 20  # for keys and values, half of what the smallest TPU core has
 PREFERRED: dict[str, Implementation] = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "pallas"}
 
 
 def choose(
-    name: AttentionName, *, platform: str, config: ModelConfig, devices: int
+    name: AttentionName, *, device: Any, config: ModelConfig, devices: int
 ) -> Implementation:
     """The implementation that `name` stands for on these devices.
 
-    `auto` is cuDNN on an NVIDIA GPU and Pallas on a TPU, where they can read this model, else XLA.
+    `auto` is cuDNN on an NVIDIA GPU from Ampere on and Pallas on a TPU, where they can read this
+    model, else XLA.
     Pallas may be named on a CPU, too: it is then interpreted, for tests, and slow.
 
     Args:
         name: what was asked for.
-        platform: `jax.Device.platform` of the devices.
+        device: the `jax.Device` that the model lies on, or one of them.
         config: the model whose keys are read.
         devices: how many devices the model lies on.
 
@@ -63,9 +66,9 @@ def choose(
     """
     if name not in get_args(AttentionName):
         raise InputError(f"attention is {name!r}; expected one of {get_args(AttentionName)}")
-    here = (platform, config, devices)
+    here = (device, config, devices)
     if name == "auto":
-        best = PREFERRED.get(platform, "xla")
+        best = PREFERRED.get(device.platform, "xla")
         # Before Hopper cuDNN takes heads of 128 at most: larger ones are for who asks for them.
         return "xla" if _obstacle(best, *here, largest_head=128) else best
     found = _obstacle(name, *here)
@@ -76,10 +79,14 @@ def choose(
 
 
 def _obstacle(
-    name: Implementation, platform: str, config: ModelConfig, devices: int, largest_head: int = 256
+    name: Implementation,
+    device: Any,
+    config: ModelConfig,
+    devices: int,
+    largest_head: int = 256,
 ) -> str | None:
     """Why an implementation cannot work, as the end of a sentence; None: it can."""
-    head, dtype = config.head_dim, config.compute_dtype
+    head, dtype, platform = config.head_dim, config.compute_dtype, device.platform
     if name == "xla":
         return None
     if devices > 1:
@@ -98,6 +105,11 @@ def _obstacle(
         return None
     if platform not in GPUS:
         return f"runs on an NVIDIA GPU, and the platform is {platform}"
+    # A string like "9.0", of AMD's like "gfx90a"; devices of other platforms have none.
+    capability = str(getattr(device, "compute_capability", None))
+    number = re.fullmatch(r"(\d+)\.\d+", capability)
+    if not number or int(number[1]) < CUDNN_CAPABILITY:
+        return f"needs compute capability {CUDNN_CAPABILITY}.0 (Ampere), and it is {capability}"
     if dtype == "float32":
         return "takes bfloat16 or float16, and compute_dtype is float32"
     if config.attention_softcap is not None:

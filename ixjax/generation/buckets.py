@@ -2,7 +2,8 @@
 
 Three sizes are rounded up: the columns of the cache that attention reads (`span`), the new tokens
 of a row (`piece`), and the rows that share a pass. Of a span the surplus is masked; how a row is
-padded otherwise depends on what it is given itself, and never on its neighbours.
+padded otherwise depends on what it is given itself and on how many rows its contexts have, and
+never on what its neighbours are given.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ PIECES = (16, 32, 128)  # new tokens of a row in one pass; what is longer is rea
 SMALLEST_SPAN = 64
 FEW = 8  # a pass over few rows has 1/8 of the rows of a full one
 # From here on XLA's CPU backend computes a row in one way, whatever the number of rows: in smaller
-# passes a row's last bits would tell how many others were read with it.
+# passes a row's last bits would tell how many others were read with it. They do tell whether its
+# contexts have rows for so many tokens at all: a pass has no more rows than they.
 FEWEST_TOKENS = 128
+# From so many elements on it computes exponentials in one way: of attention to fewer columns the
+# last bits would tell how long the longest row of a batch is.
+FEWEST_WEIGHTS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +50,10 @@ def round_up(size: int, step: int) -> int:
 
 
 def spans(columns: int) -> list[int]:
-    """Numbers of columns that attention reads: 0, then steps of at most a quarter of the whole."""
+    """Numbers of columns that attention reads.
+
+    0, then steps of `SMALLEST_SPAN`; from four of those on, of an eighth to a quarter of the whole.
+    """
     found = [0]
     while found[-1] < columns:
         step = max(bucket(found[-1] + 1) // 8, SMALLEST_SPAN)

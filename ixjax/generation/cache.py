@@ -30,6 +30,7 @@ from ixjax.models import ModelConfig
 from ixjax.parallel import partition_spec
 
 BLOCK = SMALLEST_SPAN  # columns
+SIDE = 64  # tokens of a turn that stand apart from what was read before it
 AXES = (None, "rows", "kv_heads", None, None, None)  # of keys; values have one less
 
 
@@ -195,25 +196,70 @@ def replace_rows(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("width", "mesh"), donate_argnames="batch")
-def grow(
-    batch: Batch,
-    new: Layer,
-    counts: jax.Array,
-    logits: jax.Array,
+def side_buffer(
+    config: ModelConfig,
+    rows: int,
     *,
-    width: int,
+    apart: bool,
     mesh: Mesh | None = None,
-) -> Batch:
-    """Write the first `counts[r]` of n columns behind every row of a batch; see `append`."""
-    every = jnp.arange(len(counts))
+    device: NamedSharding | None = None,
+) -> list[Layer] | Layer:
+    """Room for `SIDE` tokens of a turn behind each of `rows` rows of a batch.
 
-    def written(layer: Layer, first: int) -> Layer:
-        starts = batch.lengths
-        return _write(layer, new, every, every, starts, width=width, first=first, mesh=mesh)
+    Keys `[R, K, D, SIDE]` and values `[R, K, SIDE, D]` of each layer: in a list where they are
+    `apart`, else stacked. For `mesh` and `device` see `allocate`.
+    """
+    size, depth = config.head_dim, config.num_layers
+    leading = (rows, config.num_kv_heads) if apart else (depth, rows, config.num_kv_heads)
+    axes = AXES[1:] if apart else AXES
 
-    past = _by_layer(batch.past, written)
-    return Batch(past, batch.lengths + counts, logits)
+    def empty(*last: int) -> jax.Array:
+        shape = (*leading, *last)
+        split = mesh and NamedSharding(mesh, partition_spec(axes[: len(shape)], shape, mesh))
+        return jnp.zeros(shape, config.compute_dtype, device=split or device)
+
+    layers = [Layer(empty(size, SIDE), empty(SIDE, size)) for _ in range(depth if apart else 1)]
+    return layers if apart else layers[0]
+
+
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="side")
+def fill_side(
+    side: Any,
+    cache: KVCache,
+    slots: jax.Array,
+    rows: jax.Array,
+    starts: jax.Array,
+    number: jax.Array,
+    *,
+    mesh: Mesh | None = None,
+) -> Any:
+    """Columns from `starts[i]` on of row `rows[i]`, into slot `slots[i]`, for i below `number`.
+
+    Args:
+        side: see `side_buffer`; consumed.
+        cache: there are `SIDE` columns behind each start.
+        slots: `[R]`, all different below `number`.
+        rows: `[R]`.
+        starts: `[R]`.
+        number: how many of the R are copied.
+        mesh: the devices, where there are several.
+    """
+    to = _dropped(slots, number, len(slots))
+    columns = starts[:, None] + jnp.arange(SIDE)[None]
+
+    def filled(layer: Layer, first: int) -> Layer:
+        depth = layer.keys.shape[0]
+        layers = slice(first, first + depth)
+        # Indexed axes come first in what is taken.
+        keys = cache.keys[layers, rows[:, None], :, columns // BLOCK, :, columns % BLOCK]
+        values = cache.values[layers, rows[:, None], :, columns]
+        keys, values = keys.transpose(2, 0, 3, 4, 1), values.transpose(2, 0, 3, 1, 4)
+        return Layer(
+            layer.keys.at[:, to].set(keys, mode="drop"),
+            layer.values.at[:, to].set(values, mode="drop"),
+        )
+
+    return _by_layer(side, filled)
 
 
 @functools.partial(jax.jit, static_argnames=("width", "mesh"), donate_argnames="cache")
@@ -222,9 +268,10 @@ def append(
     rows: jax.Array,
     slots: jax.Array,
     number: jax.Array,
-    new: Layer,
+    new: Any,
     counts: jax.Array,
     logits: jax.Array,
+    begins: jax.Array | int = 0,
     *,
     width: int,
     mesh: Mesh | None = None,
@@ -239,16 +286,24 @@ def append(
         rows: `[R]` of the cache, all different below `number`.
         slots: `[R]` where in the pass they were.
         number: how many of the R are written.
-        new: keys `[L, R, K, D, n]` and values `[L, R, K, n, D]`, by slot.
+        new: keys `[L, R, K, D, n]` and values `[L, R, K, n, D]`, by slot; or a list of L layers.
         counts: `[R]` int32 in 0..width, by slot.
         logits: `[R, V]` the rows' new logits, by slot.
+        begins: `[R]`, or of all, the column of `new` at which what is new begins, by slot; the
+            columns before it are the row's last ones.
         width: columns written, of the n.
         mesh: the devices, where there are several.
     """
     to = _dropped(rows, number, cache.rows)
-    starts = cache.lengths[rows]
+    new = jax.tree.map(lambda *x: jnp.stack(x), *new) if isinstance(new, list) else new
+    begins = jnp.broadcast_to(begins, len(counts))[slots]
+    # Where less than `width` columns follow, some that are there already are written once more.
+    first = jnp.minimum(begins, new.keys.shape[-1] - width)
+    starts = cache.lengths[rows] - (begins - first)
     written = Layer(cache.keys, cache.values)
-    written = _write(written, new, rows, slots, starts, width=width, number=number, mesh=mesh)
+    written = _write(
+        written, new, rows, slots, starts, first, width=width, number=number, mesh=mesh
+    )
     return KVCache(
         *written,
         cache.lengths.at[to].add(jnp.asarray(counts)[slots], mode="drop"),
@@ -288,6 +343,27 @@ def copy_rows(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("span", "mesh"), donate_argnames="cache")
+def move_rows(
+    cache: KVCache,
+    rows: jax.Array,
+    source_rows: jax.Array,
+    number: jax.Array,
+    *,
+    span: int,
+    mesh: Mesh | None = None,
+) -> KVCache:
+    """As `copy_rows`, within one cache; no row is both written and a source."""
+    to = _dropped(rows, number, cache.rows)
+    # None: what is read is what is written, so that no second cache is made.
+    copied = _copy(cache, None, rows, source_rows, span=span, number=number, mesh=mesh)
+    return KVCache(
+        *copied,
+        cache.lengths.at[to].set(cache.lengths[source_rows], mode="drop"),
+        cache.logits.at[to].set(cache.logits[source_rows], mode="drop"),
+    )
+
+
 def _dropped(rows: jax.Array, number: jax.Array | int, size: int) -> jax.Array:
     """`rows`, those from `number` on out of range, so that nothing is written there."""
     return jnp.where(jnp.arange(len(rows)) < number, rows, size)
@@ -319,8 +395,8 @@ def _placed(layer: Layer, mesh: Mesh | None) -> Layer:
 
 
 def _copy(
-    into: Layer,
-    origin: KVCache | Layer,
+    into: KVCache | Layer,
+    origin: KVCache | Layer | None,
     to: jax.Array,
     source: jax.Array,
     *,
@@ -333,7 +409,7 @@ def _copy(
 
     Args:
         into: keys and values `[l, ...]`.
-        origin: a cache of L layers, of which l are copied, from `first` on.
+        origin: a cache of L layers, of which l are copied, from `first` on; None: `into` itself.
         to: `[R]`.
         source: `[R]`.
         span: columns copied.
@@ -344,22 +420,25 @@ def _copy(
     number = len(to) if number is None else number
     layers = slice(first, first + into.keys.shape[0])
 
-    def one(x: jax.Array, y: jax.Array, units: int) -> jax.Array:
+    def one(x: jax.Array, y: jax.Array | None, units: int) -> jax.Array:
         if not _row_by_row(mesh):
+            y = x if y is None else y
             part = y[layers, source, :, :units]
             return x.at[:, _dropped(to, number, x.shape[1]), :, :units].set(part, mode="drop")
         size = (x.shape[0], 1, x.shape[2], units, *x.shape[4:])
 
         def put(i: jax.Array, x: jax.Array) -> jax.Array:
-            part = jax.lax.dynamic_slice(y, (first, source[i], *(0,) * (y.ndim - 2)), size)
+            origin = x if y is None else y
+            part = jax.lax.dynamic_slice(origin, (first, source[i], *(0,) * (x.ndim - 2)), size)
             return jax.lax.dynamic_update_slice(x, part, (0, to[i], *(0,) * (x.ndim - 2)))
 
         return jax.lax.fori_loop(0, number, put, x)
 
     if not span:
-        return into
-    keys = one(into.keys, origin.keys, span // BLOCK)
-    return _placed(Layer(keys, one(into.values, origin.values, span)), mesh)
+        return Layer(into.keys, into.values)
+    keys, values = (None, None) if origin is None else (origin.keys, origin.values)
+    copied = Layer(one(into.keys, keys, span // BLOCK), one(into.values, values, span))
+    return _placed(copied, mesh)
 
 
 def _write(
@@ -368,52 +447,51 @@ def _write(
     to: jax.Array,
     source: jax.Array,
     starts: jax.Array,
+    begins: jax.Array,
     *,
     width: int,
-    number: jax.Array | int | None = None,
-    first: int = 0,
+    number: jax.Array,
     mesh: Mesh | None,
 ) -> Layer:
-    """The first `width` columns of rows `source` of new tokens, into rows `to` from `starts` on.
+    """`width` columns of rows `source` of new tokens, into rows `to` of a cache.
 
     Args:
-        into: keys and values `[l, ...]`.
-        new: keys `[L, R, K, D, n]` and values `[L, R, K, n, D]`; l layers from `first` on.
+        into: keys and values of a cache.
+        new: keys `[L, R, K, D, n]` and values `[L, R, K, n, D]`.
         to: `[R]`.
         source: `[R]`.
-        starts: `[R]`.
+        starts: `[R]` the first column that is written.
+        begins: `[R]` the first of `new` that is.
         width: columns written.
-        number: how many of the R are written; None: all.
-        first: see `new`.
+        number: how many of the R are written.
         mesh: the devices, where there are several.
     """
-    number = len(to) if number is None else number
     depth, blocks = into.keys.shape[0], into.keys.shape[3]
-    new = Layer(new.keys[..., :width], new.values[..., :width, :])
-    layers = slice(first, first + depth)
     if not _row_by_row(mesh):
         target = _dropped(to, number, into.keys.shape[1])[:, None]
         column = starts[:, None] + jnp.arange(width)[None]
         keys = into.keys.at[:, target, :, column // BLOCK, :, column % BLOCK]
         values = into.values.at[:, target, :, column]
-        # Indexed axes come first in what is set.
-        new_keys = new.keys[layers, source].transpose(1, 4, 0, 2, 3)
-        new_values = new.values[layers, source].transpose(1, 3, 0, 2, 4)
+        # Indexed axes come first in what is taken and set.
+        taken = begins[:, None] + jnp.arange(width)[None]
+        new_keys = new.keys[:, source[:, None], :, :, taken]
+        new_values = new.values[:, source[:, None], :, taken]
         return _placed(
             Layer(keys.set(new_keys, mode="drop"), values.set(new_values, mode="drop")), mesh
         )
 
     def put_keys(i: jax.Array, keys: jax.Array) -> jax.Array:
         i, begin = i // parts, i % parts * part
-        place = (first, source[i], 0, 0, begin)
+        place = (0, source[i], 0, 0, begins[i] + begin)
         columns = jax.lax.dynamic_slice(new.keys, place, (depth, 1, *new.keys.shape[2:4], part))
         block, offset = jnp.divmod(starts[i] + begin, BLOCK)
         keys = _merge(keys, columns, to[i], block, offset)
         return _merge(keys, columns, to[i], jnp.minimum(block + 1, blocks - 1), offset - BLOCK)
 
     def put_values(i: jax.Array, values: jax.Array) -> jax.Array:
-        place = (first, source[i], 0, 0, 0)
-        row = jax.lax.dynamic_slice(new.values, place, (depth, 1, *new.values.shape[2:]))
+        place = (0, source[i], 0, begins[i], 0)
+        size = (depth, 1, new.values.shape[2], width, new.values.shape[4])
+        row = jax.lax.dynamic_slice(new.values, place, size)
         return jax.lax.dynamic_update_slice(values, row, (0, to[i], 0, starts[i], 0))
 
     # Parts of so many columns lie in two blocks at the most.

@@ -18,6 +18,7 @@ from ixjax.generation.cache import KVCache
 from ixjax.generation.passes import Draws
 from ixjax.generation.sampling import RowSampling, SamplingConfig
 from ixjax.generation.stops import START, StopTable, stack_stops, state_after
+from ixjax.generation.turns import as_uint32
 
 NO_TOKEN = -1
 
@@ -30,12 +31,15 @@ class Contexts:
     tokens: S tuples, what each row has read.
     adapters: `[S]` the adapter that each row is read with (-1: the base alone).
     version: the weights that it was made with.
+    stale: `[S]` bool, rows that have read nothing since they were made or shortened: what lies
+        there of logits is not theirs.
     """
 
     cache: KVCache
     tokens: tuple[tuple[int, ...], ...]
     adapters: np.ndarray  # [S]
     version: int
+    stale: np.ndarray  # [S]
 
     @property
     def lengths(self) -> np.ndarray:
@@ -44,7 +48,7 @@ class Contexts:
 
     @property
     def logits(self) -> jax.Array:
-        """`[S, V]` float32 behind each row's last token."""
+        """`[S, V]` float32 behind each row's last token, where it is not stale."""
         return self.cache.logits
 
 
@@ -53,7 +57,7 @@ class Turns:
     """What rows are to say: how it is drawn and where it ends. Each array has one entry a row.
 
     sampling: temperature and the like; its own `max_new_tokens` and `stop` are not used.
-    seed: of the run, for all rows or for each.
+    seed: of the run, for all rows or for each; its last 32 bits count.
     identities: `[S, k]` uint32, what each row is (see `sampling.identity_keys`).
     limits: `[S]` tokens sampled at most; a row with 0 neither samples nor grows.
     end_ids: tokens that end a turn, for all rows or for each.
@@ -76,7 +80,8 @@ class Decoded:
 
     tokens: S lists; the token that ended a turn is included.
     logprobs: S lists, the log-probability of each under the full softmax.
-    running: `[S]` whether the row's turn can go on: it neither ended nor reached its limit.
+    running: `[S]` whether the row's turn can go on: it neither ended nor reached its limit. After
+        `Engine.decode`, which leaves no turn unfinished, none can.
     ended: `[S]` whether an end token or a stop string ended it.
     """
 
@@ -97,9 +102,14 @@ class StopSets:
     Args:
         tables: the automaton of each set.
         vocab_size: V.
+
+    Attributes:
+        vocab_size: see the argument.
+        array: `[A, Q, V]`, all of them (see `stack_stops`).
     """
 
     def __init__(self, tables: Mapping[tuple[str, ...], StopTable], *, vocab_size: int):
+        self.vocab_size = vocab_size
         self._tables = [None, *tables.values()]
         self._numbers = {strings: i for i, strings in enumerate(tables, start=1)}
         self.array = jax.numpy.asarray(stack_stops([*tables.values()], vocab_size=vocab_size))
@@ -122,7 +132,7 @@ class StopSets:
 
 def draws_of(
     turns: Turns,
-    contexts: Contexts,
+    tokens: Sequence[tuple[int, ...]],
     rows: np.ndarray,
     used: np.ndarray,
     *,
@@ -133,27 +143,27 @@ def draws_of(
 
     Args:
         turns: of all S rows.
-        contexts: the rows.
+        tokens: S tuples, what each row holds.
         rows: `[R]` which of them are in the batch.
         used: `[R]` bool; the others are padding, and limited to nothing.
         stay: see `Draws`.
         stops: the engine's.
     """
-    sampling = turns.sampling
+    sampling, count = turns.sampling, len(tokens)
     if isinstance(sampling, SamplingConfig):
-        sampling = [sampling] * len(contexts.tokens)
+        sampling = [sampling] * count
     configs = [sampling[row] for row in rows]
     said = [() if turns.said is None else turns.said[row] for row in rows]
-    sets = _by_row(turns.stops, contexts, np.int32)[rows]
+    sets = np.broadcast_to(np.asarray(turns.stops, np.int32), count)[rows]
     states = [stops.state(number, before) for number, before in zip(sets, said, strict=True)]
     limits = np.asarray(turns.limits, np.int32)[rows]
     arrays: dict[str, Any] = {
-        "seeds": _by_row(turns.seed, contexts, np.uint32)[rows],
-        "identities": np.asarray(turns.identities, np.uint32)[rows],
+        "seeds": np.broadcast_to(as_uint32(turns.seed), count)[rows],
+        "identities": as_uint32(turns.identities)[rows],
         "offsets": np.array([len(before) for before in said], np.int32),
         "limits": np.where(used, limits, 0),
         "end_ids": _end_ids(turns.end_ids, rows),
-        "seen": _seen(contexts, rows, configs),
+        "seen": _seen([tokens[row] for row in rows], configs, stops.vocab_size),
         "stop_sets": sets,
         "stop_states": np.array(states, np.int32),
         "stay": np.int32(stay),
@@ -161,47 +171,38 @@ def draws_of(
     return Draws(rows=RowSampling.of(configs), stop_tables=stops.array, **arrays)
 
 
-def idle_draws(
-    rows: int, parts: int, end_ids: Sequence[int], *, vocab_size: int, stops: StopSets
-) -> Draws:
+def idle_draws(rows: int, parts: int, end_ids: Sequence[int], *, stops: StopSets) -> Draws:
     """Draws of which none is made, in the shapes of those of a batch.
 
     Args:
         rows: R.
         parts: of an identity.
         end_ids: as many as will end a turn.
-        vocab_size: V.
         stops: the engine's.
     """
-    one = jax.numpy.zeros((1, vocab_size))
-    nobody = Contexts(KVCache(one, one, one, one), ((),), np.zeros(1, np.int32), 0)
     turns = Turns(SamplingConfig(), 0, np.zeros((1, parts)), [0], end_ids)
     everyone = np.zeros(rows, np.int32)
-    return draws_of(turns, nobody, everyone, everyone > 0, stay=0, stops=stops)
+    return draws_of(turns, [()], everyone, everyone > 0, stay=0, stops=stops)
 
 
 def _seen(
-    contexts: Contexts, rows: np.ndarray, configs: Sequence[SamplingConfig]
-) -> np.ndarray | jax.Array:
+    tokens: Sequence[tuple[int, ...]], configs: Sequence[SamplingConfig], vocab_size: int
+) -> jax.Array:
     """`[R, V]` bool: tokens that rows with a repetition penalty hold."""
     if all(config.repetition_penalty == 1 for config in configs):
-        return _nothing(len(rows), contexts.logits.shape[1])
-    seen = np.zeros((len(rows), contexts.logits.shape[1]), bool)
-    for i, (row, config) in enumerate(zip(rows, configs, strict=True)):
+        return _nothing(len(configs), vocab_size)
+    seen = np.zeros((len(configs), vocab_size), bool)
+    for i, (held, config) in enumerate(zip(tokens, configs, strict=True)):
         if config.repetition_penalty != 1:
-            seen[i, list(contexts.tokens[row])] = True
-    return seen
+            seen[i, list(held)] = True
+    # An array of NumPy's would be another signature to jit than that of `_nothing`.
+    return jax.numpy.asarray(seen)
 
 
 @functools.lru_cache(maxsize=8)
 def _nothing(rows: int, vocab_size: int) -> jax.Array:
     """`[R, V]` of no token seen, made once: it is large, and hardly ever anything else."""
     return jax.numpy.zeros((rows, vocab_size), bool)
-
-
-def _by_row(value: int | Sequence[int], contexts: Contexts, dtype: Any) -> np.ndarray:
-    """`[S]`: one value for all rows, or theirs."""
-    return np.broadcast_to(np.asarray(value, dtype), (len(contexts.tokens),))
 
 
 def _end_ids(end_ids: Sequence[int] | Sequence[Sequence[int]], rows: np.ndarray) -> np.ndarray:

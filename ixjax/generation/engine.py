@@ -34,6 +34,15 @@ from ixjax.generation.buckets import (
     pad,
     span_of,
 )
+from ixjax.generation.cache import SIDE, KVCache
+from ixjax.generation.checks import (
+    check_adapters,
+    check_logits,
+    check_rows,
+    check_scored,
+    check_tokens,
+    check_turns,
+)
 from ixjax.generation.config import EngineConfig
 from ixjax.generation.contexts import (
     Contexts,
@@ -114,10 +123,19 @@ class Engine:
         Args:
             rows: S.
             adapters: the adapter of each row, or of all; -1: the base alone.
+
+        Raises:
+            ValueError: there is no row, or no such adapter, or not one for each row.
         """
+        if rows < 1:
+            raise ValueError(f"rows is {rows}; it must be at least 1")
+        chosen = np.asarray(adapters, np.int32)
+        if chosen.ndim:
+            check_rows("adapters", len(chosen), rows)
+        chosen = np.broadcast_to(chosen, (rows,))
+        check_adapters(chosen, self.model_config)
         cache = self._executor.allocate(rows)
-        chosen = np.broadcast_to(np.asarray(adapters, np.int32), (rows,))
-        return Contexts(cache, ((),) * rows, chosen, self._version)
+        return Contexts(cache, ((),) * rows, chosen, self._version, stale=np.ones(rows, bool))
 
     def borrow(self, adapters: Sequence[int]) -> Contexts:
         """Rows with these adapters whose content is anything, to `give_back` when done with.
@@ -140,8 +158,9 @@ class Engine:
         The given contexts are consumed. What is long is read in pieces.
 
         Raises:
-            ValueError: a row would outgrow the model's `max_length`, or the contexts were made
-                with other weights.
+            ValueError: a row would outgrow the model's `max_length`, a token is none of its
+                vocabulary, `tokens` has not one entry a row, or the contexts were made with other
+                weights.
         """
         rows = range(len(tokens))
         return self.extend_some(contexts, tokens, needed=rows, enough=len(rows))[0]
@@ -166,6 +185,8 @@ class Engine:
             ValueError: see `extend`.
         """
         self._check(contexts)
+        check_rows("tokens", len(tokens), len(contexts.tokens))
+        check_tokens(tokens, self.model_config)
         before, counts = contexts.lengths, np.array([len(t) for t in tokens])
         if (before + counts).max() > self.model_config.max_length:
             row = int((before + counts).argmax())
@@ -189,6 +210,7 @@ class Engine:
                 most = max(groups, key=lambda part: len(wanted.intersection(part.rows)))
                 for part in full or [most]:
                     contexts, left = self._read(contexts, left, part)
+            # Waited for here, for the clock: whatever is asked of the rows next would wait for it.
             jax.block_until_ready(contexts.cache.lengths)
         return contexts, left
 
@@ -204,11 +226,13 @@ class Engine:
         )
         self.account.prefill_tokens += int(counts[: len(part.rows)].sum())
         self.account.prefill_slots += part.size * part.piece
-        held = list(contexts.tokens)
+        held, stale = list(contexts.tokens), contexts.stale.copy()
+        stale[part.rows] = False
         for row in part.rows:
             held[row] += left[row][: part.piece]
             left[row] = left[row][part.piece :]
-        return dataclasses.replace(contexts, cache=cache, tokens=tuple(held)), left
+        contexts = dataclasses.replace(contexts, cache=cache, tokens=tuple(held), stale=stale)
+        return contexts, left
 
     def decode(self, contexts: Contexts, turns: Turns) -> tuple[Contexts, Decoded]:
         """Sample each row's turn to its end, from its logits on.
@@ -218,8 +242,11 @@ class Engine:
         than a batch has, those that have ended make room for others.
 
         Raises:
-            ValueError: a row would outgrow its room, or the contexts were made with other weights.
+            ValueError: a row would outgrow its room or has read nothing since it was made or
+                shortened, `turns` are not of all S rows, or the contexts were made with other
+                weights.
         """
+        check_turns(turns, len(contexts.tokens))
         limits = np.array(turns.limits, np.int32)
         said = [tuple(row) for row in turns.said or [()] * len(limits)]
         tokens: list[list[int]] = [[] for _ in said]
@@ -260,6 +287,7 @@ class Engine:
             ValueError: see `decode`.
         """
         self._check(contexts)
+        check_turns(turns, len(contexts.tokens))
         limits = np.asarray(turns.limits, np.int32)
         full = np.where(limits > 0, contexts.lengths + limits, 0)
         if full.max() > self.model_config.max_length:
@@ -269,6 +297,7 @@ class Engine:
                 f"the model's max_length of {self.model_config.max_length}"
             )
         active = np.flatnonzero(limits > 0)
+        check_logits(contexts, active)
         size = self._executor.batch_rows(len(limits))
         running, ended = limits > 0, np.zeros(len(limits), bool)
         tokens: list[list[int]] = [[] for _ in limits]
@@ -281,8 +310,8 @@ class Engine:
                     count = int(sampled.counts[slot])
                     tokens[row] = sampled.tokens[slot, :count].tolist()
                     logprobs[row] = sampled.logprobs[slot, :count].tolist()
-                    running[row] = sampled.running[slot]
                     ended[row] = sampled.kept[slot] < count
+                    running[row] = not ended[row] and count < limits[row]
         return contexts, Decoded(tokens, logprobs, running, ended)
 
     def _decode_batch(
@@ -290,22 +319,30 @@ class Engine:
     ) -> tuple[Contexts, passes.Sampled, np.ndarray]:
         """One pass over some rows: contexts after it, what was sampled, each row's slot."""
         adapters = contexts.adapters[rows].tolist()
-        keys = [(contexts.tokens[row], a) for row, a in zip(rows, adapters, strict=True)]
-        batch, slots = self._executor.place(contexts.cache, rows, keys)
+        aside = [len(said) % SIDE for said in _said(turns, rows)]
+        before = [contexts.tokens[row] for row in rows]
+        batch, slots = self._executor.place(
+            contexts.cache, rows, list(zip(before, adapters, aside, strict=True))
+        )
         # Slots that no row is in are padding, and limited to nothing.
         size = len(batch.lengths)
-        row_of = np.full(size, rows[0], np.int32)
-        row_of[slots] = rows
+        row_of, fills, starts = np.full(size, rows[0], np.int32), *np.zeros((2, size), np.int32)
+        row_of[slots], fills[slots] = rows, aside
+        starts[slots] = [len(held) - count for held, count in zip(before, aside, strict=True)]
         used = np.isin(np.arange(size), slots)
-        draws = draws_of(turns, contexts, row_of, used, stay=stay, stops=self._stops)
-        decoded = self._executor.decode(batch, contexts.adapters[row_of], draws)
+        draws = draws_of(turns, contexts.tokens, row_of, used, stay=stay, stops=self._stops)
+        decoded = self._executor.decode(batch, starts, fills, contexts.adapters[row_of], draws)
         found = jax.device_get(decoded[2])
         tokens = list(contexts.tokens)
         for row, slot in zip(rows, slots, strict=True):
             tokens[row] = (*tokens[row], *found.tokens[slot, : found.kept[slot]].tolist())
-        keys = [(tokens[row], a) for row, a in zip(rows, adapters, strict=True)]
-        most = int(found.kept.max())
-        cache = self._executor.keep(contexts.cache, rows, slots, batch, decoded, keys, most)
+        keys = [
+            (tokens[row], adapter, count + int(found.kept[slot]))
+            for row, slot, adapter, count in zip(rows, slots, adapters, aside, strict=True)
+        ]
+        cache = self._executor.keep(
+            contexts.cache, rows, slots, batch, decoded, fills, keys, int(found.kept.max())
+        )
         self.account.decode_tokens += int(found.counts.sum())
         self.account.decode_slots += size * int(found.counts.max())
         contexts = dataclasses.replace(contexts, cache=cache, tokens=tuple(tokens))
@@ -323,14 +360,20 @@ class Engine:
         Args:
             contexts: the rows; still valid afterwards.
             prefixes: a token sequence of at least one token for each row, read but not scored.
-            candidates: for each row, C token sequences.
+            candidates: for each row, C token sequences; an empty one scores 0.
             rows: which rows; default all S.
 
         Returns:
             `[len(rows), C]` float32 sums of token log-probabilities.
+
+        Raises:
+            ValueError: a prefix is empty, a row would outgrow the model's `max_length`, a token is
+                none of its vocabulary, there is not one entry a row or not as many candidates in
+                each, or the contexts were made with other weights.
         """
         self._check(contexts)
         rows = np.arange(len(contexts.tokens)) if rows is None else np.asarray(rows)
+        check_scored(contexts, prefixes, candidates, rows.tolist(), self.model_config)
         prefix, prefix_counts = pad(prefixes, bucket(max(map(len, prefixes))))
         longest = bucket(max(len(c) for row in candidates for c in row))
         padded = [pad(row, longest) for row in candidates]
@@ -382,10 +425,27 @@ class Engine:
         held = [source.tokens[row] for row in source_rows]
         span = span_of(max(map(len, held)), self._executor.columns)
         cache = self._executor.copy_rows(contexts.cache, rows, source.cache, source_rows, span=span)
-        tokens, adapters = list(contexts.tokens), contexts.adapters.copy()
-        for row, source_row in zip(rows, source_rows, strict=True):
-            tokens[row], adapters[row] = source.tokens[source_row], source.adapters[source_row]
-        return Contexts(cache, tuple(tokens), adapters, contexts.version)
+        return _with_rows_of(contexts, rows, source, source_rows, cache)
+
+    def move(
+        self,
+        contexts: Contexts,
+        rows: Sequence[int] | np.ndarray,
+        source_rows: Sequence[int] | np.ndarray,
+    ) -> Contexts:
+        """Overwrite `rows` with `source_rows` of the same contexts, which are consumed.
+
+        Raises:
+            ValueError: a row is both.
+        """
+        self._check(contexts)
+        if both := set(map(int, rows)) & set(map(int, source_rows)):
+            raise ValueError(f"rows {sorted(both)} are both overwritten and copied")
+        if not len(rows):
+            return contexts
+        span = self._span(contexts.tokens, source_rows)
+        cache = self._executor.move_rows(contexts.cache, rows, source_rows, span=span)
+        return _with_rows_of(contexts, rows, contexts, source_rows, cache)
 
     def warm_up(
         self,
@@ -394,6 +454,7 @@ class Engine:
         identity_parts: int,
         end_ids: Sequence[int] = (),
         copies: Sequence[tuple[int, int]] = (),
+        moves: Sequence[int] = (),
         scored: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         """Compile all that will be needed, so that nothing is compiled while there is work to do.
@@ -403,6 +464,7 @@ class Engine:
             identity_parts: k of `Turns.identities`.
             end_ids: tokens that will end turns.
             copies: (rows of the target, rows of the source) of `store`, and of `fork`.
+            moves: numbers of rows of the contexts that rows will be copied within.
             scored: (tokens of the prefix, candidates, tokens of the longest) of `score`.
         """
         for rows in sorted(set(pools)):
@@ -410,7 +472,6 @@ class Engine:
                 self._executor.batch_rows(rows),
                 identity_parts,
                 end_ids,
-                vocab_size=self.model_config.vocab_size,
                 stops=self._stops,
             )
             self._executor.warm_up_rows(rows, draws)
@@ -418,16 +479,20 @@ class Engine:
                 self._executor.warm_up_score(rows, *shape)
         for target, source in sorted(set(copies)):
             self._executor.warm_up_copies(target, source)
+        for rows in sorted(set(moves)):
+            self._executor.warm_up_moves(rows)
 
     def shorten(self, contexts: Contexts, lengths: Sequence[int] | np.ndarray) -> Contexts:
-        """Forget every token of row s behind `lengths[s]`; its logits are stale."""
+        """Forget every token of row s behind `lengths[s]`; it must read before it is decoded."""
         tokens = tuple(row[:length] for row, length in zip(contexts.tokens, lengths, strict=True))
         if tokens == contexts.tokens:
             return contexts
         kept = jnp.asarray([len(row) for row in tokens], jnp.int32)
         kept = jax.device_put(kept, contexts.cache.lengths.sharding)
         cache = dataclasses.replace(contexts.cache, lengths=kept)
-        return dataclasses.replace(contexts, cache=cache, tokens=tokens)
+        cut = [len(row) < len(was) for row, was in zip(tokens, contexts.tokens, strict=True)]
+        stale = contexts.stale | np.array(cut)
+        return dataclasses.replace(contexts, cache=cache, tokens=tokens, stale=stale)
 
     def _span(self, tokens: Sequence[tuple[int, ...]], rows: Sequence[int] | np.ndarray) -> int:
         """Columns that hold all of these rows: 0 where they have read nothing."""
@@ -439,3 +504,27 @@ class Engine:
                 f"these contexts were made with weights {contexts.version}, the engine holds "
                 f"weights {self._version}: read them anew"
             )
+
+
+def _said(turns: Turns, rows: Sequence[int]) -> list[Sequence[int]]:
+    """What rows have said of their turns before."""
+    return [() if turns.said is None else turns.said[row] for row in rows]
+
+
+def _with_rows_of(
+    contexts: Contexts,
+    rows: Sequence[int] | np.ndarray,
+    source: Contexts,
+    source_rows: Sequence[int] | np.ndarray,
+    cache: KVCache,
+) -> Contexts:
+    """What the host knows of contexts, with some rows as they are in others, and a new cache."""
+    tokens, adapters, stale = (
+        list(contexts.tokens),
+        contexts.adapters.copy(),
+        contexts.stale.copy(),
+    )
+    for row, source_row in zip(rows, source_rows, strict=True):
+        tokens[row], adapters[row] = source.tokens[source_row], source.adapters[source_row]
+        stale[row] = source.stale[source_row]
+    return Contexts(cache, tuple(tokens), adapters, contexts.version, stale)

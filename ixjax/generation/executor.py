@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ixjax.generation import attention, passes
 from ixjax.generation import cache as kv
@@ -25,6 +25,7 @@ from ixjax.generation.account import Account
 from ixjax.generation.attention import Implementation
 from ixjax.generation.buckets import (
     FEW,
+    FEWEST_TOKENS,
     PIECES,
     SMALLEST_SPAN,
     bucket,
@@ -35,7 +36,7 @@ from ixjax.generation.buckets import (
 )
 from ixjax.generation.config import EngineConfig
 from ixjax.generation.resident import Key, ResidentBatch
-from ixjax.models import FULL_UNROLL_LAYERS, Transformer
+from ixjax.models import FULL_UNROLL_LAYERS, Transformer, mesh_of
 
 
 class Executor:
@@ -53,11 +54,12 @@ class Executor:
 
     def __init__(self, model: Transformer, config: EngineConfig, account: Account):
         self.model_config, self.config, self.account = model.config, config, account
-        self.mesh = _mesh_of(model)
+        mesh = mesh_of(model)
+        self.mesh = mesh if mesh.size > 1 else None
         devices = list(model.embedding[...].devices())
         self.attention: Implementation = attention.choose(
             config.attention,
-            platform=devices[0].platform,
+            device=devices[0],
             config=model.config,
             devices=len(devices),
         )
@@ -74,7 +76,7 @@ class Executor:
         sharding = model.embedding[...].sharding
         named = isinstance(sharding, NamedSharding)
         self._device = NamedSharding(sharding.mesh, PartitionSpec()) if named else None
-        self._program = passes.Program(nnx.graphdef(model), self.attention)
+        self._program = passes.Program(model.config, nnx.graphdef(model), self.attention)
         weights = passes.Weights.of(model, apart=self._apart, positions=self.columns)
         rotary = jax.device_put(weights.rotary, self._device)
         self._weights = dataclasses.replace(weights, rotary=rotary)
@@ -87,7 +89,8 @@ class Executor:
     def score_rows(self, rows: int) -> tuple[int, int]:
         """R of a batch that is scored, and of one of few rows."""
         full = self.batch_rows(rows)
-        return full, max(full // FEW, 1)
+        # The shortest prefixes and lines are padded to so many tokens.
+        return full, min(max(full // FEW, FEWEST_TOKENS // bucket(1)), full)
 
     def allocate(self, rows: int) -> kv.KVCache:
         """An empty cache."""
@@ -127,15 +130,28 @@ class Executor:
         size = self.batch_rows(cache.rows)
         if size not in self._residents:
             self._residents[size] = ResidentBatch(
-                size, apart=self._apart, mesh=self.mesh, account=self.account
+                size,
+                self._side_buffer(size),
+                heads=self.model_config.num_heads,
+                apart=self._apart,
+                mesh=self.mesh,
+                account=self.account,
             )
-        return self._residents[size].place(cache, rows, keys, room=self.config.steps)
+        return self._residents[size].place(cache, rows, keys)
 
     def decode(
-        self, batch: kv.Batch, adapters: np.ndarray, draws: passes.Draws
-    ) -> tuple[kv.Layer, jax.Array, passes.Sampled]:
-        """Sample behind the rows of a batch; see `passes.decode`."""
-        return self._call(passes.decode, batch, adapters, draws, steps=self.config.steps)
+        self,
+        batch: kv.Batch,
+        starts: np.ndarray,
+        fills: np.ndarray,
+        adapters: np.ndarray,
+        draws: passes.Draws,
+    ) -> tuple[Any, jax.Array, passes.Sampled]:
+        """Sample behind the rows of a batch that `place` gave; see `passes.decode`."""
+        side = self._residents[len(starts)].side
+        return self._call(
+            passes.decode, batch, side, starts, fills, adapters, draws, steps=self.config.steps
+        )
 
     def keep(
         self,
@@ -143,33 +159,44 @@ class Executor:
         rows: Sequence[int],
         slots: np.ndarray,
         batch: kv.Batch,
-        decoded: tuple[kv.Layer, jax.Array, passes.Sampled],
+        decoded: tuple[Any, jax.Array, passes.Sampled],
+        fills: np.ndarray,
         keys: Sequence[Key],
         most: int,
     ) -> kv.KVCache:
-        """What was decoded, behind the rows of the cache and of the batch that `place` gave.
+        """What was decoded, behind the rows of the cache; the batch that `place` gave goes back.
 
         Args:
             cache: consumed.
             rows: that were placed.
             slots: where.
-            batch: consumed.
+            batch: from `place`.
             decoded: from `decode`.
+            fills: `[R]` that `decode` was given.
             keys: what the rows hold now.
             most: tokens that any of them was given.
         """
-        new, logits, sampled = decoded
+        side, logits, sampled = decoded
         width = min(bucket(most), self.config.steps)
-        cache = self._append(cache, rows, slots, new, sampled.kept, logits, width)
-        resident = self._residents[len(batch.lengths)]
-        resident.keep(batch, new, sampled.kept, logits, slots, keys, width=width)
+        cache = self._append(cache, rows, slots, side, sampled.kept, logits, width, fills)
+        self._residents[len(fills)].keep(batch, side, logits, slots, keys)
         return cache
 
     def score(
-        self, cache: kv.KVCache, rows: Sequence[int], *arrays: np.ndarray, span: int
+        self,
+        cache: kv.KVCache,
+        rows: Sequence[int],
+        prefix: np.ndarray,
+        prefix_counts: np.ndarray,
+        tails: np.ndarray,
+        tail_counts: np.ndarray,
+        adapters: np.ndarray,
+        *,
+        span: int,
     ) -> jax.Array:
-        """`[R, C]` log-probabilities of candidates; `arrays` as `passes.score` has them."""
+        """`[R, C]` log-probabilities of candidates behind rows; see `passes.score`."""
         batch = self._take(cache, np.asarray(rows, np.int32), span)
+        arrays = (prefix, prefix_counts, tails, tail_counts, adapters)
         return self._call(passes.score, batch, *arrays)
 
     def copy_rows(
@@ -190,6 +217,29 @@ class Executor:
                 cache,
                 filled(part, size),
                 source,
+                filled(source_part, size),
+                np.int32(len(part)),
+                span=span,
+                mesh=self.mesh,
+            )
+        return cache
+
+    def move_rows(
+        self,
+        cache: kv.KVCache,
+        rows: Sequence[int] | np.ndarray,
+        source_rows: Sequence[int] | np.ndarray,
+        *,
+        span: int,
+    ) -> kv.KVCache:
+        """As `copy_rows`, within one cache, which is consumed."""
+        size = self.batch_rows(cache.rows)
+        for start in range(0, max(len(rows), 1), size):
+            part, source_part = rows[start : start + size], source_rows[start : start + size]
+            cache = self.account.call(
+                kv.move_rows,
+                cache,
+                filled(part, size),
                 filled(source_part, size),
                 np.int32(len(part)),
                 span=span,
@@ -218,17 +268,21 @@ class Executor:
         move = functools.partial(self.account.call, mesh=self.mesh)
         steps = self.config.steps
         widths = sorted({min(bucket(most), steps) for most in range(steps + 1)})
-        for span, width in itertools.product(reach[1:], widths):
-            # Functions are compiled for how their arguments lie, too: so they follow one another
-            # here as they will.
+        side = self._side_buffer(len(none))
+        # Functions are compiled for how their arguments lie, too: so what may come between two
+        # passes comes here as it will.
+        for span, anew, aside in itertools.product(reach[1:], (True, False), (False, True)):
             batch = self._take(cache, none, span)
-            for _ in range(2):
-                new, logits, sampled = self.decode(batch, none, draws)
-                cache = self._append(cache, [], none, new, sampled.kept, logits, width)
-                batch = move(kv.grow, batch, new, sampled.kept, logits, width=width)
-                new, logits, sampled = self.decode(batch, none, draws)
-                batch = move(kv.grow, batch, new, sampled.kept, logits, width=width)
-                batch = move(kv.replace_rows, batch, none, cache, none, np.int32(0))
+            for width in [*widths, widths[0]]:
+                side, logits, sampled = self._call(
+                    passes.decode, batch, side, none, none, none, draws, steps=steps
+                )
+                cache = self._append(cache, [], none, side, sampled.kept, logits, width, none)
+                batch = dataclasses.replace(batch, logits=logits)
+                if anew:
+                    batch = move(kv.replace_rows, batch, none, cache, none, np.int32(0))
+                if aside:
+                    side = move(kv.fill_side, side, cache, none, none, none, np.int32(0))
 
     def warm_up_score(self, rows: int, prefix: int, candidates: int, longest: int) -> None:
         """Compile scoring of so many candidates, of as many tokens, behind a cache's rows."""
@@ -248,6 +302,16 @@ class Executor:
         for span in spans(self.columns):
             into = self.copy_rows(into, [], origin, [], span=span)
 
+    def warm_up_moves(self, rows: int) -> None:
+        """Compile the copying of rows within a cache of so many."""
+        cache = self.allocate(rows)
+        for span in spans(self.columns):
+            cache = self.move_rows(cache, [], [], span=span)
+
+    def _side_buffer(self, rows: int) -> Any:
+        config, device = self.model_config, self._device
+        return kv.side_buffer(config, rows, apart=self._apart, mesh=self.mesh, device=device)
+
     def _call(self, function: Any, *arguments: Any, **static: Any) -> Any:
         return self.account.call(function, self._program, self._weights, *arguments, **static)
 
@@ -259,10 +323,11 @@ class Executor:
         cache: kv.KVCache,
         rows: Sequence[int],
         slots: np.ndarray,
-        new: kv.Layer,
+        new: Any,
         counts: Any,
         logits: jax.Array,
         width: int,
+        begins: np.ndarray | None = None,
     ) -> kv.KVCache:
         """Write `width` columns of what a pass read behind `rows`, which lay in its `slots`."""
         size = len(counts)
@@ -275,13 +340,7 @@ class Executor:
             new,
             counts,
             logits,
+            np.zeros(size, np.int32) if begins is None else begins,
             width=width,
             mesh=self.mesh,
         )
-
-
-def _mesh_of(model: Transformer) -> Mesh | None:
-    """The mesh that a model is sharded over; None where it lies on one device."""
-    sharding = model.embedding[...].sharding
-    mesh = getattr(sharding, "mesh", None)
-    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None

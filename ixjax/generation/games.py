@@ -13,19 +13,22 @@ class Game:
     """A dialogue to be played from where it stands.
 
     identity: what it is; with the turn and the speaker this draws all that is said.
-    root: what was said before, where contexts are to be made of it; the policy moves.
-    row: which row of given states it goes on from (then `root` is not needed).
-    turns: policy turns before, whose reactions are known.
+    root: what was said before, where contexts are to be made of it.
+    kept: which of the kept contexts it goes on from (`InPlay.keep`). With a `root` too, they hold
+        a beginning of that one, and the rest is read.
+    turns: policy turns before, whose reactions are known; -1 before the user's opening turn.
     first: whose move it is, `POLICY`'s or `USER`'s, who has heard all before.
     over: nothing more is to be said, and the outcome alone is to be read.
+    holds: after each of its first turns, of both sides, the game waits to be resumed.
     """
 
     identity: tuple[int, ...]
     root: Dialogue | None = None
-    row: int = 0
+    kept: int | None = None
     turns: int = 0
     first: int = POLICY
     over: bool = False
+    holds: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,25 +51,9 @@ class Finished:
         return tuple(said.num_tokens for said in self.said[speaker])
 
 
-def root_of(game: Game) -> Dialogue:
-    """What contexts are made of.
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """A turn after which its game waits to be resumed."""
 
-    Raises:
-        ValueError: the game goes on from states.
-    """
-    if game.root is None:
-        raise ValueError(
-            f"game {game.identity} has no root, and no states were given to go on from"
-        )
-    return game.root
-
-
-def uttered(utterance: Utterance | None) -> Utterance:
-    """What an active row said.
-
-    Raises:
-        ValueError: it said nothing.
-    """
-    if utterance is None:
-        raise ValueError("a speaker said nothing for a row that is active")
-    return utterance
+    speaker: int
+    utterance: Utterance

@@ -2,66 +2,99 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ixjax.dialogue.types import Utterance
-from ixjax.generation.games import Finished, Game, root_of, uttered
+from ixjax.generation.games import Finished, Game
+from ixjax.generation.in_play import Event, InPlay, by_row, play_out, root_of, uttered
 from ixjax.generation.protocols import Speaker, User
-from ixjax.generation.turns import USER, ended, heard, turn_identities
+from ixjax.generation.turns import USER, words
 
 
 def play_in_lockstep(
-    policy: Speaker,
-    user: User,
-    games: Sequence[Game],
-    max_turns: int,
-    rows: int,
-    states: tuple[Any, Any] | None,
+    policy: Speaker, user: User, games: Sequence[Game], *, max_turns: int, rows: int
 ) -> list[Finished]:
-    """All dialogues finish a turn before the next speaker's begins."""
-    real = np.arange(rows) < len(games)
-    # Always as many rows, so that nothing compiles anew.
-    games = [*games, *[dataclasses.replace(games[-1], over=True)] * (rows - len(games))]
-    if states is None:
-        roots = [root_of(game) for game in games]
-        policy_state, user_state = policy.start(roots), user.start(roots)
-    else:
-        copies = np.array([game.row for game in games])
-        policy_state, user_state = policy.fork(states[0], copies), user.fork(states[1], copies)
-    states_now, speakers = [policy_state, user_state], (policy, user)
-    base = np.array([game.identity for game in games], np.uint32)
-    turns = np.array([game.turns for game in games])
-    left = np.zeros(len(games), bool)
-    said: list[tuple[list[Utterance], list[Utterance]]] = [([], []) for _ in games]
-    speaker = games[0].first
-    if any(game.first != speaker for game in games):
-        raise ValueError("games that are played in lockstep must begin with the same side's move")
-    over = np.array([game.over for game in games])
-    alive = ~over & ((turns < max_turns) | (speaker == USER))
-    while alive.any():
-        states_now[speaker], spoken = speakers[speaker].speak(
-            states_now[speaker], turn_identities(base, turns, speaker), alive
+    """As `ixjax.generation.play`, but that all games finish a turn before the next turn begins."""
+    return play_out(Lockstep(policy, user, size=rows, max_turns=max_turns), games)
+
+
+class Lockstep(InPlay):
+    """Any two speakers, in whatever games are begun together; see `InPlay`.
+
+    Args:
+        policy: one side.
+        user: the other.
+        size: games in play at the most.
+        kept: contexts that can be kept.
+        max_turns: a dialogue with this many policy turns is over.
+    """
+
+    def __init__(self, policy: Speaker, user: User, *, size: int, kept: int = 0, max_turns: int):
+        super().__init__(size=size, kept=kept, max_turns=max_turns)
+        self._speakers, self._user = (policy, user), user
+        self._states: list[Any] = [speaker.empty(size + kept) for speaker in self._speakers]
+
+    def free(self) -> list[int]:
+        """All places once no game is in play: those that begin together stay together."""
+        return [] if self.places else list(range(self.size))
+
+    def keep(self, places: Mapping[int, int]) -> None:
+        """See `InPlay.keep`."""
+        self._copy([self.size + number for number in places.values()], list(places))
+
+    def _copy(self, rows: Sequence[int], sources: Sequence[int]) -> None:
+        if not rows:
+            return
+        for k, speaker in enumerate(self._speakers):
+            copies = speaker.fork(self._states[k], np.array(sources))
+            numbers = np.arange(len(rows))
+            self._states[k] = speaker.store(self._states[k], np.array(rows), copies, numbers)
+
+    def _make_ready(self, games: Mapping[int, Game]) -> None:
+        kept = {i: game.kept for i, game in games.items() if game.root is None}
+        known = {i: number for i, number in kept.items() if number is not None}
+        self._copy(list(known), [self.size + number for number in known.values()])
+        read = {i: root_of(game) for i, game in games.items() if i not in known}
+        if not read:
+            return
+        # Always as many rows, so that nothing compiles anew.
+        anyone = next(iter(read.values()))
+        rows = np.array(list(read))
+        for k, speaker in enumerate(self._speakers):
+            started = speaker.start([read.get(i, anyone) for i in range(self.size)])
+            self._states[k] = speaker.store(self._states[k], rows, started, rows)
+
+    def advance(self) -> list[tuple[int, Event]]:
+        """A turn of one side, at all places where it is that side's; see `InPlay.advance`."""
+        self._require_some()
+        speaker = self.furthest_behind()
+        waiting = self.waiting(speaker)
+        if not waiting:
+            return self._read_outcomes()
+        rows = self.size + self.kept
+        active = np.zeros(rows, bool)
+        active[waiting] = True
+        identities = by_row({i: self.places[i].identity for i in waiting}, rows)
+        self._states[speaker], spoken = self._speakers[speaker].speak(
+            self._states[speaker], identities, active
         )
-        for row in np.flatnonzero(alive):
-            said[row][speaker].append(uttered(spoken[row]))
-        if speaker == USER:
-            turns = turns + alive
-            left |= alive & ended(spoken)
-            alive = alive & ~left & (turns < max_turns)
-        speaker = 1 - speaker
-        if alive.any():
-            states_now[speaker] = speakers[speaker].listen(
-                states_now[speaker], heard(spoken, alive)
-            )
-    readings = user.outcomes(states_now[USER], real)
-    found = [
-        Finished(reading, int(count), bool(gone), (tuple(responses), tuple(reactions)))
-        for reading, count, gone, (responses, reactions) in zip(
-            readings, turns, left, said, strict=True
-        )
-    ]
-    return found[: int(real.sum())]
+        events: list[tuple[int, Event]] = []
+        heard: list[str | None] = [None] * rows
+        for i in waiting:
+            utterance = uttered(spoken[i])
+            events += self._take_down(i, utterance)
+            if not self.places[i].over:
+                heard[i] = words(utterance)
+        if any(text is not None for text in heard):
+            other = 1 - speaker
+            self._states[other] = self._speakers[other].listen(self._states[other], heard)
+        return events
+
+    def _read_outcomes(self) -> list[tuple[int, Event]]:
+        done = self.done()
+        active = np.zeros(self.size + self.kept, bool)
+        active[done] = True
+        readings = self._user.outcomes(self._states[USER], active)
+        return self._finish(done, [readings[i] for i in done])

@@ -19,20 +19,31 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ixjax.generation.attention import Implementation, attend
-from ixjax.generation.cache import Batch, Layer
+from ixjax.generation.cache import SIDE, Batch, Layer
 from ixjax.generation.sampling import RowSampling, identity_keys, sample, uniforms
 from ixjax.generation.stops import FOUND, advance
-from ixjax.models import Rotary, Transformer, in_window, rotary_angles, select, unstack
+from ixjax.models import (
+    ModelConfig,
+    Rotary,
+    Transformer,
+    abstract_params,
+    in_window,
+    rotary_angles,
+    select,
+    unstack,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
     """What is known of a model while its passes are compiled: a static argument.
 
-    graph: of the decoder.
+    config: of the decoder.
+    graph: the same as NNX has it.
     attention: which implementation.
     """
 
+    config: ModelConfig
     graph: nnx.GraphDef
     attention: Implementation
 
@@ -42,10 +53,10 @@ class Program:
 class Weights:
     """A model's parameters, and what else a pass needs that depends on the model alone.
 
-    params: of the decoder.
-    layers: the same layer by layer, where passes don't scan over them. Slices of stacked weights
-        would be copied at every pass. Taken apart once they are not, but a model whose stacked
-        weights someone else holds, too, is then there twice.
+    params: of the decoder; without those of its layers where these were taken apart.
+    layers: the layers' one by one, where passes don't scan over them. Slices of stacked weights
+        would be copied at every pass. Taken apart once they are not, but a model that someone else
+        holds, too, has its layers there twice.
     rotary: angles of all positions, `[T, D/2]`: XLA's CPU backend would compute the sines of a pass
         anew in each layer, for each head.
     """
@@ -57,9 +68,24 @@ class Weights:
     @classmethod
     def of(cls, model: Transformer, *, apart: bool, positions: int) -> Weights:
         """The weights of a model as the passes take them, for so many positions."""
-        layers = unstack(nnx.state(model.layers), model.config.num_layers) if apart else None
+        params, layers = nnx.state(model), None
+        if apart:
+            _, params = nnx.split_state(params, _of_layers, ...)
+            layers = unstack(nnx.state(model.layers), model.config.num_layers)
         rotary = rotary_angles(model.config, jnp.arange(positions)[None])
-        return cls(nnx.state(model), layers, jax.tree.map(lambda x: x[0, 0], rotary))
+        return cls(params, layers, jax.tree.map(lambda x: x[0, 0], rotary))
+
+
+def _of_layers(path: tuple, _: object) -> bool:
+    return path[0] == "layers"
+
+
+def _model(program: Program, weights: Weights) -> Transformer:
+    """The decoder. Of layers that were taken apart it knows the shapes alone."""
+    if weights.layers is None:
+        return nnx.merge(program.graph, weights.params)
+    layers, _ = nnx.split_state(abstract_params(program.config), _of_layers, ...)
+    return nnx.merge(program.graph, weights.params, layers)
 
 
 class Piece(NamedTuple):
@@ -118,8 +144,7 @@ def _run(
     The last piece is where the new tokens are: `written` is given what is stored there of a layer
     and the `Layer` of the new tokens, and gives what is read of both and kept in its place.
     """
-    model = nnx.merge(program.graph, weights.params)
-    config = model.config
+    config = program.config
     near = [piece.visible & in_window(config, positions, piece.positions) for piece in pieces]
 
     def attention(stored, local, q, k, v):
@@ -135,17 +160,17 @@ def _run(
     if layers is not None:
         stored = [[piece and piece[i] for piece in stored] for i in range(len(layers))]
     rotary = jax.tree.map(lambda table: table[positions][:, None], weights.rotary)
-    return model.run(
+    return _model(program, weights).run(
         tokens, positions, attention, stored, layers=layers, adapters=adapters, rotary=rotary
     )
 
 
-def _past(batch: Batch) -> list[Piece]:
-    """What a batch holds, as pieces for `_read`: one, or none where it holds nothing."""
+def _past(batch: Batch, lengths: jax.Array | None = None) -> list[Piece]:
+    """What a batch holds, up to `lengths`, as pieces: one, or none where it holds nothing."""
     if batch.past is None:
         return []
-    span = jnp.arange(batch.span)[None]
-    return [Piece(batch.past, _below(batch.lengths, batch.span), span)]
+    span, lengths = jnp.arange(batch.span)[None], batch.lengths if lengths is None else lengths
+    return [Piece(batch.past, _below(lengths, batch.span), span)]
 
 
 def _behind(first: jax.Array, count: int) -> jax.Array:
@@ -170,7 +195,10 @@ def _stacked(new: Any) -> Layer:
 
 
 def _head(program: Program, weights: Weights, hidden: jax.Array) -> jax.Array:
-    return nnx.merge(program.graph, weights.params).logits(hidden)
+    """Logits; of a single row by the kernel that more rows have, whose last bits are others."""
+    if hidden.shape[:-1] == (1,):
+        return _model(program, weights).logits(jnp.concatenate([hidden, hidden]))[:1]
+    return _model(program, weights).logits(hidden)
 
 
 def _last(hidden: jax.Array, counts: jax.Array) -> jax.Array:
@@ -231,37 +259,52 @@ class Sampled(NamedTuple):
     logprobs: `[R, steps]` of each under the full softmax.
     counts: `[R]` tokens drawn.
     kept: `[R]` of them read into the row: all but the one that ended its turn.
-    running: `[R]` bool, whether the row's turn goes on: neither ended nor at its limit.
     """
 
     tokens: jax.Array
     logprobs: jax.Array
     counts: jax.Array
     kept: jax.Array
-    running: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("program", "steps"))
+@functools.partial(jax.jit, static_argnames=("program", "steps"), donate_argnames="side")
 def decode(
     program: Program,
     weights: Weights,
     batch: Batch,
+    side: Any,
+    starts: jax.Array,
+    fills: jax.Array,
     adapters: jax.Array,
     draws: Draws,
     *,
     steps: int,
-) -> tuple[Layer, jax.Array, Sampled]:
+) -> tuple[Any, jax.Array, Sampled]:
     """Sample up to `steps` tokens per row, until few rows run (`draws.stay`).
 
+    A row's turn stands in the side buffer, from its first column on, wherever decoding paused: so
+    what is attended to is added up in one order, and pauses change no bit.
+
+    Args:
+        program: the decoder.
+        weights: its weights.
+        batch: what the rows have read; behind `starts[r]` tokens the side buffer has the rest.
+        side: see `cache.side_buffer`; consumed.
+        starts: `[R]`.
+        fills: `[R]` columns of the side buffer that hold something.
+        adapters: `[R]`.
+        draws: a row that fills its part of the side buffer draws no more.
+        steps: see above.
+
     Returns:
-        What was read, `[L, R, ..., steps]`; the logits `[R, V]` behind each row's last token; what
-        was sampled.
+        The side buffer; the logits `[R, V]` behind each row's last token; what was sampled.
     """
-    rows, past = len(batch.lengths), _past(batch)
+    rows, past = len(starts), _past(batch, starts)
+    limits = jnp.minimum(draws.limits, SIDE - fills)
     keys = identity_keys(jax.vmap(jax.random.key)(draws.seeds), draws.identities)
     by_token = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
     uniform = uniforms(by_token(keys, _behind(draws.offsets, steps)))
-    side_positions = _behind(batch.lengths, steps)
+    side_positions = _behind(starts, SIDE)
     penalised = jnp.any(draws.rows.repetition_penalty != 1)
 
     def mark(seen, token):
@@ -279,23 +322,23 @@ def decode(
         ends = jnp.any(token[:, None] == draws.end_ids, axis=-1) | (stop == FOUND)
         read = running & ~ends
         counts = state["counts"] + running
-        side = Piece(state["new"], _below(jnp.full(rows, t + 1), steps), side_positions)
-        positions = (batch.lengths + t)[:, None]
+        column = jnp.minimum(fills + t, SIDE - 1)  # of a row that is full: it draws no more
+        turn = Piece(state["side"], _below(column + 1, SIDE), side_positions)
         # Written, then read: a loop that reads what it writes over later copies it every time.
-        hidden, new = _run(
+        hidden, side = _run(
             program,
             weights,
             token[:, None],
-            positions,
+            (starts + column)[:, None],
             adapters,
-            [*past, side],
-            functools.partial(_put, column=t),
+            [*past, turn],
+            functools.partial(_put, column=jnp.where(read, column, SIDE)),
         )
         logits = _head(program, weights, hidden[:, 0])
         into = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=t)
         return {
             "step": t + 1,
-            "running": read & (counts < draws.limits),
+            "running": read & (counts < limits),
             # A row that does not run any more keeps its logits, to be decoded on.
             "logits": jnp.where(read[:, None], logits, state["logits"]),
             "tokens": into(state["tokens"], token[:, None], axis=1),
@@ -304,7 +347,7 @@ def decode(
             "kept": state["kept"] + read,
             "stop": jnp.where(running, stop, state["stop"]),
             "seen": jax.lax.cond(penalised, mark, lambda seen, _: seen, state["seen"], token),
-            "new": new,
+            "side": side,
         }
 
     state = jax.lax.while_loop(
@@ -312,7 +355,7 @@ def decode(
         step,
         {
             "step": jnp.int32(0),
-            "running": jnp.asarray(draws.limits) > 0,
+            "running": limits > 0,
             "logits": batch.logits,
             "tokens": jnp.zeros((rows, steps), jnp.int32),
             "logprobs": jnp.zeros((rows, steps), jnp.float32),
@@ -320,30 +363,20 @@ def decode(
             "kept": jnp.zeros(rows, jnp.int32),
             "stop": jnp.asarray(draws.stop_states),
             "seen": draws.seen,
-            "new": _side_buffer(program, weights, rows, steps),
+            "side": side,
         },
     )
     sampled = Sampled(*(state[name] for name in Sampled._fields))
-    return _stacked(state["new"]), state["logits"], sampled
+    return state["side"], state["logits"], sampled
 
 
 def _put(side: Layer, one: Layer, *, column: jax.Array) -> Layer:
-    """A side buffer with one more token's keys and values at `column`."""
-    update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=column)
-    return Layer(update(side.keys, one.keys, axis=-1), update(side.values, one.values, axis=-2))
-
-
-def _side_buffer(program: Program, weights: Weights, rows: int, steps: int) -> Any:
-    """Room for the keys and values of `steps` tokens, in the form that `_read` gives."""
-    config = nnx.merge(program.graph, weights.params).config
-    shape, dtype = (rows, config.num_kv_heads), config.compute_dtype
-    layer = Layer(
-        jnp.zeros((*shape, config.head_dim, steps), dtype),
-        jnp.zeros((*shape, steps, config.head_dim), dtype),
+    """A side buffer with one more token's keys and values at `column[r]`, if there is one."""
+    rows = jnp.arange(len(column))
+    return Layer(
+        side.keys.at[rows, :, :, column].set(one.keys[..., 0], mode="drop"),
+        side.values.at[rows, :, column].set(one.values[:, :, 0], mode="drop"),
     )
-    if weights.layers is not None:
-        return [layer for _ in weights.layers]
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (config.num_layers, *x.shape)), layer)
 
 
 @functools.partial(jax.jit, static_argnames="program")

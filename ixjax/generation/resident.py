@@ -3,10 +3,15 @@
 Turns are longer than the stretches between two pauses, so most rows of a batch were in the last
 one, too. They are not copied again: a row of the batch is known by the tokens that it holds, and
 one that holds what a context holds now is as good as a copy of it.
+
+What a row has said of its turn stands in the side buffer, apart from what it had read before, so
+that where decoding paused makes no difference (`passes.decode`). A row that comes into the batch in
+the middle of its turn has it there, too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +20,9 @@ from jax.sharding import Mesh
 
 from ixjax.generation import cache as kv
 from ixjax.generation.account import Account
-from ixjax.generation.buckets import filled, span_of
+from ixjax.generation.buckets import FEWEST_WEIGHTS, filled, span_of
 
-Key = tuple[tuple[int, ...], int]  # tokens, adapter
+Key = tuple[tuple[int, ...], int, int]  # tokens, adapter, how many of the tokens stand aside
 
 
 class ResidentBatch:
@@ -25,18 +30,27 @@ class ResidentBatch:
 
     Args:
         size: R.
+        side: the side buffer, see `cache.side_buffer`.
+        heads: of the model.
         apart: see `cache.Batch.past`.
         mesh: the devices, where there are several.
         account: counts compilations.
+
+    Attributes:
+        side: the side buffer as it is now.
     """
 
-    def __init__(self, size: int, *, apart: bool, mesh: Mesh | None, account: Account):
+    def __init__(
+        self, size: int, side: Any, *, heads: int, apart: bool, mesh: Mesh | None, account: Account
+    ):
         self._apart, self._mesh, self._account = apart, mesh, account
         self._batch: kv.Batch | None = None
         self._held = _nobody(size)
+        self._shortest = FEWEST_WEIGHTS // (size * heads)
+        self.side = side
 
     def place(
-        self, cache: kv.KVCache, rows: Sequence[int], keys: Sequence[Key], *, room: int
+        self, cache: kv.KVCache, rows: Sequence[int], keys: Sequence[Key]
     ) -> tuple[kv.Batch, np.ndarray]:
         """See to it that the batch holds these rows.
 
@@ -44,9 +58,6 @@ class ResidentBatch:
             cache: which they are rows of.
             rows: at most R.
             keys: what each of them holds.
-            room: columns to be free behind each of them. (A row that stays in the batch without
-                being named may have less, and be spoilt when the batch grows: it is copied anew
-                when it is named again, since the span is then too small for it.)
 
         Returns:
             The batch, to be given back by `keep`; and the slot of each row.
@@ -54,14 +65,16 @@ class ResidentBatch:
         size = len(self._held)
         # Given away until `keep`: if what comes between fails, everything is copied anew.
         batch, self._batch = self._batch, None
-        span = span_of(max(len(tokens) for tokens, _ in keys) + room, cache.columns)
+        longest = max(self._shortest, *(len(tokens) for tokens, _, _ in keys))
+        span = span_of(min(longest, cache.columns), cache.columns)
         if batch is None or not span <= batch.span < 2 * span:
-            batch, self._held = None, _nobody(size)
-            everyone = filled(rows, size)
+            self._held = _nobody(size)
+            everyone, slots = filled(rows, size), np.arange(len(rows))
             batch = self._account.call(
                 kv.take, cache, everyone, span=span, apart=self._apart, mesh=self._mesh
             )
-            return batch, np.arange(len(rows))
+            self._put_aside(cache, rows, slots, keys)
+            return batch, slots
         slots = self._slots(keys)
         held = zip(slots, keys, strict=True)
         new = [i for i, (slot, key) in enumerate(held) if not _same(self._held[slot], key)]
@@ -75,7 +88,27 @@ class ResidentBatch:
                 np.int32(len(new)),
                 mesh=self._mesh,
             )
+            self._put_aside(cache, [rows[i] for i in new], slots[new], [keys[i] for i in new])
         return batch, slots
+
+    def _put_aside(
+        self, cache: kv.KVCache, rows: Sequence[int], slots: np.ndarray, keys: Sequence[Key]
+    ) -> None:
+        """What rows have said of their turns, into the side buffer."""
+        begun = [i for i, (_, _, aside) in enumerate(keys) if aside]
+        if not begun:
+            return
+        size = len(self._held)
+        self.side = self._account.call(
+            kv.fill_side,
+            self.side,
+            cache,
+            filled(slots[begun], size),
+            filled([rows[i] for i in begun], size),
+            filled([len(keys[i][0]) - keys[i][2] for i in begun], size),
+            np.int32(len(begun)),
+            mesh=self._mesh,
+        )
 
     def _slots(self, keys: Sequence[Key]) -> np.ndarray:
         """A slot for each key: the one that holds it, or a free one."""
@@ -89,20 +122,10 @@ class ResidentBatch:
         return np.array([next(free) if slot is None else slot for slot in slots])
 
     def keep(
-        self,
-        batch: kv.Batch,
-        new: kv.Layer,
-        counts: Any,
-        logits: Any,
-        slots: np.ndarray,
-        keys: Sequence[Key],
-        *,
-        width: int,
+        self, batch: kv.Batch, side: Any, logits: Any, slots: np.ndarray, keys: Sequence[Key]
     ) -> None:
-        """Take the batch back, grown by what was read; `keys` are what its rows hold now."""
-        self._batch = self._account.call(
-            kv.grow, batch, new, counts, logits, width=width, mesh=self._mesh
-        )
+        """Take the batch back, and what its rows have said since; `keys` are what they hold now."""
+        self._batch, self.side = dataclasses.replace(batch, logits=logits), side
         for slot, key in zip(slots, keys, strict=True):
             self._held[slot] = key
 
@@ -113,4 +136,4 @@ def _nobody(size: int) -> list[Key | None]:
 
 def _same(held: Key | None, key: Key) -> bool:
     """Whether it is the very same tuple of tokens: equal ones elsewhere are rare, and long."""
-    return held is not None and held[0] is key[0] and held[1] == key[1]
+    return held is not None and held[0] is key[0] and held[1:] == key[1:]

@@ -12,18 +12,18 @@ is said does not depend on any of this: turns are drawn by identity (`ixjax.gene
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ixjax.dialogue.types import Dialogue, Utterance
 from ixjax.generation.buckets import bucket
 from ixjax.generation.contexts import Turns
-from ixjax.generation.games import Finished, Game, root_of, uttered
-from ixjax.generation.lockstep import play_in_lockstep
+from ixjax.generation.games import Finished, Game
+from ixjax.generation.in_play import Event, InPlay, by_row, play_out, root_of, uttered
+from ixjax.generation.lockstep import Lockstep
 from ixjax.generation.protocols import Speaker, User
-from ixjax.generation.speakers import ModelSpeaker, Rows
+from ixjax.generation.rows import Rows
+from ixjax.generation.speakers import ModelSpeaker
 from ixjax.generation.turns import POLICY, USER, words
 
 PAUSE = 1 / 8  # of a batch: turns that have ended, for which decoding pauses
@@ -31,56 +31,45 @@ OVER = 1 / 8  # of the places: dialogues that are over, for which outcomes are r
 
 
 def play(
-    policy: Speaker,
-    user: User,
-    games: Sequence[Game],
-    *,
-    max_turns: int,
-    rows: int,
-    states: tuple[Any, Any] | None = None,
+    policy: Speaker, user: User, games: Sequence[Game], *, max_turns: int, rows: int
 ) -> list[Finished]:
     """Policy and user in turn, until the user ends a dialogue or it has `max_turns`.
 
     Args:
-        policy: moves first.
+        policy: one side.
         user: answers, and may leave.
         games: what to play, the first ones first.
         max_turns: a dialogue with this many policy turns is over.
         rows: dialogues that are played side by side at the most.
-        states: of policy and user, to go on from (`Game.row`); they stay valid.
 
     Returns:
         One for each game, in their order.
     """
+    board = side_by_side(policy, user, max_turns=max_turns, rows=rows)
+    finished = play_out(board, games)
+    board.close()
+    return finished
+
+
+def side_by_side(
+    policy: Speaker, user: User, *, max_turns: int, rows: int, at_least: int = 1, kept: int = 0
+) -> InPlay:
+    """Where games of these two are played.
+
+    Args:
+        policy: one side.
+        user: the other.
+        max_turns: a dialogue with this many policy turns is over.
+        rows: games that are wanted side by side; there may be room for fewer, or a few more.
+        at_least: games that there must be room for.
+        kept: contexts that can be kept.
+    """
+    if min(rows, max_turns) < 1:
+        raise ValueError(f"expected 1 or more of each, got rows={rows}, max_turns={max_turns}")
     if isinstance(policy, ModelSpeaker) and isinstance(user, ModelSpeaker):
-        scheduler = Scheduler(policy, user, max_turns=max_turns, rows=rows, states=states)
-        return scheduler.play(games)
-    found = []
-    for start in range(0, len(games), rows):
-        part = list(games[start : start + rows])
-        found += play_in_lockstep(policy, user, part, max_turns, rows, states)
-    return found
-
-
-def _by_row(identities: dict[int, tuple[int, ...]], rows: int) -> np.ndarray:
-    """`[rows, k]` uint32: identities by row, zeros elsewhere."""
-    [length] = {len(parts) for parts in identities.values()}
-    array = np.zeros((rows, length), np.uint32)
-    for row, parts in identities.items():
-        array[row] = parts
-    return array
-
-
-@dataclasses.dataclass
-class _Place:
-    """A game in play, at one row of each side."""
-
-    number: int
-    game: Game
-    turns: int
-    speaker: int
-    said: tuple[list[Utterance], list[Utterance]]
-    ended: bool = False
+        size = max(places(policy, user, rows), at_least)
+        return Scheduler(policy, user, max_turns=max_turns, size=size, kept=kept)
+    return Lockstep(policy, user, max_turns=max_turns, size=max(rows, at_least), kept=kept)
 
 
 @dataclasses.dataclass
@@ -88,37 +77,43 @@ class _Side:
     """One speaker's rows.
 
     state: contexts and dialogues; of speakers that share an engine, both hold the same contexts.
-    first: of the rows that are this side's, of its state.
-    unread: tokens that rows have yet to read before they can speak, by place.
+    first: the row of the first place.
+    first_kept: the row of the first contexts that are kept.
     tokens: of the turns that are being spoken, by place.
+    logprobs: sums of theirs.
     starts: tokens that their rows held before, by place.
     """
 
     speaker: ModelSpeaker
     state: Rows
-    first: int = 0
-    unread: dict[int, Sequence[int]] = dataclasses.field(default_factory=dict)
+    first: int
+    first_kept: int
     tokens: dict[int, list[int]] = dataclasses.field(default_factory=dict)
+    logprobs: dict[int, float] = dataclasses.field(default_factory=dict)
     starts: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    def unread(self, place: int) -> Sequence[int]:
+        """Tokens that a place has yet to read before it can be spoken from."""
+        return self.state.unread[self.first + place]
 
 
 def places(policy: ModelSpeaker, user: ModelSpeaker, rows: int) -> int:
-    """Rows that each side keeps for dialogues in play, of which there are `rows` at the most."""
+    """Rows that each side has for dialogues in play, where `rows` of them are wanted."""
     engine = policy.engine
     in_flight = 1 if engine is user.engine else engine.config.in_flight
     # Half a batch more, since some are over and wait for their outcomes to be read.
     return min(round((in_flight + 1 / 2) * engine.config.rows), bucket(rows))
 
 
-class Scheduler:
-    """Keeps the decode batches of two `ModelSpeaker`s full.
+class Scheduler(InPlay):
+    """Keeps the decode batches of two `ModelSpeaker`s full; see `InPlay`.
 
     Args:
-        policy: moves first.
-        user: answers, and may leave.
+        policy: one side.
+        user: the other.
         max_turns: a dialogue with this many policy turns is over.
-        rows: dialogues that are played side by side at the most.
-        states: see `play`.
+        size: games in play at the most.
+        kept: contexts that can be kept.
     """
 
     def __init__(
@@ -127,44 +122,38 @@ class Scheduler:
         user: ModelSpeaker,
         *,
         max_turns: int,
-        rows: int,
-        states: tuple[Rows, Rows] | None = None,
+        size: int,
+        kept: int = 0,
     ):
-        self._max_turns, self._states = max_turns, states
+        super().__init__(size=size, kept=kept, max_turns=max_turns)
         self._shared = policy.engine is user.engine
         self._speakers = (policy, user)
         self._batch = policy.engine.config.rows
-        self._size = places(policy, user, rows)
-        self._finished: dict[int, Finished] = {}
-
-    def play(self, games: Sequence[Game]) -> list[Finished]:
-        """Every game to its end; see `ixjax.generation.scheduler.play`."""
-        self._places: dict[int, _Place] = {}
         self._sides = self._make_sides()
-        queue, speaker = list(enumerate(games))[::-1], POLICY
-        while queue or self._places:
-            self._admit(queue)
-            speaker = self._next_speaker(speaker)
-            if self._waiting(speaker):
-                self._decode([POLICY, USER] if self._shared else [speaker])
-            self._read_outcomes(all_of_them=not any(map(self._waiting, (POLICY, USER))))
-        for side in self._sides:
-            side.speaker.engine.give_back(side.state.contexts)
-        return [self._finished[number] for number in range(len(games))]
+        self._speaker = POLICY
 
     def _make_sides(self) -> list[_Side]:
         policy, user = self._speakers
-        rows = self._size * (1 + self._shared)
-        adapters = [[speaker.adapter] * self._size for speaker in self._speakers]
-        if self._shared:
-            contexts = [policy.engine.borrow([*adapters[POLICY], *adapters[USER]])] * 2
-        else:
-            contexts = [s.engine.borrow(a) for s, a in zip(self._speakers, adapters, strict=True)]
-        states = [Rows(c, [None] * rows, [None] * rows, [()] * rows) for c in contexts]
+        if not self._shared:
+            contexts = [
+                s.engine.borrow([s.adapter] * (self.size + self.kept)) for s in self._speakers
+            ]
+            return [
+                _Side(s, Rows.of(c), first=0, first_kept=self.size)
+                for s, c in zip(self._speakers, contexts, strict=True)
+            ]
+        adapters = [[s.adapter] * n for n in (self.size, self.kept) for s in self._speakers]
+        shared = policy.engine.borrow([a for part in adapters for a in part])
         return [
-            _Side(policy, states[POLICY]),
-            _Side(user, states[USER], first=self._size * self._shared),
+            _Side(policy, Rows.of(shared), first=0, first_kept=2 * self.size),
+            _Side(user, Rows.of(shared), first=self.size, first_kept=2 * self.size + self.kept),
         ]
+
+    def close(self) -> None:
+        """See `InPlay.close`."""
+        super().close()
+        for side in self._sides:
+            side.speaker.engine.give_back(side.state.contexts)
 
     def _update(self, side: _Side, state: Rows) -> None:
         """A side's new state; the other side's contexts may be the same ones."""
@@ -173,182 +162,175 @@ class Scheduler:
             for other in self._sides:
                 other.state = dataclasses.replace(other.state, contexts=state.contexts)
 
-    def _waiting(self, speaker: int) -> list[int]:
-        """Places where it is this speaker's turn."""
-        return [
-            i for i, place in self._places.items() if place.speaker == speaker and not self._over(i)
-        ]
+    def _make_ready(self, games: Mapping[int, Game]) -> None:
+        kept = {i: game.kept for i, game in games.items() if game.kept is not None}
+        roots = {i: game.root for i, game in games.items() if game.root is not None}
+        for i in games.keys() - kept.keys() - roots.keys():
+            root_of(games[i])  # raises
+        for side in self._sides:
+            if kept:
+                sources = [side.first_kept + number for number in kept.values()]
+                # Once here rather than once in each place.
+                self._update(side, side.speaker.read(side.state, sources))
+                rows = [side.first + i for i in kept]
+                self._update(side, side.speaker.move(side.state, rows, sources))
+            new = {side.first + i: root for i, root in roots.items()}
+            held = [side.first + i for i in roots.keys() & kept.keys()]
+            self._update(side, side.speaker.reset(side.state, new, held=held))
+
+    def keep(self, places: Mapping[int, int]) -> None:
+        """See `InPlay.keep`."""
+        for side in self._sides:
+            rows = [side.first_kept + number for number in places.values()]
+            sources = [side.first + i for i in places]
+            self._update(side, side.speaker.move(side.state, rows, sources))
+
+    def advance(self) -> list[tuple[int, Event]]:
+        """Until decoding pauses; see `InPlay.advance`."""
+        self._require_some()
+        self._speaker = speaker = self._next_speaker(self._speaker)
+        events: list[tuple[int, Event]] = []
+        if self.waiting(speaker):
+            events = self._decode([POLICY, USER] if self._shared else [speaker])
+        nothing_else = not events and not any(map(self.waiting, (POLICY, USER)))
+        return events + self._read_outcomes(all_of_them=nothing_else)
 
     def _next_speaker(self, speaker: int) -> int:
         """Whose turns go on, after this speaker's did."""
-        waiting = [self._waiting(POLICY), self._waiting(USER)]
-        number = [len(places) for places in waiting]
+        number = [len(self.waiting(POLICY)), len(self.waiting(USER))]
         # A side goes on while it fills its batch: the other then reads many turns at once.
         if number[speaker] >= self._batch:
             return speaker
         if max(number) >= self._batch:
             return int(np.argmax(number))
         # Towards the end nobody does, and whoever is furthest behind keeps the others waiting.
-        behind = [(self._places[i].turns, k) for k in (POLICY, USER) for i in waiting[k]]
-        return min(behind, default=(0, speaker))[1]
+        return self.furthest_behind()
 
-    def _over(self, i: int) -> bool:
-        place = self._places[i]
-        done = place.turns >= self._max_turns and place.speaker == POLICY
-        return place.game.over or place.ended or done
-
-    def _admit(self, queue: list[tuple[int, Game]]) -> None:
-        """Free places to the next games."""
-        free = [i for i in range(self._size) if i not in self._places]
-        new = {i: queue.pop() for i in free[: len(queue)]}
-        if not new:
-            return
-        for i, (number, game) in new.items():
-            self._places[i] = _Place(number, game, game.turns, game.first, ([], []))
-        for k, side in enumerate(self._sides):
-            rows = [side.first + i for i in new]
-            if self._states is not None:
-                sources = np.array([game.row for _, game in new.values()])
-                stored = side.speaker.store(side.state, np.array(rows), self._states[k], sources)
-                self._update(side, stored)
-                continue
-            roots: list[Dialogue | None] = [None] * len(side.state.dialogues)
-            for row, (_, game) in zip(rows, new.values(), strict=True):
-                roots[row] = root_of(game)
-            state, unread = side.speaker.reset(side.state, roots)
-            self._update(side, state)
-            side.unread |= {i: unread[side.first + i] for i in new}
-
-    def _decode(self, speakers: Sequence[int]) -> None:
+    def _decode(self, speakers: Sequence[int]) -> list[tuple[int, Event]]:
         """Let turns of these speakers go on until some have ended."""
         engine = self._speakers[speakers[0]].engine
-        waiting = [(k, i) for k in speakers for i in self._waiting(k)]
+        waiting = [(k, i) for k in speakers for i in self.waiting(k)]
         self._read(speakers, waiting, enough=min(self._batch, len(waiting)))
-        places = [(k, i) for k, i in waiting if i not in self._sides[k].unread]
+        chosen = [(k, i) for k, i in waiting if not self._sides[k].unread(i)]
         # Turns go on to their end, and then those that are furthest behind go first, so that few
         # are left alone at the end.
-        places.sort(key=lambda p: (p[1] not in self._sides[p[0]].tokens, self._places[p[1]].turns))
-        places = places[: self._batch]
+        chosen.sort(key=lambda p: (p[1] not in self._sides[p[0]].tokens, self.places[p[1]].turns))
+        chosen = chosen[: self._batch]
         for k in speakers:
-            self._begin(self._sides[k], [i for which, i in places if which == k])
+            self._begin_turns(self._sides[k], [i for which, i in chosen if which == k])
         contexts, decoded = engine.decode_chunk(
             self._sides[speakers[0]].state.contexts,
-            self._turns(places),
-            stay=max(len(places) - max(round(PAUSE * self._batch), 1), 0),
+            self._turns(chosen),
+            stay=max(len(chosen) - max(round(PAUSE * self._batch), 1), 0),
         )
         for k in speakers:
             side = self._sides[k]
             self._update(side, dataclasses.replace(side.state, contexts=contexts))
-        for k, i in places:
-            side = self._sides[k]
-            side.tokens[i] += decoded.tokens[side.first + i]
+        for k, i in chosen:
+            side, row = self._sides[k], self._row(k, i)
+            side.tokens[i] += decoded.tokens[row]
+            side.logprobs[i] += sum(decoded.logprobs[row])
+        events = []
         for k in speakers:
-            done = [i for which, i in places if which == k and not decoded.running[self._row(k, i)]]
-            self._settle(k, done)
+            ended = [
+                i for which, i in chosen if which == k and not decoded.running[self._row(k, i)]
+            ]
+            events += self._settle(k, ended)
+        return events
 
     def _row(self, speaker: int, place: int) -> int:
         return self._sides[speaker].first + place
 
     def _read(
-        self, speakers: Sequence[int], places: Sequence[tuple[int, int]], *, enough: int
+        self, speakers: Sequence[int], chosen: Sequence[tuple[int, int]], *, enough: int
     ) -> None:
         """Read on, until `enough` of these (speaker, place) have nothing left to read."""
         state = self._sides[speakers[0]].state
-        tokens: list[Sequence[int]] = [()] * len(state.dialogues)
+        tokens: list[Sequence[int]] = [()] * len(state.unread)
         for k in speakers:
-            for i, unread in self._sides[k].unread.items():
-                tokens[self._row(k, i)] = unread
-        needed = [self._row(k, i) for k, i in places]
+            for i, place in self.places.items():
+                if not place.held:
+                    tokens[self._row(k, i)] = self._sides[k].unread(i)
+        needed = [self._row(k, i) for k, i in chosen]
         if sum(not tokens[row] for row in needed) >= enough:
             return
         engine = self._speakers[speakers[0]].engine
         contexts, left = engine.extend_some(state.contexts, tokens, needed=needed, enough=enough)
         for k in speakers:
-            side = self._sides[k]
-            self._update(side, dataclasses.replace(side.state, contexts=contexts))
-            unread = {i: left[self._row(k, i)] for i in side.unread}
-            side.unread = {i: rest for i, rest in unread.items() if rest}
+            side, unread = self._sides[k], list(self._sides[k].state.unread)
+            for i, place in self.places.items():
+                if not place.held:
+                    unread[side.first + i] = left[side.first + i]
+            self._update(side, dataclasses.replace(side.state, contexts=contexts, unread=unread))
 
-    def _begin(self, side: _Side, places: Sequence[int]) -> None:
+    def _begin_turns(self, side: _Side, chosen: Sequence[int]) -> None:
         """Begin the turns of these places, where none is being spoken."""
-        for i in places:
+        for i in chosen:
             if i not in side.tokens:
-                side.tokens[i] = []
+                side.tokens[i], side.logprobs[i] = [], 0.0
                 side.starts[i] = len(side.state.contexts.tokens[side.first + i])
 
-    def _identity(self, speaker: int, place: int) -> tuple[int, ...]:
-        return (*self._places[place].game.identity, self._places[place].turns, speaker)
-
-    def _turns(self, places: Sequence[tuple[int, int]]) -> Turns:
+    def _turns(self, chosen: Sequence[tuple[int, int]]) -> Turns:
         """What is to be said at these (speaker, place): the rest of each turn."""
-        rows = len(self._sides[places[0][0]].state.dialogues)
-        owner = [int(row >= self._size) if self._shared else places[0][0] for row in range(rows)]
-        speakers = [self._speakers[k] for k in owner]
+        rows = len(self._sides[chosen[0][0]].state.dialogues)
+        owner = [chosen[0][0]] * rows
         identities: dict[int, tuple[int, ...]] = {}
         said: list[Sequence[int]] = [()] * rows
         limits = np.zeros(rows, np.int32)
-        for k, i in places:
+        for k, i in chosen:
             side, row = self._sides[k], self._row(k, i)
-            identities[row] = self._identity(k, i)
+            owner[row], identities[row] = k, self.places[i].identity
             said[row] = side.tokens[i]
             limits[row] = side.speaker.longest_turn(identities[row]) - len(said[row])
+        speakers = [self._speakers[k] for k in owner]
         return Turns(
             sampling=[speaker.sampling for speaker in speakers],
             seed=[speaker.seed for speaker in speakers],
-            identities=_by_row(identities, rows),
+            identities=by_row(identities, rows),
             limits=limits,
             end_ids=[speaker.view.template.end_ids for speaker in speakers],
             stops=[speaker.engine.stop_set(speaker.sampling.stop) for speaker in speakers],
             said=said,
         )
 
-    def _settle(self, speaker: int, places: Sequence[int]) -> None:
+    def _settle(self, speaker: int, ended: Sequence[int]) -> list[tuple[int, Event]]:
         """Turns that have ended: told to the other side, and perhaps the last."""
-        if not places:
-            return
+        if not ended:
+            return []
         side, other = self._sides[speaker], self._sides[1 - speaker]
         rows = len(side.state.dialogues)
         active, starts = np.zeros(rows, bool), side.state.contexts.lengths
         tokens: list[list[int]] = [[] for _ in range(rows)]
+        logprobs = [0.0] * rows
         identities: dict[int, tuple[int, ...]] = {}
-        for i in places:
+        for i in ended:
             row = side.first + i
             active[row], starts[row] = True, side.starts.pop(i)
-            tokens[row], identities[row] = side.tokens.pop(i), self._identity(speaker, i)
+            tokens[row], logprobs[row] = side.tokens.pop(i), side.logprobs.pop(i)
+            identities[row] = self.places[i].identity
         state, said = side.speaker.settle(
-            side.state, starts, tokens, _by_row(identities, rows), active
+            side.state, starts, tokens, logprobs, by_row(identities, rows), active
         )
         self._update(side, state)
-        texts: list[str | None] = [None] * rows
-        unread: list[Sequence[int]] = [()] * rows
-        for i, left in other.unread.items():
-            unread[other.first + i] = left
-        for i in places:
-            place, utterance = self._places[i], uttered(said[side.first + i])
-            place.said[speaker].append(utterance)
-            place.turns += speaker == USER
-            place.speaker = 1 - speaker
-            place.ended = speaker == USER and utterance.ended
-            if not self._over(i):
-                texts[other.first + i] = words(utterance)
-        state, unread = other.speaker.hear(other.state, texts, unread)
-        self._update(other, state)
-        other.unread |= {i: unread[other.first + i] for i in places if unread[other.first + i]}
+        events: list[tuple[int, Event]] = []
+        heard: dict[int, str] = {}
+        for i in ended:
+            utterance = uttered(said[side.first + i])
+            events += self._take_down(i, utterance)
+            if not self.places[i].over:
+                heard[other.first + i] = words(utterance)
+        self._update(other, other.speaker.hear(other.state, heard))
+        return events
 
-    def _read_outcomes(self, *, all_of_them: bool) -> None:
-        """Read what games have come to, once many are over, and free their places."""
-        over = [i for i in self._places if self._over(i)]
-        if not over or (len(over) < round(OVER * self._size) and not all_of_them):
-            return
-        self._read([USER], [(USER, i) for i in over], enough=len(over))
+    def _read_outcomes(self, *, all_of_them: bool) -> list[tuple[int, Event]]:
+        """Read what games have come to, once many are over; their places are free then."""
+        done = self.done()
+        if not done or (len(done) < round(OVER * self.size) and not all_of_them):
+            return []
+        self._read([USER], [(USER, i) for i in done], enough=len(done))
         user = self._sides[USER]
+        rows = [self._row(USER, i) for i in done]
         active = np.zeros(len(user.state.dialogues), bool)
-        active[[self._row(USER, i) for i in over]] = True
+        active[rows] = True
         readings = user.speaker.outcomes(user.state, active)
-        for i in over:
-            place = self._places.pop(i)
-            for side in self._sides:
-                side.unread.pop(i, None)
-            reading = readings[self._row(USER, i)]
-            said = (tuple(place.said[POLICY]), tuple(place.said[USER]))
-            self._finished[place.number] = Finished(reading, place.turns, place.ended, said)
+        return self._finish(done, [readings[row] for row in rows])

@@ -14,19 +14,20 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ixjax.dialogue.chat import View
-from ixjax.dialogue.types import Dialogue, OutcomeReading, Role, Utterance, text_problem
-from ixjax.generation.contexts import Contexts
-from ixjax.generation.speakers import ModelSpeaker, Rows
-from ixjax.io import InputError
+from ixjax.dialogue.types import Dialogue, OutcomeReading
+from ixjax.generation.contexts import Contexts, Decoded
+from ixjax.generation.rows import Rows
+from ixjax.generation.speakers import ModelSpeaker
+from ixjax.generation.turn_taking import TurnTaking
 
 PIECE_TOKENS = 2  # decoded between two pieces: fewer cost more calls, more are seen to stutter
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token of SentencePiece that is a part of a character
 
 
-class Session:
-    """A dialogue between a model and whoever calls this.
+class Session(TurnTaking):
+    """A dialogue with a `ModelSpeaker`, in pieces that are a few tokens each; see `TurnTaking`.
 
-    An iterator of pieces that is left before its end leaves the dialogue as it was.
+    Joined, the pieces of a turn are the text that `ModelSpeaker.speak` gives.
 
     Args:
         speaker: the model's side.
@@ -34,72 +35,15 @@ class Session:
     """
 
     def __init__(self, speaker: ModelSpeaker, root: Dialogue):
+        super().__init__(speaker.view.role, speaker.view.scenario, root)
         self.speaker = speaker
-        self.dialogue = root
-        self.last: Utterance | None = None
-        """The model's last turn; None before it, and after one was taken back."""
-        self._root = root
         self._state: Rows | None = None  # None: the dialogue has to be read first
         self._drawn = 0  # turns, of which each has another identity
 
     @property
-    def person(self) -> Role:
-        """The side that the caller plays."""
-        return "user" if self.speaker.view.role == "policy" else "policy"
-
-    @property
-    def ended(self) -> bool:
-        """Whether the model has closed the dialogue."""
-        return self.last is not None and self.last.ended
-
-    @property
-    def model_moves(self) -> bool:
-        """Whether the next turn is the model's: it opens, or the root ends with the person's."""
-        if self.ended or self.dialogue.turns:
-            return not self.ended and self.dialogue.turns[-1].role == self.person
-        opener: Role = "policy" if self.speaker.view.scenario.policy_opens else "user"
-        return opener != self.person
-
-    def move(self) -> Iterator[str]:
-        """The model's turn, where `model_moves`."""
-        if not self.model_moves:
-            raise ValueError(f"the {self.person} moves next; `say` something")
-        yield from self._answer(None)
-
-    def say(self, text: str) -> Iterator[str]:
-        """Say a turn to the model.
-
-        Returns:
-            Pieces of its answer; joined, they are the text that `ModelSpeaker.speak` gives.
-
-        Raises:
-            InputError: the text is empty, no valid Unicode, or too long for the model's context.
-            ValueError: the dialogue is over, or the model moves first.
-        """
-        if self.ended or self.model_moves:
-            state = "the dialogue is over" if self.ended else "the model moves next"
-            raise ValueError(f"{state}; nothing can be said now")
-        if problem := text_problem(text):
-            raise InputError(f"what was said {problem}")
-        yield from self._answer(text)
-
-    def undo(self) -> bool:
-        """Take back the last exchange; whether there was one.
-
-        What is said next is answered by other draws, also if it is the same.
-        """
-        said = [
-            i
-            for i, turn in enumerate(self.dialogue.turns)
-            if turn.role == self.person and i >= len(self._root.turns)
-        ]
-        if said:
-            self._go_to(self.dialogue.before(said[-1]))
-        return bool(said)
-
-    def restart(self) -> None:
-        """Begin again at the root."""
-        self._go_to(self._root)
+    def dropped_turns(self) -> int:
+        """Of the speaker; see `TurnTaking`."""
+        return self.speaker.dropped_turns
 
     def outcome(self) -> OutcomeReading:
         """What the dialogue has come to, if the model is the user's side.
@@ -112,8 +56,8 @@ class Session:
         assert reading is not None
         return reading
 
-    def _go_to(self, dialogue: Dialogue) -> None:
-        self.dialogue, self.last, self._state = dialogue, None, None
+    def _forget(self) -> None:
+        self._state = None
 
     def _read(self) -> Rows:
         return self._state or self.speaker.start([self.dialogue])
@@ -125,15 +69,21 @@ class Session:
         identity = np.array([[self._drawn]], np.uint32)
         self._drawn += 1
         starts, tokens, told = state.contexts.lengths, [], ""
+        logprob = 0.0
         for contexts, part in self._parts(state.contexts, identity):
             state = dataclasses.replace(state, contexts=contexts)
-            tokens += part
+            tokens, logprob = [*tokens, *part.tokens[0]], logprob + sum(part.logprobs[0])
+            if part.ended[0]:  # what of it is said, `settle` knows
+                break
             words = settled(self.speaker.view, tokens)
             words = before_stops(words, self.speaker.sampling.stop)
             if len(words) > len(told):
                 yield words[len(told) :]
                 told = words
-        state, [said] = self.speaker.settle(state, starts, [tokens], identity, np.ones(1, bool))
+        state, [said] = self.speaker.settle(
+            state, starts, [tokens], [logprob], identity, np.ones(1, bool)
+        )
+        state = self.speaker.read(state)
         [dialogue] = state.dialogues
         assert said is not None  # of an active row
         assert dialogue is not None
@@ -143,18 +93,19 @@ class Session:
 
     def _parts(
         self, contexts: Contexts, identity: np.ndarray
-    ) -> Iterator[tuple[Contexts, list[int]]]:
-        """Contexts and what was decoded into them, `PIECE_TOKENS` at a time, to the turn's end."""
+    ) -> Iterator[tuple[Contexts, Decoded]]:
+        """Contexts and what was decoded into them.
+
+        `PIECE_TOKENS` at a time, up to the end of the turn or its limit.
+        """
         left, said = self.speaker.longest_turn(identity[0]), []
         while left:
             turns = self.speaker.turns(identity, [min(PIECE_TOKENS, left)])
             turns = dataclasses.replace(turns, said=[said])
             contexts, part = self.speaker.engine.decode_chunk(contexts, turns)
             [tokens] = part.tokens
-            yield contexts, tokens
+            yield contexts, part
             left, said = left - len(tokens), [*said, *tokens]
-            if part.ended[0]:
-                return
 
 
 def settled(view: View, tokens: Sequence[int]) -> str:
@@ -177,6 +128,9 @@ def settled(view: View, tokens: Sequence[int]) -> str:
 
 def before_stops(text: str, stops: Sequence[str]) -> str:
     """The text up to a stop string, or up to what at its end may become one."""
+    # White space in front of a turn is not told: all of it may be the rest of a stop string.
+    if any(stop.lstrip().startswith(text) for stop in stops):
+        return ""
     places = [place for stop in stops if (place := text.find(stop)) >= 0]
     begun = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
     kept = min(places) if places else len(text) - max(begun, default=0)

@@ -12,10 +12,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import zlib
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,44 +21,21 @@ from ixjax.dialogue.chat import View
 from ixjax.dialogue.token_bytes import token_bytes
 from ixjax.dialogue.types import (
     Dialogue,
-    Outcome,
     OutcomeReading,
     Role,
     UserCondition,
     Utterance,
 )
 from ixjax.generation.account import Account
-from ixjax.generation.buckets import bucket, filled
 from ixjax.generation.config import EngineConfig
-from ixjax.generation.contexts import Contexts, Turns
+from ixjax.generation.contexts import Turns
 from ixjax.generation.engine import Engine
+from ixjax.generation.outcomes import DECIMALS, OUTCOME_TOKENS, Outcomes, ReadOut
+from ixjax.generation.rows import Rows, held, with_rows_of
 from ixjax.generation.sampling import SamplingConfig
 from ixjax.generation.stops import compile_stops, cut
 from ixjax.generation.turns import SILENCE
-from ixjax.io import InputError
 from ixjax.models import Transformer
-
-ReadOut = Literal["expected", "sampled"]
-
-OUTCOME_TOKENS = 32  # room kept in every context for the marker and one closing line
-LINE_PARTS = 8  # of what a closing line is drawn by; a turn has fewer
-LINE = 1  # the last of them
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """State of a `ModelSpeaker`.
-
-    contexts: what the engine holds.
-    dialogues: `[S]` the dialogue of each row, None for an empty one.
-    lines: `[S]` the outcome line that closed the row, as generated.
-    identities: `[S]` what the row's last turn was drawn by.
-    """
-
-    contexts: Contexts
-    dialogues: list[Dialogue | None]
-    lines: list[str | None]
-    identities: list[tuple[int, ...]]
 
 
 class ModelSpeaker:
@@ -98,6 +73,7 @@ class ModelSpeaker:
         self.adapter = adapter
         self.engine = engine or speaker_engine(model, view, sampling)
         self._pieces = text_bytes(view) if sampling.stop else []
+        self._outcomes = Outcomes(self.engine, view, readout, self.turns)
         # Longest context that still has room for one more turn and an outcome line.
         self._limit = model.config.max_length - sampling.max_new_tokens - OUTCOME_TOKENS
         if self._limit < 1:
@@ -108,8 +84,7 @@ class ModelSpeaker:
 
     def empty(self, rows: int) -> Rows:
         """See `Speaker.empty`."""
-        contexts = self.engine.empty(rows, adapters=self.adapter)
-        return Rows(contexts, [None] * rows, [None] * rows, [()] * rows)
+        return Rows.of(self.engine.empty(rows, adapters=self.adapter))
 
     def start(self, dialogues: Sequence[Dialogue]) -> Rows:
         """See `Speaker.start`."""
@@ -117,21 +92,43 @@ class ModelSpeaker:
 
     def restart(self, state: Rows, dialogues: Sequence[Dialogue | None]) -> Rows:
         """Other dialogues in place of those of a state, which is consumed; None leaves a row."""
-        return self._read(*self.reset(state, dialogues))
+        given = {row: d for row, d in enumerate(dialogues) if d is not None}
+        return self.read(self.reset(state, given))
 
     def reset(
-        self, state: Rows, dialogues: Sequence[Dialogue | None]
-    ) -> tuple[Rows, list[list[int]]]:
-        """As `restart`, but that the rows have yet to read what they are to hold."""
-        held, lines, drawn_by = list(state.dialogues), list(state.lines), list(state.identities)
-        lengths, tokens = state.contexts.lengths, [[] for _ in dialogues]
-        for row, dialogue in enumerate(dialogues):
-            if dialogue is not None:
-                lengths[row], tokens[row] = 0, self._render(dialogue)
-                held[row], lines[row] = dialogue, None
-                drawn_by[row] = (zlib.crc32(json.dumps(dialogue.to_json()).encode()),)
-        contexts = self.engine.shorten(state.contexts, lengths)
-        return Rows(contexts, held, lines, drawn_by), tokens
+        self, state: Rows, dialogues: Mapping[int, Dialogue], *, held: Sequence[int] = ()
+    ) -> Rows:
+        """As `restart`, of dialogues by row, but that the rows have yet to read them.
+
+        Of the rows `held`, what they hold already of their new dialogue is not read again.
+        """
+        rows = dataclasses.replace(
+            state,
+            dialogues=list(state.dialogues),
+            lines=list(state.lines),
+            identities=list(state.identities),
+            unread=list(state.unread),
+        )
+        lengths = state.contexts.lengths
+        for row, dialogue in dialogues.items():
+            tokens = self._render(dialogue)
+            # One token is read at least: what is sampled next depends on it.
+            before = state.contexts.tokens[row] if row in held else ()
+            lengths[row] = _common_beginning(before, tokens[:-1])
+            rows.unread[row] = tokens[lengths[row] :]
+            rows.dialogues[row], rows.lines[row] = dialogue, None
+            rows.identities[row] = (zlib.crc32(json.dumps(dialogue.to_json()).encode()),)
+        return dataclasses.replace(rows, contexts=self.engine.shorten(state.contexts, lengths))
+
+    def read(self, state: Rows, rows: Sequence[int] | np.ndarray | None = None) -> Rows:
+        """Let these rows read what they have yet to read; default all. The state is consumed."""
+        chosen = set(range(len(state.unread)) if rows is None else map(int, rows))
+        due = [u if row in chosen else () for row, u in enumerate(state.unread)]
+        if not any(due):
+            return state
+        left = [() if row in chosen else u for row, u in enumerate(state.unread)]
+        contexts = self.engine.extend(state.contexts, due)
+        return dataclasses.replace(state, contexts=contexts, unread=left)
 
     def speak(
         self, state: Rows, identities: np.ndarray, active: np.ndarray
@@ -142,7 +139,9 @@ class ModelSpeaker:
         ]
         contexts, decoded = self.engine.decode(state.contexts, self.turns(identities, limits))
         starts, state = state.contexts.lengths, dataclasses.replace(state, contexts=contexts)
-        return self.settle(state, starts, decoded.tokens, identities, active)
+        logprobs = [sum(row) for row in decoded.logprobs]
+        state, said = self.settle(state, starts, decoded.tokens, logprobs, identities, active)
+        return self.read(state), said
 
     def longest_turn(self, identity: Sequence[int] | np.ndarray) -> int:
         """Tokens of this turn at the most; one that reaches it is cut.
@@ -167,6 +166,7 @@ class ModelSpeaker:
         state: Rows,
         starts: np.ndarray,
         tokens: Sequence[Sequence[int]],
+        logprobs: Sequence[float],
         identities: np.ndarray,
         active: np.ndarray,
     ) -> tuple[Rows, list[Utterance | None]]:
@@ -176,29 +176,31 @@ class ModelSpeaker:
             state: rows that have read their turns as they were sampled; consumed.
             starts: `[S]` tokens that each row held before.
             tokens: S turns, that of the rows `active` whole.
+            logprobs: `[S]` the sums of their tokens' log-probabilities.
             identities: `[S, k]` what they were drawn by.
             active: `[S]` bool.
 
         Returns:
-            As `speak`.
+            As `speak`; but rows whose utterance is not what was sampled have yet to read it.
         """
         utterances: list[Utterance | None] = [None] * len(active)
         dialogues, lines = list(state.dialogues), list(state.lines)
-        lengths, anew = state.contexts.lengths, [[] for _ in utterances]
+        lengths, unread = state.contexts.lengths, list(state.unread)
         drawn_by = list(state.identities)
         for row in map(int, np.flatnonzero(active)):
-            dialogue = _held(dialogues[row], row)
+            dialogue = held(dialogues[row], row)
             said, lines[row], kept = self._parse(tokens[row])
-            utterances[row] = said
+            mean = round(float(logprobs[row]) / max(len(tokens[row]), 1), DECIMALS)
+            utterances[row] = said = dataclasses.replace(said, mean_logprob=mean)
             drawn_by[row] = tuple(np.asarray(identities[row]).tolist())
             lengths[row] = starts[row] + (kept or 0)
             if said.text:
                 dialogues[row] = after = dialogue.said(self.view.role, said.text)
                 if kept is None:  # not what was sampled: read as the other side hears it
-                    lengths[row], anew[row] = 0, self._render(after)
+                    lengths[row], unread[row] = 0, self._render(after)
         # Behind the utterance lies at most a closing line, which the outcome is read without.
         contexts = self.engine.shorten(state.contexts, lengths)
-        return self._read(Rows(contexts, dialogues, lines, drawn_by), anew), utterances
+        return Rows(contexts, dialogues, lines, drawn_by, unread), utterances
 
     def _parse(self, tokens: Sequence[int]) -> tuple[Utterance, str | None, int | None]:
         """An utterance, its closing line, and the tokens that are it (None: no tokens are)."""
@@ -216,28 +218,16 @@ class ModelSpeaker:
 
     def listen(self, state: Rows, texts: Sequence[str | None]) -> Rows:
         """See `Speaker.listen`. A row that is full is read anew without its oldest turns."""
-        return self._read(*self.hear(state, texts, [()] * len(texts)))
+        heard = {row: text for row, text in enumerate(texts) if text is not None}
+        return self.read(self.hear(state, heard))
 
-    def hear(
-        self, state: Rows, texts: Sequence[str | None], unread: Sequence[Sequence[int]]
-    ) -> tuple[Rows, list[Sequence[int]]]:
-        """As `listen`, but that the rows have yet to read what was said.
-
-        Args:
-            state: consumed.
-            texts: what was said; None leaves a row.
-            unread: `[S]` tokens that each row has yet to read before.
-
-        Returns:
-            The state, and what each row has yet to read now.
-        """
+    def hear(self, state: Rows, texts: Mapping[int, str]) -> Rows:
+        """As `listen`, of turns by row, but that the rows have yet to read what was said."""
         other = _other(self.view.role)
-        dialogues = list(state.dialogues)
-        lengths, unread = state.contexts.lengths, list(unread)
-        for row, text in enumerate(texts):
-            if text is None:
-                continue
-            before = _held(dialogues[row], row)
+        dialogues, unread = list(state.dialogues), list(state.unread)
+        lengths = state.contexts.lengths
+        for row, text in texts.items():
+            before = held(dialogues[row], row)
             new = self.view.continuation(before, text)
             dialogues[row] = after = before.said(other, text)
             if new is None or lengths[row] + len(unread[row]) + len(new) > self._limit:
@@ -245,10 +235,7 @@ class ModelSpeaker:
             else:
                 unread[row] = [*unread[row], *new]
         contexts = self.engine.shorten(state.contexts, lengths)
-        return Rows(contexts, dialogues, list(state.lines), list(state.identities)), unread
-
-    def _read(self, state: Rows, tokens: Sequence[Sequence[int]]) -> Rows:
-        return dataclasses.replace(state, contexts=self.engine.extend(state.contexts, tokens))
+        return dataclasses.replace(state, contexts=contexts, dialogues=dialogues, unread=unread)
 
     def warm_up(
         self,
@@ -256,7 +243,7 @@ class ModelSpeaker:
         conditions: Sequence[UserCondition],
         *,
         identity_parts: int,
-        copies: Sequence[tuple[int, int]],
+        moves: Sequence[int] = (),
     ) -> None:
         """Compile all that speaking, listening and reading outcomes will need.
 
@@ -264,20 +251,13 @@ class ModelSpeaker:
             pools: numbers of rows of the states that will be spoken from and to.
             conditions: whose outcome lines will be scored.
             identity_parts: k of the identities.
-            copies: (rows of the target, rows of the source) of `store` and `fork`.
+            moves: numbers of rows of the states that rows will be copied within.
         """
         warm_up = functools.partial(self.engine.warm_up, end_ids=self.view.template.end_ids)
-        scored = set()
-        if self.view.role == "user" and self.readout == "expected":
-            for condition in conditions:
-                _, prefix, tails = self._closing(condition)
-                scored.add((len(prefix), len(tails), max(map(len, tails))))
-            scored.add(tuple(max(column) for column in zip(*scored, strict=True)))
-        elif self.view.role == "user":
-            for rows in {self._line_rows(rows) for rows in pools}:
-                lines = [(rows, pool) for pool in pools]
-                warm_up([rows], identity_parts=LINE_PARTS, copies=lines)
-        warm_up(pools, identity_parts=identity_parts, copies=copies, scored=sorted(scored))
+        for rows, parts, lines in self._outcomes.drawn_shapes(pools):
+            warm_up([rows], identity_parts=parts, copies=lines)
+        scored = self._outcomes.scored_shapes(conditions)
+        warm_up(pools, identity_parts=identity_parts, moves=moves, scored=scored)
 
     def _render(self, dialogue: Dialogue) -> list[int]:
         context = self.view.context(dialogue, max_tokens=self._limit)
@@ -286,22 +266,20 @@ class ModelSpeaker:
 
     def fork(self, state: Rows, rows: np.ndarray) -> Rows:
         """See `Speaker.fork`."""
-        return Rows(
-            self.engine.fork(state.contexts, rows),
-            [state.dialogues[row] for row in rows],
-            [state.lines[row] for row in rows],
-            [state.identities[row] for row in rows],
-        )
+        contexts = self.engine.fork(state.contexts, rows)
+        return with_rows_of(Rows.of(contexts), range(len(rows)), state, rows)
 
     def store(self, state: Rows, rows: np.ndarray, source: Rows, source_rows: np.ndarray) -> Rows:
         """See `Speaker.store`."""
-        dialogues, lines = list(state.dialogues), list(state.lines)
-        identities = list(state.identities)
-        for row, source_row in zip(rows, source_rows, strict=True):
-            dialogues[row], lines[row] = source.dialogues[source_row], source.lines[source_row]
-            identities[row] = source.identities[source_row]
         contexts = self.engine.store(state.contexts, rows, source.contexts, source_rows)
-        return Rows(contexts, dialogues, lines, identities)
+        stored = with_rows_of(state, rows, source, source_rows)
+        return dataclasses.replace(stored, contexts=contexts)
+
+    def move(self, state: Rows, rows: Sequence[int], source_rows: Sequence[int]) -> Rows:
+        """Overwrite `rows` with `source_rows` of the same state, which is consumed."""
+        contexts = self.engine.move(state.contexts, rows, source_rows)
+        moved = with_rows_of(state, rows, state, source_rows)
+        return dataclasses.replace(moved, contexts=contexts)
 
     def outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
         """Engagement of each active row by the configured read-out (docs/algorithm.md).
@@ -309,87 +287,7 @@ class ModelSpeaker:
         Raises:
             ValueError: this speaker is the policy, which has no outcome.
         """
-        if self.view.role != "user":
-            raise ValueError("only the user's side has an outcome; this speaker is the policy")
-        if self.readout == "sampled":
-            return self._sampled_outcomes(state, active)
-        return self._expected_outcomes(state, active)
-
-    def _expected_outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
-        scenario = self.view.scenario
-        readings: list[OutcomeReading | None] = [None] * len(active)
-        rows = [int(row) for row in np.flatnonzero(active)]
-        if not rows:
-            return readings
-        conditions = [_held(state.dialogues[row], row).condition for row in rows]
-        possible, prefixes, tails = zip(*map(self._closing, conditions), strict=True)
-        most = max(map(len, tails))  # conditions may differ in how many outcomes they have
-        tails = [[*lines, *[[]] * (most - len(lines))] for lines in tails]
-        scores = self.engine.score(state.contexts, prefixes, tails, rows)
-        for i, row in enumerate(rows):
-            outcomes = possible[i]
-            released = [scenario.released(conditions[i], o.value) for o in outcomes]
-            readings[row] = _expectation(scores[i, : len(outcomes)], outcomes, released)
-        return readings
-
-    def _closing(
-        self, condition: UserCondition
-    ) -> tuple[list[Outcome], list[int], list[list[int]]]:
-        """The possible outcomes; the tokens that all their lines begin with; the rest of each."""
-        possible = self.view.scenario.outcome_lines(condition)
-        lines = self._line_tokens([line for line, _ in possible])
-        shared = _common_prefix(lines)
-        prefix = [*self.view.template.marker_ids, *lines[0][:shared]]
-        return [outcome for _, outcome in possible], prefix, [line[shared:] for line in lines]
-
-    def _line_tokens(self, lines: Sequence[str]) -> list[list[int]]:
-        """Closing lines with their end token.
-
-        Raises:
-            InputError: one does not fit into the room that every context keeps for it.
-        """
-        template = self.view.template
-        tokens = [[*template.encode(line), template.end_ids[0]] for line in lines]
-        longest = max(range(len(lines)), key=lambda i: len(tokens[i]))
-        room = OUTCOME_TOKENS - len(template.marker_ids)
-        if len(tokens[longest]) > room:
-            raise InputError(
-                f"the outcome line {lines[longest]!r} has {len(tokens[longest])} tokens; contexts "
-                f"keep room for {room}: shorten the scenario's outcome lines"
-            )
-        return tokens
-
-    def _sampled_outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
-        lines = self._drawn_lines(state, active)
-        readings: list[OutcomeReading | None] = [None] * len(active)
-        for row in map(int, np.flatnonzero(active)):
-            condition = _held(state.dialogues[row], row).condition
-            readings[row] = _reading(self.view.scenario.read_outcome(condition, lines[row] or ""))
-        return readings
-
-    def _drawn_lines(self, state: Rows, active: np.ndarray) -> list[str | None]:
-        """Lines as generated; a row that was cut before it closed has its line drawn now."""
-        lines, template = list(state.lines), self.view.template
-        cut_off = [int(row) for row in np.flatnonzero(active) if lines[row] is None]
-        room = OUTCOME_TOKENS - len(template.marker_ids)
-        size = self._line_rows(len(lines))  # always as many, so that nothing compiles anew
-        for start in range(0, len(cut_off), size):
-            rows = cut_off[start : start + size]
-            everyone = filled(rows, size)
-            contexts = self.engine.fork(state.contexts, everyone)
-            contexts = self.engine.extend(contexts, [template.marker_ids] * size)
-            turns = self.turns(
-                _line_identities([state.identities[row] for row in everyone]),
-                np.where(np.arange(size) < len(rows), room, 0),
-            )
-            _, decoded = self.engine.decode(contexts, dataclasses.replace(turns, stops=0))
-            for row, tokens in zip(rows, decoded.tokens, strict=False):
-                lines[row] = template.decode(tokens)
-        return lines
-
-    def _line_rows(self, rows: int) -> int:
-        """Closing lines that are drawn at once."""
-        return min(self.engine.config.rows, bucket(rows, smallest=1))
+        return self._outcomes.read(state, active)
 
 
 def speaker_engine(
@@ -415,51 +313,11 @@ def text_bytes(view: View) -> list[bytes]:
     return [b"" if i in template.special_ids else piece for i, piece in enumerate(pieces)]
 
 
-def _held(dialogue: Dialogue | None, row: int) -> Dialogue:
-    """The dialogue of a row that is played; an empty row can't be."""
-    if dialogue is None:
-        raise ValueError(f"row {row} holds no dialogue; start one, or store into it, first")
-    return dialogue
+def _common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens that both begin with."""
+    differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differ, min(len(one), len(other)))
 
 
 def _other(role: Role) -> Role:
     return "user" if role == "policy" else "policy"
-
-
-def _common_prefix(lines: Sequence[Sequence[int]]) -> int:
-    """Tokens that all lines begin with; at least one token of each is left to tell them apart."""
-    shortest = min(len(line) for line in lines) - 1
-    same = (len({line[i] for line in lines}) == 1 for i in range(shortest))
-    return next((i for i, equal in enumerate(same) if not equal), shortest)
-
-
-def _expectation(
-    scores: np.ndarray, outcomes: Sequence[Outcome], released: Sequence[bool]
-) -> OutcomeReading:
-    """The mean over the possible closing lines: g = sum_i softmax(log p)_i g_i."""
-    weights = np.exp(scores.astype(np.float64) - scores.max())
-    weights /= weights.sum()
-    return OutcomeReading(
-        engagement=float(weights @ [outcome.engagement for outcome in outcomes]),
-        value=float(weights @ [outcome.value for outcome in outcomes]),
-        released=float(weights @ np.array(released, np.float64)),
-    )
-
-
-def _reading(outcome: Outcome | None) -> OutcomeReading:
-    """A line that nothing can be read from has no engagement: never 0 silently."""
-    if outcome is None:
-        return OutcomeReading(engagement=math.nan, value=math.nan)
-    return OutcomeReading(engagement=outcome.engagement, value=outcome.value)
-
-
-def _line_identities(identities: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """`[S, LINE_PARTS]`: a closing line is drawn by what the turn before it was drawn by.
-
-    The last part is none that a turn has, so that the line's random numbers are its own.
-    """
-    longest = max(map(len, identities))
-    if longest >= LINE_PARTS:
-        raise ValueError(f"an identity has {longest} parts; expected {LINE_PARTS - 1} at the most")
-    padded = [(*parts, *(0,) * (LINE_PARTS - 1 - len(parts)), LINE) for parts in identities]
-    return np.array(padded, np.uint32)

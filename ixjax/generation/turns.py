@@ -30,7 +30,12 @@ def identity_base(
 ) -> np.ndarray:
     """`[S, 4]` uint32: the part of an identity that a dialogue keeps while it plays on."""
     columns = np.broadcast_arrays(np.int64(seed), condition, node, sample)
-    return (np.stack(columns, axis=-1) & 0xFFFFFFFF).astype(np.uint32)
+    return as_uint32(np.stack(columns, axis=-1))
+
+
+def as_uint32(values: int | Sequence[int] | np.ndarray) -> np.ndarray:
+    """The last 32 bits of integers, so that any seed is one: -1 is 2^32 - 1."""
+    return (np.asarray(values).astype(np.int64) & 0xFFFFFFFF).astype(np.uint32)
 
 
 def turn_identities(base: np.ndarray, turns: np.ndarray, speaker: int) -> np.ndarray:

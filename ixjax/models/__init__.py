@@ -1,7 +1,8 @@
 """Decoders: their shape, their weights, Hugging Face checkpoints in and out."""
 
 from ixjax.models.config import LoraConfig, ModelArguments, ModelConfig
-from ixjax.models.hf import load_hf, save_hf
+from ixjax.models.hf import check_hf, load_hf, save_hf
+from ixjax.models.hf_generation import turn_tokens
 from ixjax.models.lora import (
     add_lora,
     load_adapter,
@@ -9,7 +10,7 @@ from ixjax.models.lora import (
     save_adapter,
     stack_adapters,
 )
-from ixjax.models.sharding import abstract_params, init_model, param_shardings
+from ixjax.models.sharding import abstract_params, cast, init_model, mesh_of, param_shardings
 from ixjax.models.transformer import (
     FULL_UNROLL_LAYERS,
     LoraParam,
@@ -33,16 +34,20 @@ __all__ = [
     "abstract_params",
     "add_lora",
     "attend_pieces",
+    "cast",
+    "check_hf",
     "in_window",
     "init_model",
     "load_adapter",
     "load_hf",
     "merge_lora",
+    "mesh_of",
     "param_shardings",
     "rotary_angles",
     "save_adapter",
     "save_hf",
     "select",
     "stack_adapters",
+    "turn_tokens",
     "unstack",
 ]

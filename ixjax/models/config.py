@@ -16,7 +16,14 @@ from ixjax.io import NO_EFFECT
 DType = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["silu", "gelu_tanh"]
 
-
+SIZES = (
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "intermediate_size",
+    "max_length",
+)
 LORA_TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
 
 
@@ -35,9 +42,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes and names that no adapter can have."""
-        for name in ("rank", "adapters"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        _at_least_one(self, "rank", "adapters")
         unknown = [target for target in self.targets if target not in LORA_TARGETS]
         if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
             raise ValueError(
@@ -68,6 +73,8 @@ class ModelConfig:
     """Width of the gated MLP."""
     max_length: int = 512
     """Longest context in tokens that the model is trained on and the KV cache is sized for."""
+    max_positions: int | None = dataclasses.field(default=None, metadata=NO_EFFECT)
+    """Longest context that the checkpoint it was read from names; None: max_length."""
     activation: Activation = "silu"
     """Of the MLP's gate: SwiGLU, or Gemma's GELU (tanh form)."""
     rope_theta: float = 10000.0
@@ -111,17 +118,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse shapes that no decoder can have."""
-        sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads")
-        for name in (*sizes, "head_dim", "intermediate_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
-                f"({self.num_kv_heads})"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim is {self.head_dim}; rotary embedding needs an even number")
+        _at_least_one(self, *SIZES, "vocab_size", "head_dim")
+        _check_heads(self.num_heads, self.num_kv_heads, self.head_dim)
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"sliding_window is {self.sliding_window}; it must be at least 1")
         if self.local_layers and len(self.local_layers) != self.num_layers:
@@ -189,17 +187,14 @@ class ModelArguments:
     """Type of activations and matrix products."""
 
     def __post_init__(self) -> None:
-        """Refuse a width that the heads can't share equally, and heads that KV heads can't."""
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
-                f"({self.num_kv_heads})"
-            )
+        """Refuse sizes that no decoder can have, and a width that the heads can't share equally."""
+        _at_least_one(self, *SIZES)
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_heads "
                 f"({self.num_heads})"
             )
+        _check_heads(self.num_heads, self.num_kv_heads, self.hidden_size // self.num_heads)
 
     def to_config(self, vocab_size: int) -> ModelConfig:
         """The network to train from scratch, for a tokenizer of `vocab_size` tokens."""
@@ -215,3 +210,18 @@ class ModelArguments:
             param_dtype=self.param_dtype,
             compute_dtype=self.compute_dtype,
         )
+
+
+def _at_least_one(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
+
+
+def _check_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            f"num_heads ({num_heads}) must be a multiple of num_kv_heads ({num_kv_heads})"
+        )
+    if head_dim % 2:
+        raise ValueError(f"head_dim is {head_dim}; rotary embedding needs an even number")

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,24 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from safetensors.numpy import save_file
 
 from ixjax.io import InputError, write_json
 from ixjax.models.config import DType, ModelConfig
 from ixjax.models.hf_config import CONFIG, SPECIAL_IDS, read_config, to_json
-from ixjax.models.hf_files import INDEX, WEIGHTS, Checkpoint, Part, open_checkpoint
-from ixjax.models.sharding import param_shardings
+from ixjax.models.hf_files import (
+    ADAPTER_CONFIG,
+    INDEX,
+    WEIGHTS,
+    Checkpoint,
+    Part,
+    open_checkpoint,
+    save_whole,
+)
+from ixjax.models.hf_generation import GENERATION, check_end_tokens
+from ixjax.models.sharding import param_shardings, path_name
 from ixjax.models.transformer import Transformer, weight_specs
 from ixjax.parallel import make_mesh
 
-GENERATION = "generation_config.json"
 SHARD_BYTES = 5_000_000_000
 WHOLE_BYTES = 2**26  # stacked weights up to this are read at once: layer by layer they compile
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -106,30 +112,74 @@ def load_hf(
         max_length: longest context in tokens that caches are sized for; default the checkpoint's
             own, 4096 at most.
 
+    Returns:
+        The decoder, every weight in its shards.
+
     Raises:
         InputError: the folder is not such a checkpoint, or one of a model that we would not
             compute as transformers does. Names the file and the field or tensor.
     """
+    folder = _model_folder(path)
+    config = read_config(
+        folder / CONFIG, dtype=dtype, compute_dtype=compute_dtype, max_length=max_length
+    )
+    mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
+    with contextlib.ExitStack() as files:
+        checkpoint = _open_whole(folder, config, files)
+
+        def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+            found = _place(checkpoint, path_name(path), config, variable.get_value())
+            return variable.replace(found)
+
+        params = nnx.map_state(place, param_shardings(config, mesh))
+    return nnx.merge(nnx.graphdef(Transformer(config)), params)
+
+
+def check_hf(path: str | Path, *, max_length: int | None = None) -> ModelConfig:
+    """Refuse what `load_hf` would, by config.json and the headers of the weights alone.
+
+    Args:
+        path: folder with config.json and safetensors.
+        max_length: as in `load_hf`.
+
+    Returns:
+        The network that the folder describes.
+
+    Raises:
+        InputError: as `load_hf`.
+    """
+    folder = _model_folder(path)
+    config = read_config(folder / CONFIG, max_length=max_length)
+    with contextlib.ExitStack() as files:
+        _open_whole(folder, config, files)
+    return config
+
+
+def _model_folder(path: str | Path) -> Path:
+    """A folder that may hold one whole model."""
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder; expected a Hugging Face checkpoint (config.json and "
             f"*.safetensors), as `hf download NAME --local-dir FOLDER` writes it"
         )
-    config = read_config(
-        folder / CONFIG, dtype=dtype, compute_dtype=compute_dtype, max_length=max_length
-    )
-    mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
-    with contextlib.ExitStack() as files:
-        checkpoint = open_checkpoint(folder, files)
-        _check(checkpoint, config)
+    adapter, alone = folder / ADAPTER_CONFIG, not (folder / CONFIG).exists()
+    if adapter.exists():
+        what = "an adapter without its base" if alone else "an adapter beside a model"
+        raise InputError(
+            f"{adapter}: {what}; expected a folder of a whole model: put the adapter on the base "
+            "in Python and save both as one (load_adapter, merge_lora, save_hf of ixjax.models)"
+            + ("" if alone else ", or move the adapter to a folder of its own")
+        )
+    return folder
 
-        def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
-            name = ".".join(map(str, path))
-            return variable.replace(_place(checkpoint, name, config, variable.get_value()))
 
-        params = nnx.map_state(place, param_shardings(config, mesh))
-    return nnx.merge(nnx.graphdef(Transformer(config)), params)
+def _open_whole(folder: Path, config: ModelConfig, files: contextlib.ExitStack) -> Checkpoint:
+    """The folder's weights, once their headers are known to be those of this network."""
+    check_end_tokens(folder, config.vocab_size)
+    checkpoint = open_checkpoint(folder, files)
+    _check(checkpoint, config)
+    return checkpoint
 
 
 def save_hf(
@@ -169,9 +219,7 @@ def save_hf(
             hf_name: _export(fetch(path), layer, transposed=named[path].transposed)
             for hf_name, path, layer in shard
         }
-        partial = folder / f".{name}.partial"
-        save_file(values, partial, metadata={"format": "pt"})
-        os.replace(partial, folder / name)
+        save_whole(folder / name, values)
     for stale in folder.glob("model*.safetensors*"):
         if stale.name not in names:
             stale.unlink()

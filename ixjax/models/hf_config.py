@@ -171,6 +171,8 @@ def read_config(
             f"{path}: max_position_embeddings is {longest}; max_length={max_length} exceeds it"
         )
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    if fields.values.get("head_dim") is None and hidden % heads:
+        raise fields.error("num_attention_heads", f"a divisor of hidden_size ({hidden})")
     layers = fields.integer("num_hidden_layers")
     window, local_layers = _window(fields, family, layers)
     try:
@@ -183,6 +185,7 @@ def read_config(
             head_dim=fields.integer("head_dim", max(hidden // heads, 1)),
             intermediate_size=fields.integer("intermediate_size"),
             max_length=min(longest, LONGEST_DEFAULT) if max_length is None else max_length,
+            max_positions=longest if "max_position_embeddings" in values else None,
             norm_eps=fields.number("rms_norm_eps", 1e-6),
             tie_embeddings=fields.flag("tie_word_embeddings", default=False),
             sliding_window=window,
@@ -221,9 +224,10 @@ def _family(fields: _Fields) -> Family:
 def _window(fields: _Fields, family: Family, layers: int) -> tuple[int | None, tuple[bool, ...]]:
     """Sliding window in tokens, and which layers have it (empty: all of them)."""
     types = fields.values.get("layer_types") or _default_layer_types(fields, family, layers)
-    known = {FULL, SLIDING} if family.windows else {FULL}
-    if not isinstance(types, list) or len(types) != layers or not known.issuperset(types):
-        raise fields.error("layer_types", f"{layers} of {', '.join(sorted(known))}")
+    known = [FULL, SLIDING] if family.windows else [FULL]
+    fits = isinstance(types, list) and len(types) == layers and all(kind in known for kind in types)
+    if not fits:
+        raise fields.error("layer_types", f"{layers} of {', '.join(known)}")
     if SLIDING not in types:
         return None, ()
     if not fields.flag("use_sliding_window", default=True):
@@ -252,6 +256,7 @@ def _rope(fields: _Fields) -> dict[str, Any]:
     """Rotary fields, from `rope_parameters` (5) or `rope_theta` and `rope_scaling` (4)."""
     local_theta = fields.optional_number("rope_local_base_freq")
     theta = fields.number("rope_theta", 10000.0)
+    _check_rotation(fields)  # transformers takes it into rope_parameters
     rope = fields.nested("rope_scaling") or fields.nested("rope_parameters")
     if rope is not None and (FULL in rope.values or SLIDING in rope.values):
         local = rope.nested(SLIDING)
@@ -267,8 +272,7 @@ def _rope(fields: _Fields) -> dict[str, Any]:
 def _scaling(rope: _Fields, theta: float) -> dict[str, Any]:
     """Base and scaling of the layers that see everything."""
     found: dict[str, Any] = {"rope_theta": rope.number("rope_theta", theta)}
-    if rope.number("partial_rotary_factor", 1.0) != 1.0:
-        raise rope.error("partial_rotary_factor", "1: partial rotation is not supported")
+    _check_rotation(rope)
     key = "rope_type" if "rope_type" in rope.values else "type"
     kind = rope.values.get(key, "default")
     if kind == "linear":
@@ -283,6 +287,11 @@ def _scaling(rope: _Fields, theta: float) -> dict[str, Any]:
     elif kind != "default":
         raise rope.error(key, "one of the supported: default, linear, llama3")
     return found
+
+
+def _check_rotation(fields: _Fields) -> None:
+    if fields.number("partial_rotary_factor", 1.0) != 1.0:
+        raise fields.error("partial_rotary_factor", "1: partial rotation is not supported")
 
 
 def architecture(config: ModelConfig) -> str:
@@ -321,7 +330,7 @@ def to_json(config: ModelConfig, tokenizer: Any, end_ids: Sequence[int] = ()) ->
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.max_length,
+        "max_position_embeddings": config.max_positions or config.max_length,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": config.param_dtype,

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from ixjax.io import InputError, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT's; marks a folder that holds an adapter
 # Rows read at once. 16 of float32, transposed, fill whole cache lines; more fall out of the cache
 # before they are written (measured: 64 rows take twice as long, a whole matrix four times).
 BLOCK_ROWS, BLOCK_BYTES = 16, 2**18
@@ -128,6 +131,9 @@ def open_checkpoint(folder: Path, files: contextlib.ExitStack) -> Checkpoint:
 
 def _instead(folder: Path) -> str:
     """What a folder without safetensors has, and how to make them of it."""
+    shards = sorted(p.name for p in folder.glob("*.safetensors"))
+    if shards:
+        return f"{', '.join(shards)}, but no index that says what is in them; get {INDEX}, too"
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     if not pickled:
         return "none"
@@ -139,9 +145,31 @@ def _instead(folder: Path) -> str:
 
 
 def _open_file(file: Path, files: contextlib.ExitStack) -> Any:
-    try:
+    with checked_file(file, missing=f"{INDEX} lists it"):
         return files.enter_context(safe_open(file, framework="numpy"))
+
+
+@contextlib.contextmanager
+def checked_file(file: Path, *, missing: str) -> Iterator[None]:
+    """A block that reads a file of tensors.
+
+    Args:
+        file: which.
+        missing: what is to be said where there is none.
+
+    Raises:
+        InputError: in place of the errors of a file that is not there or not whole.
+    """
+    try:
+        yield
     except FileNotFoundError:
-        raise InputError(f"{file}: no such file; {INDEX} lists it") from None
+        raise InputError(f"{file}: no such file; {missing}") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: not a whole safetensors file ({error})") from None
+
+
+def save_whole(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a file of tensors that is there whole, or as it was before."""
+    partial = file.with_name(f".{file.name}.partial")
+    save_file(dict(tensors), partial, metadata={"format": "pt"})
+    os.replace(partial, file)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from ixjax.io import InputError, read_json, write_json
 from ixjax.models.config import LORA_TARGETS, LoraConfig, ModelConfig
 from ixjax.models.hf import tensors
-from ixjax.models.sharding import model_of, param_shardings, weights_by_path
+from ixjax.models.hf_files import ADAPTER_CONFIG, checked_file, save_whole
+from ixjax.models.sharding import (
+    mesh_of,
+    model_of,
+    param_shardings,
+    path_name,
+    weights_by_path,
+)
 from ixjax.models.transformer import Transformer, weight_specs
-from ixjax.parallel import make_mesh
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Settings of PEFT that would change what an adapter computes, by the value that we compute.
 MUST_BE = {
@@ -69,7 +72,10 @@ def add_lora(
         model: a decoder without adapters; its weights are shared, not copied.
         lora: size and number of the adapters.
         seed: of their first matrices; the second ones are zero.
-        mesh: where the model lies; default: the first device alone.
+        mesh: where the adapters go; default: where the model lies.
+
+    Returns:
+        A decoder of the same weights, and adapters beside them.
 
     Raises:
         ValueError: the model has adapters already.
@@ -148,9 +154,7 @@ def save_adapter(
         name: np.ascontiguousarray(np.asarray(weights[ours][layer, adapter]).T)
         for name, ours, layer, _ in _layout(model.config)
     }
-    partial = folder / f".{ADAPTER_WEIGHTS}.partial"
-    save_file(values, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / ADAPTER_WEIGHTS)
+    save_whole(folder / ADAPTER_WEIGHTS, values)
     modules = _modules(model.config)
     described = {
         "peft_type": "LORA",
@@ -173,7 +177,10 @@ def load_adapter(model: Transformer, path: str | Path, *, mesh: Mesh | None = No
     Args:
         model: a decoder without adapters; its weights are shared, not copied.
         path: folder with adapter_config.json and adapter_model.safetensors.
-        mesh: where the model lies; default: the first device alone.
+        mesh: where the adapters go; default: where the model lies.
+
+    Returns:
+        A decoder of the same weights, and the adapter beside them, in their type.
 
     Raises:
         InputError: the folder holds no such adapter, or none for this base. Names the file and
@@ -185,12 +192,8 @@ def load_adapter(model: Transformer, path: str | Path, *, mesh: Mesh | None = No
         raise InputError(f"{folder}: no such folder; expected {ADAPTER_CONFIG} and its weights")
     config = _with_lora(model, _read_lora(folder / ADAPTER_CONFIG, model.config))
     file = folder / ADAPTER_WEIGHTS
-    try:
+    with checked_file(file, missing="pickled adapters are not read"):
         found = load_file(file)
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file; pickled adapters are not read") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: not a whole safetensors file ({error})") from None
     specs = weight_specs(config)
     values = {
         name: np.empty(specs[name].shape, jnp.dtype(config.param_dtype))
@@ -311,8 +314,8 @@ def _with_weights(
     model: Transformer, config: ModelConfig, adapters: Mapping[str, Any], mesh: Mesh | None
 ) -> Transformer:
     """The model's own weights with those of adapters beside them, each put where it belongs."""
-    mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
+    mesh = mesh_of(model) if mesh is None else mesh
     shardings = nnx.to_flat_state(param_shardings(config, mesh))
-    where = {".".join(map(str, path)): leaf.get_value() for path, leaf in shardings}
+    where = {path_name(path): leaf.get_value() for path, leaf in shardings}
     placed = {name: jax.device_put(value, where[name]) for name, value in adapters.items()}
     return model_of(config, weights_by_path(model) | placed)

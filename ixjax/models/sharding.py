@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
@@ -9,9 +10,9 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from ixjax.models.config import ModelConfig
+from ixjax.models.config import DType, ModelConfig
 from ixjax.models.transformer import Transformer, weight_specs
-from ixjax.parallel import partition_spec
+from ixjax.parallel import make_mesh, partition_spec
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> nnx.State:
@@ -21,13 +22,25 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> nnx.State:
     counts = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
 
     def sharding(path: tuple, _: object) -> NamedSharding:
-        spec = specs[".".join(str(p) for p in path)]
+        spec = specs[path_name(path)]
         shape = [
             counts.get(name or "", size) for name, size in zip(spec.axes, spec.shape, strict=True)
         ]
         return NamedSharding(mesh, partition_spec(spec.axes, shape, mesh))
 
     return nnx.map_state(lambda path, v: v.replace(sharding(path, v)), abstract_params(config))
+
+
+def mesh_of(model: Transformer) -> Mesh:
+    """The mesh that a model lies on; of its one device where it was put there by itself."""
+    weight = model.embedding[...]
+    mesh = getattr(weight.sharding, "mesh", None)
+    return mesh if isinstance(mesh, Mesh) else make_mesh(devices=list(weight.devices()))
+
+
+def path_name(path: tuple) -> str:
+    """A path of NNX's under the name that `weight_specs` has for it."""
+    return ".".join(map(str, path))
 
 
 def abstract_params(config: ModelConfig) -> nnx.State:
@@ -38,14 +51,21 @@ def abstract_params(config: ModelConfig) -> nnx.State:
 def weights_by_path(model: Transformer) -> dict[str, jax.Array]:
     """The model's arrays under the attribute paths of `weight_specs`."""
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {".".join(map(str, path)): variable.get_value() for path, variable in params}
+    return {path_name(path): variable.get_value() for path, variable in params}
+
+
+def cast(model: Transformer, dtype: DType) -> Transformer:
+    """The model with parameters and computation of another type."""
+    config = dataclasses.replace(model.config, param_dtype=dtype, compute_dtype=dtype)
+    weights = weights_by_path(model)
+    return model_of(config, {path: weight.astype(dtype) for path, weight in weights.items()})
 
 
 def model_of(config: ModelConfig, weights: Mapping[str, jax.Array]) -> Transformer:
     """A model made of arrays under the attribute paths of `weight_specs`; nothing is copied."""
 
     def weight(path: tuple, variable: nnx.Variable) -> nnx.Variable:
-        return variable.replace(weights[".".join(map(str, path))])
+        return variable.replace(weights[path_name(path)])
 
     params = nnx.map_state(weight, abstract_params(config))
     return nnx.merge(nnx.graphdef(Transformer(config)), params)

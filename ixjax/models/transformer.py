@@ -32,7 +32,7 @@ Local = bool | jax.Array
 # (out [B, H, T, D], whatever of it is to be kept).
 Attend = Callable[[Any, Local, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
-MASKED = -1e30  # finite, so that a row without any visible key gives zeros' mean and not NaN
+MASKED = -1e30  # finite, so that without any visible key the values' mean comes out and not NaN
 FULL_UNROLL_LAYERS = 8  # up to here unrolling costs little to compile and saves cache slicing
 
 
@@ -243,9 +243,9 @@ class Transformer(nnx.Module):
         def body(x, layer):
             weights, layer_cache, local = layer
             local = config.is_local[0] if alike else local
-            turn = jax.tree.map(functools.partial(select, local), rotary.local, rotary.all)
+            angles = jax.tree.map(functools.partial(select, local), rotary.local, rotary.all)
             here = functools.partial(attend, layer_cache, local)
-            return block(config, nnx.merge(graph, weights), x, turn, chosen, here)
+            return block(config, nnx.merge(graph, weights), x, angles, chosen, here)
 
         if layers is None:
             unroll = config.num_layers <= FULL_UNROLL_LAYERS
@@ -396,7 +396,7 @@ def attend_pieces(
     Args:
         q: `[B, H, T, D]` queries, scaled.
         pieces: (keys `[B, K, D, n]`, or in J blocks of m, `[B, K, J, D, m]`; values
-            `[B, K, n, D]`; visible `[B or 1, T, n]` bool).
+            `[B, K, n, D]`; visible `[B or 1, T or 1, n]` bool).
         softcap: see `ModelConfig.attention_softcap`.
 
     Returns:
@@ -466,8 +466,8 @@ def rotary_angles(config: ModelConfig, positions: jax.Array) -> Rotary:
         return theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
 
     def angles(frequencies: jax.Array) -> Angles:
-        turns = positions.astype(jnp.float32)[:, None, :, None] * _along_last(frequencies, 4)
-        return jnp.cos(turns), jnp.sin(turns)
+        radians = positions.astype(jnp.float32)[:, None, :, None] * _along_last(frequencies, 4)
+        return jnp.cos(radians), jnp.sin(radians)
 
     scaled = frequencies(config.rope_theta) / config.rope_factor
     if config.rope_scaling is not None:

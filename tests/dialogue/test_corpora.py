@@ -285,7 +285,7 @@ def test_a_dialogue_is_added_behind_the_others_or_replaces_its_own(tmp_path):
     longer = talk(1).said("user", "Bye")
     assert add_dialogue(path, longer) == 2
     assert read_dialogues(path) == [longer, talk(2)]
-    path.write_text('{"id": "d1"}\n')  # a corpus without our schema line is its owner's
-    with pytest.raises(InputError, match="expected schema"):
+    path.write_text('{"id": "d1"}\n')  # no dialogue: left to its owner
+    with pytest.raises(InputError, match="expected a dialogue with `id` and `turns`"):
         add_dialogue(path, longer)
     assert path.read_text() == '{"id": "d1"}\n'

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from ixjax.dialogue.chat_template import ChatTemplate
 from ixjax.dialogue.tokenizer import (
     SMALLEST_VOCABULARY,
     SPECIAL_TOKENS,
@@ -99,8 +100,11 @@ def test_unreadable_folder_is_named_with_the_files_it_needs(tmp_path, content):
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
         (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
-    with pytest.raises(InputError, match=r"no readable tokenizer .* tokenizer_config\.json"):
-        load_tokenizer(tmp_path)
+    missing = r".*tokenizer\.json and tokenizer_config\.json are missing" if content is None else ""
+    with pytest.raises(
+        InputError, match=rf"^model: .* no readable tokenizer {missing}.* tokenizer_config\.json"
+    ):
+        load_tokenizer(tmp_path, setting="model")
 
 
 def test_slow_tokenizer_is_refused(tmp_path):
@@ -115,6 +119,20 @@ def test_folder_without_chat_template_is_refused(tmp_path):
     (tmp_path / "t" / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match="has no chat template; take the instruction-tuned"):
         load_tokenizer(tmp_path / "t")
+
+
+def test_a_template_that_is_no_jinja_is_refused_by_file_and_line(tmp_path):
+    save_tokenizer(build("own"), tmp_path / "t")
+    (tmp_path / "t" / "chat_template.jinja").write_text("\n{% for m in messages %}{{ oops ")
+    with pytest.raises(InputError, match=r"chat_template\.jinja:2: not a Jinja template \(unexp"):
+        load_tokenizer(tmp_path / "t")
+
+
+def test_a_template_that_refuses_a_dialogue_is_named_by_its_folder(tmp_path):
+    save_tokenizer(build("own"), tmp_path / "t")
+    (tmp_path / "t" / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    with pytest.raises(InputError, match=rf"^{tmp_path}/t: the tokenizer's chat template refuses"):
+        ChatTemplate.from_tokenizer(load_tokenizer(tmp_path / "t"))
 
 
 def test_code_in_a_folder_is_not_run(tmp_path):

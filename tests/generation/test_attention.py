@@ -7,6 +7,7 @@ the worst answer to rows that see nothing; what is merged, and how, is then test
 from __future__ import annotations
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -179,6 +180,12 @@ def test_cudnn_is_given_values_as_they_lie_and_gives_float32(monkeypatch, shape)
     assert f"tensor<2x{kv_heads}x{rows}xf32>" in call
 
 
+def fake_device(platform: str, capability: str | None = "9.0"):
+    """What `choose` asks of a device; jax's of other platforms have no compute capability."""
+    known = {} if capability is None else {"compute_capability": capability}
+    return types.SimpleNamespace(platform=platform, **known)
+
+
 def config(**fields) -> ModelConfig:
     defaults = {"vocab_size": 7, "hidden_size": 128, "num_layers": 2, "num_heads": 2}
     defaults |= {"num_kv_heads": 1, "head_dim": 64, "intermediate_size": 8}
@@ -209,7 +216,23 @@ def config(**fields) -> ModelConfig:
     ],
 )
 def test_a_name_stands_for_what_can_read_this_model_here(name, platform, devices, fields, chosen):
-    assert choose(name, platform=platform, devices=devices, config=config(**fields)) == chosen
+    device = fake_device(platform)
+    assert choose(name, device=device, devices=devices, config=config(**fields)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("capability", "chosen"),
+    [("7.5", "xla"), ("gfx90a", "xla"), (None, "xla"), ("8.0", "cudnn"), ("12.0", "cudnn")],
+)
+def test_cudnn_is_for_gpus_from_ampere_on(capability, chosen):
+    device = fake_device("gpu", capability)
+    assert choose("auto", device=device, devices=1, config=config()) == chosen
+    if chosen == "xla":
+        message = (
+            rf"needs compute capability 8.0 \(Ampere\), and it is {capability}; .* xla, pallas$"
+        )
+        with pytest.raises(InputError, match=message):
+            choose("cudnn", device=device, devices=1, config=config())
 
 
 @pytest.mark.parametrize(
@@ -231,4 +254,4 @@ def test_a_name_stands_for_what_can_read_this_model_here(name, platform, devices
 )  # fmt: skip
 def test_a_name_that_cannot_work_is_refused_with_what_can(name, platform, devices, fields, message):
     with pytest.raises(InputError, match=message):
-        choose(name, platform=platform, devices=devices, config=config(**fields))
+        choose(name, device=fake_device(platform), devices=devices, config=config(**fields))

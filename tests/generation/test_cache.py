@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -120,25 +121,58 @@ def test_what_a_pass_read_is_written_behind_the_named_rows(mesh):
 
 @by_mesh
 @pytest.mark.parametrize("apart", [True, False])
-def test_rows_of_a_batch_are_replaced_and_grow_as_the_cache_does(apart, mesh):
+def test_rows_of_a_batch_are_replaced(apart, mesh):
     cache = filled(ROWS, [1, 50, 64, 88], seed=2)
     batch = kv.take(cache, np.array([0, 1, 2]), span=128, apart=apart, mesh=mesh)
     batch = kv.replace_rows(
         batch, np.array([1, 0, 0]), cache, np.array([3, 0, 0]), np.int32(1), mesh=mesh
     )
-    new, counts, logits = new_tokens(3, seed=3), np.array([3, 40, 0]), cache.logits[:3] + 1
-    batch = kv.grow(batch, new, counts, logits, width=NEW, mesh=mesh)
-    rows = np.array([0, 3, 2])
-    cache = kv.append(
-        cache, rows, np.arange(3), np.int32(3), new, counts, logits, width=NEW, mesh=mesh
-    )
-    expected = kv.take(cache, rows, span=128, apart=apart, mesh=mesh)
+    expected = kv.take(cache, np.array([0, 3, 2]), span=128, apart=apart, mesh=mesh)
     np.testing.assert_array_equal(batch.lengths, expected.lengths)
     np.testing.assert_array_equal(batch.logits, expected.logits)
     layers = zip(batch.past, expected.past, strict=True)
     for found, wanted in layers if apart else [(batch.past, expected.past)]:
         np.testing.assert_array_equal(found.keys, wanted.keys)
         np.testing.assert_array_equal(found.values, wanted.values)
+
+
+@by_mesh
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_turn_is_put_aside_and_what_is_added_to_it_is_written_back(apart, mesh):
+    """From columns within a block and across two; what is new begins anywhere."""
+    cache = filled(ROWS, [30, 100, 64, 88], seed=2)
+    expected = on_host(cache)
+    side = kv.side_buffer(CONFIG, 3, apart=apart, mesh=mesh)
+    rows, slots = np.array([1, 3, 0]), np.array([2, 0, 1])
+    fills = np.array([20, 0, 40])  # by slot; the third of the rows is padding
+    starts = np.array([100 - 40, 88 - 20, 0])
+    side = kv.fill_side(side, cache, slots, rows, starts, np.int32(2), mesh=mesh)
+    layers = side if apart else [kv.Layer(*(x[i] for x in side)) for i in range(2)]
+    for i, layer in enumerate(layers):
+        for row, slot, start in ((1, 2, 60), (3, 0, 68)):
+            here = slice(start, start + kv.SIDE)
+            np.testing.assert_array_equal(
+                np.swapaxes(layer.keys[slot], -1, -2), expected["keys"][i, row][:, here]
+            )
+            np.testing.assert_array_equal(layer.values[slot], expected["values"][i, row][:, here])
+    # Of the side buffer, whatever it holds now, the columns behind the fills are new.
+    rng = np.random.default_rng(5)
+    drawn = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), side)
+    counts, logits = np.array([5, 0, 24]), cache.logits[:3] + 1
+    for i in range(2):
+        layer = drawn[i] if apart else kv.Layer(*(x[i] for x in drawn))
+        for row, slot in ((1, 2), (3, 0)):
+            begin = int(min(fills[slot], kv.SIDE - 32))
+            first = int(cache.lengths[row]) - int(fills[slot]) + begin
+            here, there = slice(first, first + 32), slice(begin, begin + 32)
+            expected["keys"][i, row][:, here] = np.swapaxes(layer.keys[slot], -1, -2)[:, there]
+            expected["values"][i, row][:, here] = layer.values[slot][:, there]
+    expected["lengths"][[1, 3]] += counts[[2, 0]]
+    expected["logits"][[1, 3]] = np.asarray(logits)[[2, 0]]
+    after = kv.append(
+        cache, rows, slots, np.int32(2), drawn, counts, logits, fills, width=32, mesh=mesh
+    )
+    assert_equal(after, expected)
 
 
 @by_mesh

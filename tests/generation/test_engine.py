@@ -11,10 +11,12 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ixjax.generation import Engine, EngineConfig, SamplingConfig, Turns, generate
+from ixjax.generation.passes import Weights
 from ixjax.generation.stops import compile_stops
 from ixjax.models import LoraConfig, ModelConfig
 from tests.models.tiny import random_model
@@ -147,6 +149,58 @@ def test_a_row_that_would_outgrow_the_model_is_refused(engine):
         engine.extend(contexts, [[], [1] * 101, []])
 
 
+@pytest.mark.parametrize("token", [-1, CONFIG.vocab_size])
+def test_a_token_of_no_vocabulary_is_refused_and_not_clamped(engine, token):
+    with pytest.raises(ValueError, match=rf"row 1 was given token {token}; .* vocab_size is 50"):
+        engine.extend(engine.empty(ROWS), [[1], [2, token, 3], []])
+    contexts = start(engine, draw(5, 6, 9))
+    with pytest.raises(ValueError, match=f"row 2 was given token {token}"):
+        engine.score(contexts, [[token]], [[[1]]], rows=[2])
+    with pytest.raises(ValueError, match=f"row 2 was given token {token}"):
+        engine.score(contexts, [[1]], [[[1], [3, token]]], rows=[2])
+
+
+@pytest.mark.parametrize("adapter", [-2, 1, 7])
+def test_an_adapter_that_does_not_exist_is_refused(engine, adapter):
+    with pytest.raises(ValueError, match=f"row 1 .* adapter {adapter}; the model has 0"):
+        engine.empty(ROWS, adapters=[0, adapter, -1])
+    lora = LoraConfig(rank=2, alpha=4, targets=("query",), adapters=adapter + 3)
+    other = Engine(random_model(dataclasses.replace(CONFIG, lora=lora)))
+    with pytest.raises(ValueError, match=f"row 0 .* adapter {adapter + 3}; the model has"):
+        other.empty(1, adapters=adapter + 3)
+    assert other.empty(2, adapters=adapter + 2).adapters.tolist() == [adapter + 2] * 2
+
+
+def test_what_is_not_given_for_each_row_is_refused_and_not_broadcast(engine):
+    with pytest.raises(ValueError, match="rows is 0; it must be at least 1"):
+        engine.empty(0)
+    with pytest.raises(ValueError, match="adapters is given for 1 rows; there are 3"):
+        engine.empty(ROWS, adapters=[0])
+    with pytest.raises(ValueError, match="tokens is given for 1 rows; there are 3"):
+        engine.extend(engine.empty(ROWS), [[1, 2]])
+    contexts = start(engine, draw(5, 6, 9))
+    for name, values in {
+        "limits": [2],
+        "identities": np.zeros((2, 1)),
+        "said": [()],
+        "sampling": [FREE] * 4,
+        "seed": [1, 2],
+        "stops": np.zeros(2, int),
+        "end_ids": [[1], [2]],
+    }.items():
+        wrong = dataclasses.replace(turns(), **{name: values})
+        message = rf"Turns\.{name} is given for {len(values)} rows; there are 3"
+        for decoding in (engine.decode, engine.decode_chunk):
+            with pytest.raises(ValueError, match=message):
+                decoding(contexts, wrong)
+    with pytest.raises(ValueError, match="prefixes is given for 1 rows; there are 3"):
+        engine.score(contexts, [[1]], [[[1]]] * ROWS)
+    with pytest.raises(ValueError, match="candidates is given for 1 rows; there are 2"):
+        engine.score(contexts, [[1]] * 2, [[[1]]], rows=[0, 1])
+    with pytest.raises(ValueError, match="row 2 has 2 candidates, row 0 has 1; fill up"):
+        engine.score(contexts, [[1]] * 2, [[[1]], [[1], [2]]], rows=[0, 2])
+
+
 # Copying and shortening rows.
 
 
@@ -180,6 +234,22 @@ def test_a_shortened_row_extends_like_a_fresh_one(engine):
 def test_shortening_never_lengthens(engine):
     contexts = engine.shorten(start(engine, draw(5, 7, 33)), np.array([99, 3, 9]))
     np.testing.assert_array_equal(contexts.lengths, [5, 3, 9])
+
+
+def test_no_turn_is_drawn_from_logits_that_are_not_the_rows_own(engine):
+    with pytest.raises(ValueError, match="row 0 has read nothing since it was made"):
+        decode(engine, engine.empty(ROWS))
+    shorter = engine.shorten(start(engine, draw(20, 7, 33)), [20, 3, 99])
+    assert shorter.stale.tolist() == [False, True, False]
+    copies = engine.store(start(engine, draw(5, 6, 9)), [0, 2], shorter, [1, 0])
+    assert copies.stale.tolist() == [True, False, False]
+    assert engine.fork(shorter, [1, 1]).stale.tolist() == [True, True]
+    for contexts, row in ((shorter, 1), (copies, 0), (engine.extend(shorter, [[1], [], []]), 1)):
+        with pytest.raises(ValueError, match=f"row {row} has read nothing since .* extend it"):
+            decode(engine, contexts)
+    # Of rows that say nothing nothing is asked; one that reads again can speak.
+    contexts, _ = decode(engine, contexts, limits=(STEPS, 0, STEPS))
+    decode(engine, engine.extend(contexts, [[], [4], []]))
 
 
 # Decoding.
@@ -347,6 +417,24 @@ def test_a_repetition_penalty_counts_the_prompt_and_what_was_sampled(engine):
             assert token == int(processor(torch.tensor([prompt + answer[:i]]), scores).argmax())
 
 
+def test_a_penalty_compiles_nothing_anew():
+    engine = Engine(MODEL, EngineConfig(steps=5))  # a size of no other test here
+    contexts, _ = decode(engine, start(engine, draw(20, 7, 60)))
+    engine.account.forbidden = True
+    penalised = SamplingConfig(repetition_penalty=1.2)
+    for sampling in (penalised, [FREE, FREE, penalised]):
+        contexts, _ = decode(engine, contexts, sampling=sampling)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_an_engine_holds_each_weight_once(apart):
+    def size(tree) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+    weights = Weights.of(MODEL, apart=apart, positions=1)
+    assert size((weights.params, weights.layers)) == size(nnx.state(MODEL))
+
+
 def test_contexts_of_former_weights_are_refused(engine):
     other = Engine(MODEL)
     contexts = start(other, draw(20, 7, 60))
@@ -452,6 +540,21 @@ def test_scores_need_no_history(engine):
         np.testing.assert_allclose(score, expected, atol=2e-4)
 
 
+def test_a_candidate_behind_nothing_is_not_scored(engine):
+    contexts = start(engine, draw(20, 7, 33))
+    with pytest.raises(ValueError, match="row 2 has an empty prefix; a candidate's first token"):
+        engine.score(contexts, [[1], []], [[[1]], [[1]]], rows=[0, 2])
+
+
+def test_what_is_scored_has_to_fit_the_model(engine):
+    contexts = start(engine, draw(20, 7, 33))
+    engine.score(contexts, [[1] * 23], [[[1], [1] * 104]], rows=[2])
+    with pytest.raises(
+        ValueError, match="row 2 holds 33 tokens; a prefix of 23 and a candidate of 105 exceed"
+    ):
+        engine.score(contexts, [[1] * 23], [[[1], [1] * 105]], rows=[2])
+
+
 # Whole prompts.
 
 
@@ -473,3 +576,33 @@ def test_generate_refuses_prompts_without_a_token(prompts):
 def test_generate_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="a prompt of 158 tokens and max_new_tokens=5 exceed"):
         generate(MODEL, draw(158), GREEDY, max_new_tokens=5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"sampling": SamplingConfig(stop=("User:",))},
+            r"sampling.stop is \('User:',\); .* tokens",
+        ),
+        ({"sampling": [GREEDY, SamplingConfig(stop=("~",))]}, r"sampling.stop is \('~',\)"),
+        ({"max_new_tokens": -1}, "max_new_tokens is -1; it must be 0 or more"),
+        ({"prompts": [[1, 99]]}, "row 0 was given token 99"),
+        ({"adapters": 5}, "row 0 is to be read with adapter 5; the model has 0"),
+    ],
+)
+def test_generate_refuses_what_would_have_no_effect(changes, message):
+    given = {"prompts": [[1], [2]], "sampling": GREEDY, "max_new_tokens": 2} | changes
+    with pytest.raises(ValueError, match=message):
+        generate(MODEL, seed=0, **given)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 32])
+def test_any_integer_is_a_seed_by_its_last_32_bits(seed):
+    prompts = draw(20, 7, 33)
+    same, zero = seed & 0xFFFFFFFF, [0, 0, 0]
+    found = [
+        generate(MODEL, prompts, FREE, max_new_tokens=STEPS, seed=s, adapters=zero)
+        for s in (seed, same)
+    ]
+    assert found[0] == found[1]

@@ -40,14 +40,14 @@ def speaker(model, template, role, scenario="sandbox") -> ModelSpeaker:
 
 
 def scripted(monkeypatch, model_side: ModelSpeaker, tokens: list[int]) -> None:
-    """Have the speaker sample these tokens, in parts as it is asked to."""
+    """Have the speaker sample these tokens, in parts as it is asked to; the last ends the turn."""
     decode = model_side.engine.decode_chunk
 
     def as_told(contexts, turns):
         contexts, decoded = decode(contexts, turns)
         done = len(turns.said[0])
         part = tokens[done : done + turns.limits[0]]
-        ended = np.array([bool(part) and part[-1] in turns.end_ids])
+        ended = np.array([done + len(part) == len(tokens)])
         return contexts, dataclasses.replace(decoded, tokens=[part], ended=ended)
 
     monkeypatch.setattr(model_side.engine, "decode_chunk", as_told)
@@ -204,6 +204,22 @@ def test_half_a_character_is_never_told(model, template, monkeypatch):
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [("\nUser:", SILENCE), ("well\nUser:", "well"), ("\nUse it", "Use it"), ("\n\n", SILENCE)],
+)
+def test_nothing_of_a_stop_string_is_told_though_its_white_space_is_not(
+    model, template, monkeypatch, turn, said
+):
+    view = View(scenario=get_scenario("sandbox"), role="policy", template=template)
+    sampling = SamplingConfig(max_new_tokens=20, stop=("\nUser:", "\n\n"))
+    policy = ModelSpeaker(model, view, sampling, seed=0)
+    scripted(monkeypatch, policy, template.encode(turn))
+    session = Session(policy, EMPTY)
+    assert "".join(session.say("hi .")) == said
+    assert session.last.text == said
+
+
 def with_byte_tokens() -> ChatTemplate:
     """SentencePiece's way: characters, and a token each byte of those that it does not know."""
     names = [*SPECIAL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256)), *"▁aehilnoty"]
@@ -250,8 +266,14 @@ def test_a_marker_in_words_waits_until_it_is_one(template):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("well, User: no", "well,"), ("well, Us", "well,"), ("well, Use it", "well, Use it")],
+    [
+        ("well, User: no", "well,"),
+        ("well, Us", "well,"),
+        ("well, Use it", "well, Use it"),
+        ("Me", ""),  # and "\n" in front of it, of which the text knows nothing
+        ("Men", "Men"),
+    ],
 )
 def test_a_stop_string_and_what_may_become_one_is_held_back(text, expected):
-    assert before_stops(text, ["User:", "~"]) == expected
+    assert before_stops(text, ["\nMe:", "User:", "~"]) == expected
     assert before_stops(text, []) == text

@@ -197,7 +197,7 @@ def test_conditions_may_differ_in_how_many_outcomes_they_have(model, template):
 def test_an_outcome_line_that_contexts_keep_no_room_for_is_refused(model, template):
     user = speaker(model, template, "user")
     with pytest.raises(InputError, match="has 61 tokens; contexts keep room for"):
-        user._line_tokens(["short", "x" * 60])
+        user._outcomes.line_tokens(["short", "x" * 60])
 
 
 def test_a_closing_line_is_drawn_by_what_the_turn_before_it_was(model, template):
@@ -206,7 +206,7 @@ def test_a_closing_line_is_drawn_by_what_the_turn_before_it_was(model, template)
     lines = []
     for ids in ([[1, 5]], [[1, 6]], [[1, 5]]):
         state = dataclasses.replace(user.start([OPENED]), identities=[tuple(ids[0])])
-        cut = user._drawn_lines(state, np.ones(1, bool))
+        cut = user._outcomes.drawn_lines(state, np.ones(1, bool))
         lines.append(cut[0])
     assert lines[0] == lines[2]
     assert lines[0] != lines[1]

@@ -20,19 +20,17 @@ CONFIG = ModelConfig(
 )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "vocab_size",
-        "hidden_size",
-        "num_layers",
-        "num_heads",
-        "num_kv_heads",
-        "head_dim",
-        "intermediate_size",
-        "max_length",
-    ],
+SIZES = (
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "intermediate_size",
+    "max_length",
 )
+
+
+@pytest.mark.parametrize("name", [*SIZES, "vocab_size", "head_dim"])
 def test_sizes_below_one_are_refused_by_name(name):
     with pytest.raises(ValueError, match=rf"{name} is 0; it must be at least 1"):
         dataclasses.replace(CONFIG, **{name: 0})
@@ -69,6 +67,19 @@ def test_arguments_refuse_a_width_that_heads_do_not_divide():
         ValueError, match=r"hidden_size \(30\) must be a multiple of num_heads \(4\)"
     ):
         ModelArguments(hidden_size=30, num_heads=4)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_arguments_below_one_are_refused_by_name(name):
+    with pytest.raises(ValueError, match=rf"{name} is 0; it must be at least 1"):
+        ModelArguments(**{name: 0})
+
+
+def test_arguments_refuse_heads_that_no_decoder_has():
+    with pytest.raises(ValueError, match=r"num_heads \(4\) .* num_kv_heads \(3\)"):
+        ModelArguments(num_kv_heads=3)
+    with pytest.raises(ValueError, match="head_dim is 9; rotary embedding needs an even number"):
+        ModelArguments(hidden_size=36, num_heads=4)
 
 
 @pytest.mark.parametrize("targets", [None, ("query", "down")])

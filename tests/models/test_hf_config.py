@@ -25,6 +25,7 @@ def test_every_field_of_a_config_is_read(folders):
         head_dim=10,
         intermediate_size=36,
         max_length=96,
+        max_positions=96,
         rope_theta=500.0,
         rope_scaling=(8.0, 1.0, 4.0, 16),
         norm_eps=1e-6,
@@ -266,6 +267,8 @@ def test_length_is_the_checkpoints_within_reason_or_the_callers(copy):
             "high_freq_factor is 4.0; expected",
         ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; expected 1"),
+        ({"layer_types": [{}, {}]}, r"layer_types is \[{}, {}\]; expected 2 of full_attention"),
     ],
 )
 def test_a_config_that_we_do_not_compute_is_refused_by_field(copy, changes, message):
@@ -287,3 +290,14 @@ def test_llama_with_biases_that_we_do_not_compute_is_refused(folders, tmp_path, 
     edit_config(tmp_path, **{field: True})
     with pytest.raises(InputError, match=f"{field} is True; expected False"):
         load_hf(tmp_path)
+
+
+def test_a_shorter_training_context_leaves_the_checkpoints_own_in_its_export(copy, tmp_path):
+    model = load_hf(copy, max_length=48)
+    save_hf(model, tmp_path / "again")
+    exported = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert exported["max_position_embeddings"] == 96
+    model.config = dataclasses.replace(model.config, max_positions=None)  # trained from scratch
+    save_hf(model, tmp_path / "again")
+    exported = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert exported["max_position_embeddings"] == 48

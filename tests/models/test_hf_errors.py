@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ixjax.io import InputError
-from ixjax.models import load_hf
+from ixjax.models import check_hf, load_hf
 from ixjax.models.hf_files import INDEX, WEIGHTS
 from tests.models.families import assert_same_weights, edit_config, torch, transformers
 
@@ -188,4 +188,54 @@ def test_a_wrong_index_is_refused(copy, weight_map, message):
     (copy / "model.safetensors").rename(copy / "part.safetensors")
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(InputError, match=message):
+        load_hf(copy)
+
+
+def test_a_folder_is_checked_without_reading_a_weight(copy):
+    assert check_hf(copy) == load_hf(copy).config
+    (copy / WEIGHTS).write_bytes(b"short")
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        check_hf(copy)
+
+
+def test_an_adapter_in_the_folder_is_never_passed_over(copy):
+    (copy / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"adapter_config\.json: an adapter beside a model"):
+        load_hf(copy)
+    (copy / "config.json").unlink()
+    with pytest.raises(InputError, match=r"adapter_config\.json: an adapter without its base"):
+        load_hf(copy)
+
+
+def test_shards_without_an_index_are_named(copy):
+    (copy / WEIGHTS).rename(copy / "model-00001-of-00002.safetensors")
+    with pytest.raises(InputError, match=r"found model-00001-of-00002\.safetensors, but no index"):
+        load_hf(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("generation_config.json", '{"eos_token_id": [', r"generation_config\.json:1: not JSON"),
+        ("generation_config.json", "[]", r"generation_config\.json: expected a JSON object"),
+        (
+            "generation_config.json",
+            '{"eos_token_id": [2, 99999]}',
+            r"generation_config\.json: eos_token_id is \[2, 99999\]; expected tokens of",
+        ),
+        ("config.json", None, r"config\.json: eos_token_id is 99999; expected tokens of"),
+    ],
+)
+def test_end_tokens_that_the_model_cannot_say_are_refused(copy, file, content, message):
+    if content is None:
+        edit_config(copy, eos_token_id=99999)
+    else:
+        (copy / file).write_text(content)
+    with pytest.raises(InputError, match=message):
+        load_hf(copy)
+
+
+def test_heads_that_do_not_share_the_width_are_named(copy):
+    edit_config(copy, num_attention_heads=5, head_dim=None)
+    with pytest.raises(InputError, match="num_attention_heads is 5; expected a divisor of hidden"):
         load_hf(copy)

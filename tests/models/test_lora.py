@@ -228,6 +228,16 @@ def test_on_a_mesh_adapters_are_sharded_like_their_projections(base, adapters):
     assert_close(jax.jit(model.__call__)(TOKENS), peft_logits(base, adapters[0]))
 
 
+def test_adapters_lie_where_the_model_does(base, adapters):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    model = load_hf(base, mesh=mesh, dtype="float32")
+    for grown in (add_lora(model, LORA, seed=0), load_adapter(model, adapters[0])):
+        assert grown.layers.query_lora_b[...].sharding.mesh == mesh
+    last = jax.devices()[-1]
+    alone = load_hf(base, mesh=make_mesh(devices=[last]), dtype="float32")
+    assert add_lora(alone, LORA, seed=0).layers.query_lora_a[...].devices() == {last}
+
+
 def edit(folder: Path, **changes) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

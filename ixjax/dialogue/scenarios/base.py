@@ -57,6 +57,15 @@ class Scenario(Protocol):
         ...
 
 
+@runtime_checkable
+class RewardsReactions(Protocol):
+    """What a scenario has in which a reaction earns something by itself (reward shaping)."""
+
+    def reaction_reward(self, text: str) -> float:
+        """What a user's turn earns, before it is weighted; 0 for one that tells nothing."""
+        ...
+
+
 _SCENARIOS: dict[str, Scenario] = {}
 
 
