@@ -1,30 +1,48 @@
 """i×MCTS: trees of a policy's responses and a simulated user's reactions, and pairs from them."""
 
-from ixjax.search.best_of_n import BestOfN
+from ixjax.search.account import SearchAccount
 from ixjax.search.config import SearchConfig
-from ixjax.search.expansion import warm_up
 from ixjax.search.human_pairs import human_pairs
-from ixjax.search.imcts import check_readable, run
-from ixjax.search.pairs import PAIRS_SCHEMA, PairsConfig, PreferencePair, extract_pairs
+from ixjax.search.imcts import check_readable, grow, run, searchable, warm_up
+from ixjax.search.inference import SearchingPolicy
+from ixjax.search.pairs import (
+    PAIR_RULES,
+    RESPONSE_RULES,
+    PairsConfig,
+    balance_depths,
+    extract_pairs,
+)
+from ixjax.search.preference import PAIRS_SCHEMA, PreferencePair, llama_factory_info
+from ixjax.search.reuse import clear
+from ixjax.search.thinking import ThinkingSession
 from ixjax.search.tree import TREE_SCHEMA, FinishedTree, Tree, TreeNode
 from ixjax.search.uct import add_children, backpropagate, uct_select
 
 __all__ = [
     "PAIRS_SCHEMA",
+    "PAIR_RULES",
+    "RESPONSE_RULES",
     "TREE_SCHEMA",
-    "BestOfN",
     "FinishedTree",
     "PairsConfig",
     "PreferencePair",
+    "SearchAccount",
     "SearchConfig",
+    "SearchingPolicy",
+    "ThinkingSession",
     "Tree",
     "TreeNode",
     "add_children",
     "backpropagate",
+    "balance_depths",
     "check_readable",
+    "clear",
     "extract_pairs",
+    "grow",
     "human_pairs",
+    "llama_factory_info",
     "run",
+    "searchable",
     "uct_select",
     "warm_up",
 ]

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ixjax.io import NO_EFFECT, InputError
+
+COUNTS = (
+    "trees",
+    "iterations",
+    "leaves",
+    "width",
+    "reactions",
+    "rollouts",
+    "max_turns",
+    "conditions",
+)
 
 
 @dataclass(frozen=True)
@@ -22,27 +34,57 @@ class SearchConfig:
     """Leaves expanded per tree and iteration."""
     width: int = 4
     """Responses sampled at an expansion; equal ones become one child."""
+    reactions: int = 1
+    """Reactions sampled to each new response."""
     rollouts: int = 1
-    """Dialogues played to their end from each new response."""
+    """Dialogues played to their end from each new reaction."""
     max_turns: int = 8
     """Policy turns after which a dialogue is over."""
+    rule: Literal["uct", "puct"] = "uct"
+    """How selection explores: by visits, or by the policy's own likelihood of a response too."""
     c_uct: float = 1.0
-    """Weight of exploration in UCT."""
+    """Weight of exploration."""
+    backup: Literal["mean", "max"] = "mean"
+    """What a decision is worth: the mean of its returns, or its best response's value."""
     widening_factor: float = 1.0
     """k_w: a response with N visits may have ceil(k_w N^alpha_w) reactions."""
     widening_exponent: float = 0.0
     """alpha_w, from 0 (as many reactions as ceil(k_w), for good) to 1."""
     gamma: float = 1.0
     """Discount a policy turn; 1 counts the final engagement alone."""
+    reaction_weight: float = 0.0
+    """lambda: what each reaction earns by itself, in a scenario that says so, times this."""
+    stop_gap: float = 0.0
+    """Stop a tree once neighbours in the order of the root's responses are so many standard errors
+    apart; 0: never."""
+    max_nodes: int = 0
+    """Stop a tree that another iteration could take past so many nodes; 0: no limit."""
+    max_tokens: int = 0
+    """Stop a tree for which so many tokens were sampled; 0: no limit."""
+    contexts: int = 64
+    """Contexts that a tree keeps to come back to; others are read again from an ancestor's."""
 
     def __post_init__(self) -> None:
-        counts = ("trees", "iterations", "leaves", "width", "rollouts", "max_turns", "conditions")
-        for name in counts:
+        for name in COUNTS:
             value = getattr(self, name)
             if value < 1:
                 raise InputError(f"search.{name} is {value}; expected 1 or more")
+        for name in ("max_nodes", "max_tokens", "contexts"):
+            if getattr(self, name) < 0:
+                raise InputError(f"search.{name} is {getattr(self, name)}; expected 0 or more")
+        for name, options in (("rule", ("uct", "puct")), ("backup", ("mean", "max"))):
+            if getattr(self, name) not in options:
+                expected = " or ".join(options)
+                raise InputError(f"search.{name} is {getattr(self, name)!r}; expected {expected}")
+        if 0 < self.max_nodes < 1 + self.growth:
+            raise InputError(
+                f"search.max_nodes is {self.max_nodes}; expected {1 + self.growth} or more, since "
+                "one iteration may take as many (search.leaves, search.width, search.reactions)"
+            )
         for name, low, high in (
             ("c_uct", 0, math.inf),
+            ("reaction_weight", 0, math.inf),
+            ("stop_gap", 0, math.inf),
             ("widening_factor", 1e-9, math.inf),
             ("widening_exponent", 0, 1),
             ("gamma", 1e-9, 1),
@@ -58,18 +100,40 @@ class SearchConfig:
         return self.iterations * self.leaves * self.width
 
     @property
+    def samples(self) -> int:
+        """The most reactions that one iteration of one tree can bring."""
+        return self.leaves * self.width * self.reactions
+
+    @property
+    def growth(self) -> int:
+        """The most nodes that one iteration of one tree can bring."""
+        return self.leaves * self.width + self.samples
+
+    @property
     def nodes(self) -> int:
-        """The most nodes that one tree can have: the root, and a response and its reaction each."""
-        return 1 + 2 * self.expansions
+        """The most nodes that one tree can have: the root, responses and their reactions."""
+        most = 1 + self.iterations * self.growth
+        return min(most, self.max_nodes) if self.max_nodes else most
 
     @property
-    def reactions(self) -> int:
+    def most_reactions(self) -> int:
         """The most reactions that one response can have."""
-        visits = self.expansions * self.rollouts + self.leaves
+        visits = self.expansions * self.reactions * self.rollouts + self.leaves
         limit = math.ceil(self.widening_factor * visits**self.widening_exponent)
-        return max(1, min(limit, 1 + self.iterations * self.leaves))
+        widened = max(1, min(limit, 1 + self.iterations * self.leaves))
+        return max(widened, self.reactions)
 
     @property
-    def rows(self) -> int:
-        """Contexts that one tree keeps: one a decision; with widening one a node."""
-        return 1 + self.expansions if self.reactions == 1 else self.nodes
+    def games(self) -> int:
+        """Dialogues that one iteration of one tree plays at once, at the most."""
+        return self.samples * self.rollouts
+
+    @property
+    def kept(self) -> int:
+        """Contexts that one tree keeps: `contexts`, or what one iteration needs, or all there are.
+
+        An iteration needs the root's, those of its leaves, and those that it makes.
+        """
+        made = self.samples if self.most_reactions == 1 else self.growth
+        needed = 1 + self.leaves + made
+        return min(max(self.contexts, needed), 1 + self.iterations * made)

@@ -1,316 +1,256 @@
-"""Both speakers at many leaves at once: plant roots, expand, play on; contexts kept in pools.
+"""One iteration of one tree: the talking that expands its leaves, in whatever order turns end.
 
-Each speaker has one pool of contexts, with a row for every node that may be spoken from. A leaf is
-expanded from copies of its row, so no history is ever read twice. All shapes follow from the
-configuration: what does not fill them is idle rows, not another compilation.
-
-Axes: `B` trees, `L` leaves a tree, `W` samples a leaf, `R` rollouts, `S = B * L * W` slots.
+At a decision leaf the policy says `width` responses. Once all of them are known, equal ones become
+one, and the user reacts to each, `reactions` times; every reaction is played on from, `rollouts`
+times, to the end of the dialogue. At a response leaf the user reacts once more. All of it goes on
+beside the expansions of other trees, in one batch; what comes of it depends on the tree alone.
 """
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ixjax.dialogue.scenarios.base import Scenario
-from ixjax.dialogue.types import Dialogue, Utterance
-from ixjax.generation import Game, ModelSpeaker, Speaker, User, play
-from ixjax.generation.scheduler import places
-from ixjax.generation.turns import (
-    IDENTITY_PARTS,
-    POLICY,
-    SILENCE,
-    USER,
-    ended,
-    engagements,
-    hashed,
-    heard,
-    identity_base,
-    turn_identities,
-    words,
-)
-from ixjax.search.config import SearchConfig
-from ixjax.search.ledger import NO_ROW, Entry, Ledger
-from ixjax.search.tree import Tree
+from ixjax.dialogue.types import Utterance
+from ixjax.generation import Finished, Game, Spoken
+from ixjax.generation.turns import POLICY, USER, engagements, hashed, words
+from ixjax.search.kept import Stamp
+from ixjax.search.ledger import Ledger
+from ixjax.search.talk import Talk
 
 
-@dataclass(frozen=True)
-class Slots:
-    """One iteration's work. Slot (b, l, w), flattened, is the w-th sample at leaf l of tree b.
+@dataclass(eq=False)
+class Sample:
+    """A response at a leaf with a first reaction, or another reaction to a response.
 
-    Attributes:
-        tree: `[S]` b.
-        leaf: `[S]` node id.
-        source: `[S]` row of the pools to continue from.
-        turns: `[S]` policy turns before the response.
-        base: `[S, 4]` identities, see `generation.turns.identity_base`.
-        responding: `[S]` a response is sampled, with a first reaction to it.
-        widening: `[S]` one more reaction is sampled to the response `leaf`.
+    leaf: node id.
+    widening: the leaf is a response, which is reacted to.
+    response_of: the sample whose response is reacted to; None: its own, or the leaf.
+    turns: policy turns before the response.
+    identity: see `generation.turns.identity_base`.
+    number: which of the iteration's it is.
+    places: one for each rollout.
+    multiplicity: samples of the leaf with this text; 0 for all but the first of them.
+    over: the reaction was the dialogue's last turn.
+    response_context: when the contexts behind the response were made, if they are kept.
+    reaction_context: likewise.
+    outcome: engagement where it is over; nan where unreadable.
+    returns: `[R]` discounted to the reaction; nan where unreadable.
+    left: rollouts that have not ended.
     """
 
-    tree: np.ndarray  # [S]
-    leaf: np.ndarray  # [S]
-    source: np.ndarray  # [S]
-    turns: np.ndarray  # [S]
-    base: np.ndarray  # [S, 4]
-    responding: np.ndarray  # [S]
-    widening: np.ndarray  # [S]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What was said at an iteration's slots, and what it earned.
-
-    Attributes:
-        responses: `[S]` what the policy said.
-        reactions: `[S]` what the user said to it; None for a response equal to an earlier one.
-        multiplicity: `[S]` samples of the leaf with this text; 0 for all but the first of them.
-        over: `[S]` the reaction was the dialogue's last turn.
-        response_row: `[S]` rows of the pools; `NO_ROW` where nothing was kept.
-        reaction_row: `[S]` likewise.
-        outcome: `[S]` engagement where it is over; nan where unreadable.
-        returns: `[S, R]` discounted to the reaction; nan where unreadable.
-    """
-
-    responses: list[Utterance | None]  # [S]
-    reactions: list[Utterance | None]  # [S]
-    multiplicity: np.ndarray  # [S]
-    over: np.ndarray  # [S]
-    response_row: np.ndarray  # [S]
-    reaction_row: np.ndarray  # [S]
-    outcome: np.ndarray  # [S]
-    returns: np.ndarray  # [S, R]
+    leaf: int
+    widening: bool
+    response_of: Sample | None
+    turns: int
+    identity: tuple[int, int, int, int]
+    number: int
+    places: list[int]
+    returns: np.ndarray
+    left: int
+    response: Utterance | None = None
+    reaction: Utterance | None = None
+    multiplicity: int = 0
+    over: bool = False
+    response_context: Stamp | None = None
+    reaction_context: Stamp | None = None
+    outcome: float = math.nan
 
     @property
-    def fresh(self) -> np.ndarray:
-        """`[S]` the response is a new child."""
+    def responds(self) -> bool:
+        """Whether the policy speaks first."""
+        return not self.widening and self.response_of is None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the response is a new child."""
         return self.multiplicity > 0
 
 
-class Stage:
-    """The two speakers of a search and the pools that hold their contexts.
+class Expansion:
+    """The samples of one iteration of one tree.
 
     Args:
-        policy: the side that is searched for.
-        simulator: the user.
-        scenario: says who opens.
-        config: sizes and constants.
-        seed: of the run.
+        talk: where they are played.
+        ledger: the tree's.
+        leaves: node ids that were selected.
+        iteration: which one of the tree's.
+
+    Attributes:
+        samples: leaf by leaf.
+        leaves: see the argument.
     """
 
-    def __init__(
-        self, policy: Speaker, simulator: User, scenario: Scenario, config: SearchConfig, seed: int
-    ):
-        self.policy, self.simulator = policy, simulator
-        self.scenario, self.config, self.seed = scenario, config, seed
-        self._policy_pool = policy.empty(config.trees * config.rows)
-        self._simulator_pool = simulator.empty(config.trees * config.rows)
-
-    def plant(self, roots: Sequence[Dialogue]) -> list[Ledger]:
-        """Root contexts into the pools; the simulator opens where that is the user's part.
-
-        Args:
-            roots: at most `B` dialogues; copies of the first, inactive, fill up the rest.
-
-        Returns:
-            `B` ledgers that hold their root's entry.
-        """
-        trees, rows = self.config.trees, self.config.rows
-        padded = [*roots, *[roots[0]] * (trees - len(roots))]
-        ledgers = [Ledger(root, i * rows, i < len(roots)) for i, root in enumerate(padded)]
-        turns = np.array([sum(turn.role == "policy" for turn in root.turns) for root in padded])
-        over = turns >= self.config.max_turns
-        simulator_state = self.simulator.start(padded)
-        opening = np.array([self._user_opens(root) for root in padded])
-        if opening.any():
-            simulator_state, left = self._open(ledgers, simulator_state, opening)
-            over |= left
-        outcomes = np.full(trees, np.nan)
-        if over.any():
-            outcomes = engagements(self.simulator.outcomes(simulator_state, over))
-        # A user who left without a word: nothing will be said there, but a row needs a history.
-        histories = [
-            ledger.root.said("user", SILENCE) if self._user_opens(ledger.root) else ledger.root
-            for ledger in ledgers
-        ]
-        first_rows = np.array([ledger.new_row() for ledger in ledgers])
-        self._keep(first_rows, self.policy.start(histories), simulator_state)
-        for i, ledger in enumerate(ledgers):
-            entry = Entry(
-                kind="decision",
-                text="",
-                turns=int(turns[i]),
-                row=int(first_rows[i]),
-                terminal=bool(over[i]),
-                outcome=float(outcomes[i]),
-            )
-            ledger.add(Tree.ROOT, entry)
-        return ledgers
-
-    def _user_opens(self, root: Dialogue) -> bool:
-        return not root.turns and not self.scenario.policy_opens
-
-    def _open(
-        self, ledgers: list[Ledger], simulator_state: Any, opening: np.ndarray
-    ) -> tuple[Any, np.ndarray]:
-        """Opening turns where `opening`; the state, and `[B]` where the user left with it."""
-        zeros = np.zeros(len(ledgers), np.int64)
-        conditions = np.array([hashed(ledger.root.condition.id) for ledger in ledgers])
-        base = identity_base(seed=self.seed, condition=conditions, node=zeros, sample=zeros)
-        simulator_state, openings = self.simulator.speak(
-            simulator_state, turn_identities(base, zeros, USER), opening
-        )
-        for ledger, said in zip(ledgers, openings, strict=True):
-            if said is not None:
-                ledger.counts["simulator_tokens"] += said.num_tokens
-                if said.text:
-                    ledger.root = ledger.root.said("user", said.text)
-        return simulator_state, ended(openings)
-
-    def expand(self, ledgers: list[Ledger], slots: Slots) -> Samples:
-        """Both speakers' turns at every slot, then on to the end of each dialogue."""
-        policy_state = self.policy.fork(self._policy_pool, slots.source)
-        simulator_state = self.simulator.fork(self._simulator_pool, slots.source)
-        policy_state, responses = self.policy.speak(
-            policy_state, turn_identities(slots.base, slots.turns, POLICY), slots.responding
-        )
-        multiplicity = _merge_equal(slots, responses, width=self.config.width)
-        fresh = multiplicity > 0
-        simulator_state = self.simulator.listen(
-            simulator_state,
-            heard(responses, fresh),
-        )
-        # A response is sampled from again only where there may be more than one reaction to it.
-        response_row = _new_rows(ledgers, slots, fresh & (self.config.reactions > 1))
-        self._keep(response_row, policy_state, simulator_state)
-
-        reacting = fresh | slots.widening
-        simulator_state, reactions = self.simulator.speak(
-            simulator_state, turn_identities(slots.base, slots.turns, USER), reacting
-        )
-        over = reacting & (ended(reactions) | (slots.turns + 1 >= self.config.max_turns))
-        alive = reacting & ~over
-        policy_state = self.policy.listen(
-            policy_state,
-            heard(reactions, alive),
-        )
-        reaction_row = _new_rows(ledgers, slots, alive)
-        self._keep(reaction_row, policy_state, simulator_state)
-        outcome, returns = self._roll_out(
-            ledgers, slots, policy_state, simulator_state, alive=alive, over=over
-        )
-        return Samples(
-            responses, reactions, multiplicity, over, response_row, reaction_row, outcome, returns
-        )
-
-    def _roll_out(
-        self,
-        ledgers: list[Ledger],
-        slots: Slots,
-        policy_state: Any,
-        simulator_state: Any,
-        *,
-        alive: np.ndarray,
-        over: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`R` ends of every living dialogue; `[S]` outcomes of those over, `[S, R]` returns.
-
-        A dialogue that is over ends `R` times in the same way, so that a response which the user
-        left at weighs as much in its ancestors' means as one that was played on from.
-        """
-        rollouts = self.config.rollouts
-        # One that is over is read once, and counts as often as the others.
-        slots_of = [*np.repeat(np.flatnonzero(alive), rollouts), *np.flatnonzero(over)]
-        nth = [*np.tile(np.arange(rollouts), alive.sum()), *np.zeros(over.sum(), int)]
-        games = []
-        for slot, i in zip(slots_of, nth, strict=True):
-            base = slots.base[slot].tolist()
-            games.append(
-                Game(
-                    identity=(*base[:3], base[3] * rollouts + int(i)),
-                    row=int(slot),
-                    turns=int(slots.turns[slot]) + 1,
-                    over=bool(over[slot]),
-                )
-            )
-        finished = play(
-            self.policy,
-            self.simulator,
-            games,
-            max_turns=self.config.max_turns,
-            rows=len(alive) * rollouts,
-            states=(policy_state, simulator_state),
-        )
-        outcome = np.full(len(alive), np.nan)
-        returns = np.full((len(alive), rollouts), np.nan)
-        found = engagements([game.reading for game in finished])
-        for slot, i, game, engagement in zip(slots_of, nth, finished, found, strict=True):
-            if over[slot]:
-                outcome[slot] = engagement
-                returns[slot] = engagement
+    def __init__(self, talk: Talk, ledger: Ledger, leaves: Sequence[int], iteration: int):
+        self._talk, self._ledger, self._iteration = talk, ledger, iteration
+        self.leaves = list(leaves)
+        self.samples: list[Sample] = []
+        self._at: dict[int, tuple[Sample, int]] = {}  # sample and rollout by place
+        for leaf in dict.fromkeys(self.leaves):
+            entry = ledger.entries[leaf]
+            if entry.terminal:
                 continue
-            remaining = game.turns - int(slots.turns[slot]) - 1
-            returns[slot, i] = self.config.gamma**remaining * engagement
-            counts = ledgers[slots.tree[slot]].counts
-            counts["policy_tokens"] += sum(game.tokens(POLICY))
-            counts["simulator_tokens"] += sum(game.tokens(USER))
-        return outcome, returns
+            ledger.counts["collisions"] += self.leaves.count(leaf) - 1
+            if entry.kind == "response":
+                self._add(leaf, entry.turns - 1, ledger.reactions[leaf], widening=True)
+                continue
+            width = talk.config.width
+            for nth in range(width):
+                first = self._add(leaf, entry.turns, nth)
+                for more in range(1, talk.config.reactions):
+                    self._add(leaf, entry.turns, nth + more * width, response_of=first)
 
-    def _keep(self, rows: np.ndarray, policy_state: Any, simulator_state: Any) -> None:
-        """Row i of the states becomes row `rows[i]` of the pools, unless that is `NO_ROW`."""
-        kept = np.flatnonzero(rows != NO_ROW)
-        if len(kept):
-            self._policy_pool = self.policy.store(self._policy_pool, rows[kept], policy_state, kept)
-            self._simulator_pool = self.simulator.store(
-                self._simulator_pool, rows[kept], simulator_state, kept
-            )
-
-
-def warm_up(
-    policy: ModelSpeaker,
-    simulator: ModelSpeaker,
-    roots: Sequence[Dialogue],
-    config: SearchConfig,
-) -> None:
-    """Compile all that a search of these roots will need, so that nothing compiles while it runs.
-
-    Args:
-        policy: the side that is searched for.
-        simulator: the user.
-        roots: what is searched.
-        config: sizes.
-    """
-    slots = config.trees * config.leaves * config.width
-    pool = config.trees * config.rows
-    playing = places(policy, simulator, slots * config.rollouts)
-    in_play = playing * (1 + (policy.engine is simulator.engine))
-    conditions = list({root.condition.id: root.condition for root in roots}.values())
-    for speaker in (policy, simulator):
-        speaker.warm_up(
-            [config.trees, slots, in_play],
-            conditions,
-            identity_parts=IDENTITY_PARTS,
-            copies=[(pool, config.trees), (slots, pool), (pool, slots), (in_play, slots)],
+    def _add(
+        self,
+        leaf: int,
+        turns: int,
+        nth: int,
+        *,
+        widening: bool = False,
+        response_of: Sample | None = None,
+    ) -> Sample:
+        """One more sample: the `nth` that is drawn at its leaf."""
+        condition, rollouts = hashed(self._ledger.root.condition.id), self._talk.config.rollouts
+        sample = Sample(
+            leaf=leaf,
+            widening=widening,
+            response_of=response_of,
+            turns=turns,
+            identity=(self._talk.seed, condition, leaf, nth),
+            number=len(self.samples),
+            places=[],
+            returns=np.full(rollouts, np.nan),
+            left=rollouts,
         )
+        self.samples.append(sample)
+        return sample
 
+    @property
+    def places_needed(self) -> int:
+        """Places for its games."""
+        return len(self.samples) * self._talk.config.rollouts
 
-def _merge_equal(slots: Slots, responses: Sequence[Utterance | None], *, width: int) -> np.ndarray:
-    """`[S]` how many samples of the same leaf had this text; 0 for all but the first of them."""
-    multiplicity = np.zeros(len(responses), np.int64)
-    first: dict[tuple[int, str], int] = {}
-    for slot in np.flatnonzero(slots.responding).tolist():
-        said = responses[slot]
-        if said is not None:
-            multiplicity[first.setdefault((slot // width, words(said)), slot)] += 1
-    return multiplicity
+    @property
+    def done(self) -> bool:
+        """Whether all returns are known."""
+        return not any(sample.left for sample in self.samples)
 
+    def begin(self, places: Sequence[int]) -> list[int]:
+        """Begin the games; returns the places, at which events are this expansion's."""
+        rollouts = self._talk.config.rollouts
+        sources = {
+            leaf: self._ledger.source(leaf, (self._iteration, 0, i))
+            for i, leaf in enumerate(dict.fromkeys(sample.leaf for sample in self.samples))
+        }
+        for i, sample in enumerate(self.samples):
+            sample.places = list(places[i * rollouts : (i + 1) * rollouts])
+            self._at |= {place: (sample, r) for r, place in enumerate(sample.places)}
+            if sample.response_of is not None:
+                continue  # it begins once the response is known
+            kept, root = sources[sample.leaf]
+            game = Game(
+                identity=sample.identity,
+                root=root,
+                kept=kept,
+                turns=sample.turns,
+                first=USER if sample.widening else POLICY,
+                holds=1 if sample.widening else 2,
+            )
+            self._talk.begin(sample.places[0], game)
+        return list(self._at)
 
-def _new_rows(ledgers: list[Ledger], slots: Slots, wanted: np.ndarray) -> np.ndarray:
-    """`[S]` an unused row of the pools for every slot where `wanted`, else `NO_ROW`."""
-    rows = np.full(len(wanted), NO_ROW)
-    for slot in np.flatnonzero(wanted).tolist():
-        rows[slot] = ledgers[slots.tree[slot]].new_row()
-    return rows
+    def note(self, place: int, event: Spoken | Finished) -> None:
+        """A turn or an end at one of the places, and what is to follow it."""
+        sample, rollout = self._at[place]
+        if isinstance(event, Finished):
+            self._end(sample, rollout, event)
+        elif event.speaker == POLICY:
+            sample.response = event.utterance
+            self._ledger.count("policy", event.utterance)
+            siblings = [s for s in self.samples if s.leaf == sample.leaf and s.responds]
+            if all(s.response is not None for s in siblings):
+                self._merge_equal(siblings)
+        else:
+            sample.reaction = event.utterance
+            self._ledger.count("simulator", event.utterance)
+            self._play_on(sample)
+
+    def _merge_equal(self, siblings: Sequence[Sample]) -> None:
+        """Responses of one text become the first of them; the user reacts to that one."""
+        alike: defaultdict[str, list[Sample]] = defaultdict(list)
+        for sample in siblings:
+            assert sample.response is not None
+            alike[words(sample.response)].append(sample)
+        for first, *others in alike.values():
+            first.multiplicity = 1 + len(others)
+            if self._talk.config.most_reactions > 1:
+                # It is reacted to again only where there may be more than one reaction.
+                first.response_context = self._keep(first, reaction=False)
+            self._talk.in_play.resume(first.places[0])
+            for sample in self.samples:
+                if sample.response_of is first:
+                    self._react(sample, first.response_context)
+                elif sample in others or sample.response_of in others:
+                    self._give_up(sample)
+
+    def _react(self, sample: Sample, context: Stamp | None) -> None:
+        """Another reaction to a response whose contexts are kept."""
+        assert context is not None  # there may be several reactions
+        kept = self._ledger.kept.use(context, context)
+        game = Game(sample.identity, kept=kept, turns=sample.turns, first=USER, holds=1)
+        self._talk.begin(sample.places[0], game)
+
+    def _give_up(self, sample: Sample) -> None:
+        """Nothing comes of a sample whose response another one has said."""
+        sample.left = 0
+        if sample.responds:
+            self._talk.drop(sample.places[0])
+        self._talk.release(sample.places)
+
+    def _keep(self, sample: Sample, *, reaction: bool) -> Stamp:
+        made = (self._iteration, 1, 2 * sample.number + reaction)
+        self._talk.keep(sample.places[0], self._ledger.kept.keep(made))
+        return made
+
+    def _play_on(self, sample: Sample) -> None:
+        """Rollouts behind a reaction, or its outcome where the dialogue is over."""
+        talk, place = self._talk, sample.places[0]
+        sample.over = talk.in_play.places[place].over
+        if sample.over:
+            talk.in_play.resume(place)
+            talk.release(sample.places[1:])
+            return
+        sample.reaction_context = made = self._keep(sample, reaction=True)
+        *base, nth = sample.identity
+        for r, at in enumerate(sample.places):
+            identity = (*base, nth * talk.config.rollouts + r)
+            if not r:
+                talk.in_play.resume(at, identity)
+                continue
+            kept = self._ledger.kept.use(made, made)
+            talk.begin(at, Game(identity, kept=kept, turns=sample.turns + 1))
+
+    def _end(self, sample: Sample, rollout: int, game: Finished) -> None:
+        [engagement] = engagements([game.reading])
+        self._talk.release([sample.places[rollout]])
+        if sample.over:
+            # It ends in the same way as often as others are played on from, so that a response
+            # which the user left at weighs as much in its ancestors' means.
+            sample.outcome, sample.returns[:], sample.left = engagement, engagement, 0
+            return
+        sample.left -= 1
+        # The first rollout's game has said what the sample has, which is counted already.
+        held = rollout == 0
+        responses = game.said[POLICY][held and sample.responds :]
+        reactions = game.said[USER][held:]
+        self._ledger.counts["policy_tokens"] += sum(said.num_tokens for said in responses)
+        self._ledger.counts["simulator_tokens"] += sum(said.num_tokens for said in reactions)
+        gamma = self._talk.config.gamma
+        shaping = sum(
+            gamma**k * self._talk.reaction_reward(said) for k, said in enumerate(reactions, start=1)
+        )
+        sample.returns[rollout] = shaping + gamma ** len(reactions) * engagement

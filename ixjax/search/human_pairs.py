@@ -13,7 +13,7 @@ import numpy as np
 from ixjax.dialogue.types import Dialogue
 from ixjax.generation import Speaker
 from ixjax.generation.turns import SILENCE
-from ixjax.search.pairs import PreferencePair
+from ixjax.search.preference import PreferencePair
 
 
 def human_pairs(

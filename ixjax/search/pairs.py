@@ -1,4 +1,4 @@
-"""Preference pairs: two responses in one history, the one that earned more against the other.
+"""From trees to preference pairs: which two responses are compared, and which of them kept.
 
 Every decision node of a finished tree is a history; its children are responses with a mean return
 and a visit count. Which of them make pairs is docs/algorithm.md, "Preference pairs";
@@ -10,17 +10,29 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from ixjax.dialogue.scenarios.base import Scenario
 from ixjax.dialogue.types import Dialogue
 from ixjax.generation.turns import SILENCE
 from ixjax.io import InputError
-from ixjax.search.tree import FinishedTree, TreeNode, restored_dialogue
+from ixjax.search.preference import PreferencePair
+from ixjax.search.similarity import text_similarity
+from ixjax.search.tree import FinishedTree, TreeNode
 
-PAIRS_SCHEMA = "ixjax.pairs"
+RESPONSE_RULES = ("few_visits", "silent")
+"""Names in an account: why a response was compared with no other."""
+
+PAIR_RULES = (
+    "equal_text",
+    "small_margin",
+    "truncated",
+    "near_duplicate",
+    "over_limit",
+    "over_depth_limit",
+)
+"""Names in an account: why two compared responses are no pair; the first that applies counts."""
 
 # Values are float32 means: 0.6 - 0.5 must pass a margin of 0.1.
 _MARGIN_SLACK = 1e-6
@@ -40,6 +52,10 @@ class PairsConfig:
     """Most pairs from one history; the widest margins are kept."""
     keep_truncated: bool = False
     """Also take pairs whose chosen response was cut at the token limit."""
+    max_similarity: float = 0.9
+    """Most that chosen and rejected may be alike (shared character trigrams); 1: no limit."""
+    max_depth_ratio: float = 0.0
+    """Most pairs of one depth in a run, as a multiple of the mean over depths; 0: no limit."""
     human_pair_ratio: float = 0.25
     """Human pairs for every pair of the search, in the mix."""
 
@@ -54,104 +70,20 @@ class PairsConfig:
         for name in ("min_margin", "human_pair_ratio"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"pairs.{name} is {getattr(self, name)}; expected 0 or more")
-
-
-@dataclass(frozen=True)
-class PreferencePair:
-    """Two responses in the same history, and why one is preferred."""
-
-    history: Dialogue
-    """The dialogue before the response, with the user's condition."""
-    chosen: str
-    """The preferred response."""
-    rejected: str
-    """The other one; never equal to `chosen`."""
-    source: Literal["imcts", "human"] = "imcts"
-    """Where the preference comes from: mean returns, or a person having said it."""
-    chosen_value: float | None = None
-    """Mean return `Q` of the chosen response; None for a human pair."""
-    rejected_value: float | None = None
-    """Mean return `Q` of the rejected response; None for a human pair."""
-    chosen_visits: int = 0
-    """Returns `N` behind `chosen_value`."""
-    rejected_visits: int = 0
-    """Returns `N` behind `rejected_value`."""
-    node_id: int | None = None
-    """Decision node of the tree; None for a human pair."""
-    depth: int = 0
-    """Policy turns from the tree's root to the history."""
-
-    def __post_init__(self) -> None:
-        if self.chosen == self.rejected:
+        if not 0 <= self.max_similarity <= 1:
             raise InputError(
-                f"a pair of condition {self.condition_id!r} has the same text twice: "
-                f"{self.chosen!r}; chosen and rejected must differ"
+                f"pairs.max_similarity is {self.max_similarity}; expected 0 to 1 (1: no limit)"
+            )
+        if self.max_depth_ratio != 0 and not 1 <= self.max_depth_ratio < math.inf:
+            raise InputError(
+                f"pairs.max_depth_ratio is {self.max_depth_ratio}; expected 1 or more, or 0 (no "
+                "limit): some depth always has as many pairs as the mean"
             )
 
-    @classmethod
-    def from_human(cls, history: Dialogue, *, chosen: str, rejected: str) -> PreferencePair:
-        """A person's turn against the policy's own sample in the same history."""
-        depth = sum(turn.role == "policy" for turn in history.turns)
-        return cls(history, chosen, rejected, source="human", depth=depth)
-
-    @property
-    def condition_id(self) -> str:
-        """Id of the user condition."""
-        return self.history.condition.id
-
-    @property
-    def margin(self) -> float:
-        """`Q_chosen - Q_rejected`; nan for a human pair."""
-        if self.chosen_value is None or self.rejected_value is None:
-            return math.nan
-        return self.chosen_value - self.rejected_value
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; `io.write_jsonl(..., schema=PAIRS_SCHEMA)` writes a file of them."""
-        return {
-            "condition_id": self.condition_id,
-            "history": self.history.to_json(),
-            "chosen": self.chosen,
-            "rejected": self.rejected,
-            "source": self.source,
-            "chosen_value": self.chosen_value,
-            "rejected_value": self.rejected_value,
-            "chosen_visits": self.chosen_visits,
-            "rejected_visits": self.rejected_visits,
-            "node_id": self.node_id,
-            "depth": self.depth,
-        }
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> PreferencePair:
-        """The inverse of `to_json`.
-
-        Raises:
-            InputError: a field is missing or unknown, or the two texts are equal.
-        """
-        fields = dict(record)
-        try:
-            fields["history"] = restored_dialogue(fields["history"], fields.pop("condition_id"))
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"not a preference pair: {error}; expected the fields condition_id, history, "
-                "chosen, rejected, source, ... as `ixjax search` writes them"
-            ) from error
-
-    def to_trl(self, scenario: Scenario) -> dict[str, list[dict[str, str]]]:
-        """TRL's conversational form: prompt, chosen and rejected as lists of messages.
-
-        The prompt is the policy's view: its system prompt and the dialogue, never the condition.
-        """
-        roles = {"policy": "assistant", "user": "user"}
-        prompt = [{"role": "system", "content": scenario.policy_prompt}]
-        prompt += [{"role": roles[turn.role], "content": turn.text} for turn in self.history.turns]
-        return {
-            "prompt": prompt,
-            "chosen": [{"role": "assistant", "content": self.chosen}],
-            "rejected": [{"role": "assistant", "content": self.rejected}],
-        }
+    def too_similar(self, chosen: str, rejected: str) -> bool:
+        """Whether two responses are so nearly one text that they make no pair."""
+        limit = self.max_similarity
+        return limit < 1 and text_similarity(chosen, rejected) > limit
 
 
 def extract_pairs(
@@ -163,8 +95,10 @@ def extract_pairs(
         tree: a finished tree.
         config: the rules.
         account: counts to add to: `kept` pairs; responses left out as `few_visits` or `silent`
-            (without a word); and pairs dropped as `truncated` (the chosen one was cut),
-            `equal_text`, `small_margin` and `over_limit` (more than `max_pairs_per_node`).
+            (without a word); and pairs dropped as `equal_text`, `small_margin`, `truncated` (the
+            chosen one was cut), `near_duplicate` and `over_limit` (more than
+            `max_pairs_per_node`). Kept and dropped pairs add up to those that were considered:
+            every two compared siblings, or one for each node whose extremes are compared.
     """
     account = Counter() if account is None else account
     pairs: list[PreferencePair] = []
@@ -178,6 +112,42 @@ def extract_pairs(
                 history = tree.dialogue_at(node.id)
                 pairs += [_pair(history, node, chosen, rejected) for chosen, rejected in kept]
     return pairs
+
+
+def balance_depths(
+    pairs: Sequence[PreferencePair], config: PairsConfig, *, account: Counter[str] | None = None
+) -> list[PreferencePair]:
+    """The pairs of a run without what makes one depth of the trees outweigh the others.
+
+    A depth keeps `max_depth_ratio` times the mean number of pairs over the depths that have any,
+    the widest margins first. Which pairs these are does not depend on the order of the trees:
+    of equal margins the lower condition id, node id and texts go first.
+
+    Args:
+        pairs: of all trees, with values.
+        config: the rules.
+        account: counts to move from `kept` to `over_depth_limit`.
+
+    Returns:
+        What is left, in the order given.
+    """
+    if not pairs or config.max_depth_ratio == 0:
+        return list(pairs)
+    places: dict[int, list[int]] = {}  # of the pairs of each depth, the widest margin first
+    for place in sorted(range(len(pairs)), key=lambda place: _rank(pairs[place])):
+        places.setdefault(pairs[place].depth, []).append(place)
+    limit = math.floor(config.max_depth_ratio * len(pairs) / len(places))
+    kept = sorted(place for group in places.values() for place in group[:limit])
+    balanced = [pairs[place] for place in kept]
+    if account is not None:
+        account["kept"] -= len(pairs) - len(balanced)
+        account["over_depth_limit"] += len(pairs) - len(balanced)
+    return balanced
+
+
+def _rank(pair: PreferencePair) -> tuple[float, str, int, str, str]:
+    node = -1 if pair.node_id is None else pair.node_id
+    return -pair.margin, pair.condition_id, node, pair.chosen, pair.rejected
 
 
 def _sound(
@@ -219,6 +189,8 @@ def _broken_rule(chosen: TreeNode, rejected: TreeNode, config: PairsConfig) -> s
         return "small_margin"
     if chosen.truncated and not config.keep_truncated:
         return "truncated"
+    if config.too_similar(chosen.text, rejected.text):
+        return "near_duplicate"
     return None
 
 

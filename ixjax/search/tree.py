@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,11 @@ class Tree:
         unread: `[B, N]` returns through the node that could not be read: they have no value, but
             the exploration term remembers that they were tried.
         value_sum: `[B, N]` sum of the arrived returns, `W` in the formulas (not the axis).
+        value: `[B, N]` what selection goes by, as `backpropagate` left it: the mean `W / N` or the
+            backed-up maximum; 0 without a return.
+        prior: `[B, N]` log-likelihood per token of what was said to get here, under the speaker
+            who said it; nan where it is not known.
+        reward: `[B, N]` reward earned on arriving at a decision node; 0 at responses.
         terminal: `[B, N]` whether the dialogue is over at the node.
         num_nodes: `[B]` nodes in use.
     """
@@ -62,6 +67,9 @@ class Tree:
     pending: jax.Array  # [B, N]
     unread: jax.Array  # [B, N]
     value_sum: jax.Array  # [B, N]
+    value: jax.Array  # [B, N]
+    prior: jax.Array  # [B, N]
+    reward: jax.Array  # [B, N]
     terminal: jax.Array  # [B, N]
     num_nodes: jax.Array  # [B]
 
@@ -87,18 +95,22 @@ class Tree:
                 f"a tree needs at least one tree, node and child slot, got trees={trees}, "
                 f"nodes={nodes}, width={width}"
             )
-        zeros = jnp.zeros((trees, nodes), jnp.int32)
+        # An array for each field: one that two fields shared could not be donated.
+        table = (trees, nodes)
         return cls(
-            parent=jnp.full((trees, nodes), cls.NO_NODE, jnp.int32),
-            kind=zeros,
-            depth=zeros,
-            num_children=zeros,
-            children=jnp.full((trees, nodes, width), cls.NO_NODE, jnp.int32),
-            visits=zeros,
-            pending=zeros,
-            unread=zeros,
-            value_sum=jnp.zeros((trees, nodes), value_dtype),
-            terminal=jnp.zeros((trees, nodes), bool),
+            parent=jnp.full(table, cls.NO_NODE, jnp.int32),
+            kind=jnp.full(table, cls.DECISION, jnp.int32),
+            depth=jnp.zeros(table, jnp.int32),
+            num_children=jnp.zeros(table, jnp.int32),
+            children=jnp.full((*table, width), cls.NO_NODE, jnp.int32),
+            visits=jnp.zeros(table, jnp.int32),
+            pending=jnp.zeros(table, jnp.int32),
+            unread=jnp.zeros(table, jnp.int32),
+            value_sum=jnp.zeros(table, value_dtype),
+            value=jnp.zeros(table, value_dtype),
+            prior=jnp.full(table, jnp.nan, value_dtype),
+            reward=jnp.zeros(table, value_dtype),
+            terminal=jnp.zeros(table, bool),
             num_nodes=jnp.ones((trees,), jnp.int32),
         )
 
@@ -142,6 +154,12 @@ class TreeNode:
     """How many of the samples drawn at the parent had this text."""
     truncated: bool = False
     """Whether the text was cut at the token limit."""
+    num_tokens: int = 0
+    """Tokens that were sampled for the text."""
+    mean_logprob: float | None = None
+    """Log-probability a token of the text; None for a scripted speaker."""
+    reward: float = 0.0
+    """Shaping reward of the reaction that led here, its weight included."""
 
     @property
     def value(self) -> float:
@@ -162,7 +180,9 @@ class FinishedTree:
     account: Mapping[str, int] = field(default_factory=dict)
     """Counts: nodes, simulations (returns that arrived), unreadable, duplicates (samples equal to
     a sibling), collisions (leaves selected twice at once), silent (empty utterances),
-    policy_tokens, simulator_tokens."""
+    policy_tokens, simulator_tokens, context_hits and context_misses (expansions whose contexts
+    were kept, and those that an ancestor's had to be read on from), and decisions_at_D (decision
+    nodes, D policy turns below the root)."""
 
     @property
     def condition_id(self) -> str:
@@ -192,11 +212,31 @@ class FinishedTree:
         while index != Tree.ROOT:
             path.append(self.nodes[index])
             index = self.nodes[index].parent
-        dialogue = self.root
-        for step in reversed(path):
-            if step.text:
-                dialogue = dialogue.said("policy" if step.kind == "response" else "user", step.text)
-        return dialogue
+        return dialogue_along(self.root, path[::-1])
+
+    def subtree(self, node: int) -> FinishedTree:
+        """The tree whose root is a decision node of this one, with all that was learnt below it.
+
+        Raises:
+            ValueError: the policy does not move there.
+        """
+        if self.nodes[node].kind != "decision":
+            raise ValueError(f"node {node} is a response; expected a decision, to be a root")
+        ids = {node: Tree.ROOT}
+        for below in self.nodes[node + 1 :]:  # children come after their parents
+            if below.parent in ids:
+                ids[below.id] = len(ids)
+        moved = [
+            dataclasses.replace(
+                self.nodes[old],
+                id=new,
+                parent=ids.get(self.nodes[old].parent, Tree.NO_NODE),
+                depth=self.nodes[old].depth - self.nodes[node].depth,
+            )
+            for old, new in ids.items()
+        ]
+        moved[Tree.ROOT] = dataclasses.replace(moved[Tree.ROOT], text="", reward=0.0)
+        return FinishedTree(self.scenario, self.dialogue_at(node), tuple(moved))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; `io.write_jsonl(..., schema=TREE_SCHEMA)` writes a file of them."""
@@ -236,6 +276,29 @@ class FinishedTree:
                     f"parent {node.parent}; expected ids 0, 1, 2... and parents before children"
                 )
         return tree
+
+
+class Said(Protocol):
+    """A node as far as its words go."""
+
+    @property
+    def kind(self) -> NodeKind:
+        """Who moves after them."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The words; "" where there are none."""
+        ...
+
+
+def dialogue_along(root: Dialogue, path: Iterable[Said]) -> Dialogue:
+    """The dialogue from its first turn along the nodes of a path that begins below the root."""
+    dialogue = root
+    for step in path:
+        if step.text:
+            dialogue = dialogue.said("policy" if step.kind == "response" else "user", step.text)
+    return dialogue
 
 
 def restored_dialogue(record: Mapping[str, Any], condition_id: str) -> Dialogue:

@@ -1,11 +1,13 @@
 """Select, expand, back-propagate: the tree arithmetic of i×MCTS, without any text.
 
-Each operation is written for one tree and vmapped over trees, then jitted at the edge. Loops over
-a path run for as many steps as the deepest tree needs, with one bound for all trees: a bound per
-tree would make XLA copy whole trees at every step, to freeze those that are done.
+What happens at one node is written for one tree and vmapped over trees; the loops over levels are
+the batch's, and run for as many steps as the deepest path of the call needs: a bound per tree would
+make XLA copy whole trees at every step, to freeze those that are done.
 
 See docs/algorithm.md, "The tree". References: Kocsis and Szepesvári, Bandit based Monte-Carlo
-planning, 2006 (UCT); Liu et al., Watch the Unobserved, 2020 (pending visits); Couëtoux et al.,
+planning, 2006 (UCT); Silver et al., Mastering the game of Go without human knowledge, 2017, and
+A general reinforcement learning algorithm that masters chess, shogi and Go through self-play, 2018
+(PUCT, AlphaZero); Liu et al., Watch the Unobserved, 2020 (pending visits); Couëtoux et al.,
 Continuous upper confidence trees, 2011 (progressive widening).
 """
 
@@ -13,19 +15,23 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from ixjax.search.backup import Backup, send_up
+from ixjax.search.operations import jitted, or_nowhere, require_per_tree, require_same_shape
 from ixjax.search.tree import Tree
+
+Rule = Literal["uct", "puct"]
 
 # `k * N**a` comes from pow, whose last bit may put an exact integer just above itself; ceil would
 # then admit a reaction too many. float32 has seven digits, so this is wide enough and invisible.
 _CEIL_SLACK = 1e-5
-
-_Sums = tuple[jax.Array, jax.Array, jax.Array]  # visits, unread, value_sum, each [N]
 
 
 def uct_select(
@@ -35,14 +41,27 @@ def uct_select(
     leaves: int = 1,
     widening_factor: ArrayLike = 1.0,
     widening_exponent: ArrayLike = 0.0,
+    active: ArrayLike | None = None,
+    rule: Rule = "uct",
+    donate: bool = False,
 ) -> tuple[Tree, jax.Array]:
     """Walks down every tree to `leaves` places worth trying next.
 
-    At a decision node the response with the largest `Q + c_uct * sqrt(ln N(s) / N(s, a))` is taken;
-    one that was never tried first; ties go to the lowest index. At a response node the reaction
-    with the fewest visits is taken, unless fewer than `ceil(k_w * N**alpha_w)` reactions are known:
-    then the walk ends on the response node itself, where a new reaction is to be sampled.
-    The walk also ends on a decision node without children and on a terminal node.
+    At a decision node `s` the response `a` with the largest score is taken; ties go to the lowest
+    index. `N` counts arrived, pending and unread visits alike.
+
+    - `uct`: `Q + c_uct * sqrt(ln N(s) / N(s, a))`; one that was never tried comes first.
+    - `puct`: `Q + c_uct * P(a | s) * sqrt(max(N(s), 1)) / (1 + N(s, a))`. `P` is the softmax of the
+      siblings' `prior`, uniform where one of them has none. A response from which no return has
+      arrived has for `Q` the mean of the returns at `s`, 0 before the first: as good as its
+      siblings have been, neither the best nor, with returns that are all above 0, the worst.
+
+    `Q` is `tree.value`: `W / N`, or what the max backup made of it.
+
+    At a response node the reaction with the fewest visits is taken, unless fewer than
+    `ceil(k_w * N**alpha_w)` reactions are known: then the walk ends on the response node itself,
+    where a new reaction is to be sampled. The walk also ends on a decision node without children
+    and on a terminal node.
 
     Paths of one call see each other: each carries one pending visit, which counts in `N` and never
     in `W`, until `backpropagate` is told that it was `selected`. The same leaf may still come out
@@ -54,22 +73,40 @@ def uct_select(
         leaves: paths per tree, `L`.
         widening_factor: `k_w`, above 0; 1 and exponent 0 keep one reaction a response.
         widening_exponent: `alpha_w`, in [0, 1].
+        active: `[B]` which trees take part; default all.
+        rule: how a response is chosen.
+        donate: give `tree` up, so that its memory is written in place.
 
     Returns:
-        The trees with the pending visits added, and the selected nodes, `[B, L]`.
+        The trees with the pending visits added, and the selected nodes, `[B, L]`; `NO_NODE` for
+        trees that take no part.
 
     References:
-        docs/algorithm.md, "The tree", selection.
+        docs/algorithm.md, "The tree", selection. Silver et al. 2018, supplement, "Search".
     """
-    pending, selected = _select(tree, c_uct, widening_factor, widening_exponent, leaves=leaves)
-    return dataclasses.replace(tree, pending=pending), selected
+    if active is None:
+        active = np.ones(tree.parent.shape[0], bool)
+    require_per_tree(tree, ndim=1, active=active)
+    return _select(
+        tree,
+        c_uct,
+        widening_factor,
+        widening_exponent,
+        active,
+        leaves=leaves,
+        rule=rule,
+        donate=donate,
+    )
 
 
-@jax.jit
 def add_children(
     tree: Tree,
     parents: ArrayLike,
     terminal: ArrayLike | None = None,
+    *,
+    prior: ArrayLike | None = None,
+    reward: ArrayLike | None = None,
+    donate: bool = False,
 ) -> tuple[Tree, jax.Array]:
     """Adds up to `K` nodes to every tree, in the given order.
 
@@ -77,17 +114,26 @@ def add_children(
         tree: the trees, `[B, N]`.
         parents: `[B, K]` the parent of each new node; `NO_NODE` where there is none to add.
         terminal: `[B, K]` whether the dialogue is over at the new node; default False.
+        prior: `[B, K]` log-likelihood per token of each new response under the policy; nan, the
+            default, where it is not known.
+        reward: `[B, K]` reward earned on arriving at each new decision node; default 0. Responses
+            earn nothing, whatever is given.
+        donate: give `tree` up, so that its memory is written in place.
 
     Returns:
         The trees, and the new nodes' indices, `[B, K]`. `NO_NODE` where nothing was to be added
         and where the tree or the parent's child slots were full.
     """
-    _require_per_tree(tree, parents=parents)
+    require_per_tree(tree, parents=parents)
+    shape = jnp.shape(parents)
     if terminal is None:
-        terminal = jnp.zeros(jnp.shape(parents), bool)
-    _require_same_shape(parents=parents, terminal=terminal)
-    with jax.named_scope("add_children"):
-        return jax.vmap(_add_children_one)(tree, jnp.asarray(parents), jnp.asarray(terminal))
+        terminal = np.zeros(shape, bool)
+    if prior is None:
+        prior = np.full(shape, np.nan, tree.prior.dtype)
+    if reward is None:
+        reward = np.zeros(shape, tree.reward.dtype)
+    require_same_shape(parents=parents, terminal=terminal, prior=prior, reward=reward)
+    return _add(tree, parents, terminal, prior, reward, donate=donate)
 
 
 def backpropagate(
@@ -97,10 +143,25 @@ def backpropagate(
     *,
     gamma: ArrayLike = 1.0,
     selected: ArrayLike | None = None,
+    backup: Backup = "mean",
+    donate: bool = False,
 ) -> Tree:
     """Sends returns from nodes up to the root: `N += 1`, `W += return` at every node of the path.
 
+    On its way up a return `G` changes with what lies between the nodes: `G + reward(s)` passes from
+    a decision `s` to the response before it, `gamma * G` from a response to the decision before it.
     The `K` returns of a tree are added in order, so the sums do not depend on the batch.
+
+    Selection goes by the `value` of each node that was passed. With the `mean` backup that is
+    `W / N`; with `max` it is, from the leaves up, over children that have visits,
+
+        value(s) = max over responses a of  gamma * value(a)                          decisions
+        value(a) = sum over reactions s of  N(s) * (reward(s) + value(s)) / sum N(s)  responses
+
+    and `W / N` for a node none of whose children has a visit. The policy may choose, so a decision
+    is worth its best response; the user's reactions are chance, so a response is worth their mean.
+    gamma is above 0 and rounding is monotone, so discounting before the maximum or after it is the
+    same to the last bit. `N` and `W` do not depend on the backup; one tree keeps to one backup.
 
     Args:
         tree: the trees, `[B, N]`.
@@ -109,129 +170,134 @@ def backpropagate(
             they are and is counted in `unread`.
         gamma: discount a policy turn, in (0, 1], applied when a return passes from a response up
             to the decision before it.
-        selected: `[B, L]` the leaves of `uct_select` whose pending visits end here.
+        selected: `[B, L]` the leaves of `uct_select` whose pending visits end here; `NO_NODE`
+            entries are skipped.
+        backup: what the value of a node is made of.
+        donate: give `tree` up, so that its memory is written in place.
 
     References:
         docs/algorithm.md, "The tree", back-propagation.
     """
-    _require_per_tree(tree, leaves=leaves, returns=returns)
-    _require_same_shape(leaves=leaves, returns=returns)
+    require_per_tree(tree, leaves=leaves, returns=returns)
+    require_same_shape(leaves=leaves, returns=returns)
     if selected is None:
-        selected = jnp.zeros((jnp.shape(leaves)[0], 0), jnp.int32)
-    _require_per_tree(tree, selected=selected)
-    visits, unread, value_sum, pending = _backpropagate(tree, leaves, returns, selected, gamma)
-    return dataclasses.replace(
-        tree, visits=visits, unread=unread, value_sum=value_sum, pending=pending
-    )
+        selected = np.zeros((jnp.shape(leaves)[0], 0), np.int32)
+    require_per_tree(tree, selected=selected)
+    return _send_up(tree, leaves, returns, selected, gamma, backup=backup, donate=donate)[0]
 
 
-# The jitted functions return what they change and nothing else: what passes through a jitted
-# function is copied, and the children of large trees are most of their memory.
-
-
-@partial(jax.jit, static_argnames=("leaves",))
-def _select(
+def _select_batch(
     tree: Tree,
     c_uct: ArrayLike,
     factor: ArrayLike,
     exponent: ArrayLike,
+    active: ArrayLike,
     *,
     leaves: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Pending visits `[B, N]` with the new paths, and the leaves `[B, L]`."""
-    steps = jnp.max(tree.depth) + 1
-    dtype = tree.value_sum.dtype
-    select = partial(
-        _select_one,
-        c_uct=jnp.asarray(c_uct, dtype),
-        factor=jnp.asarray(factor, dtype),
-        exponent=jnp.asarray(exponent, dtype),
-        steps=steps,
+    rule: Rule,
+) -> tuple[Tree, jax.Array]:
+    dtype = tree.value.dtype
+    respond = jax.vmap(partial(_best_response, c_uct=jnp.asarray(c_uct, dtype), rule=rule))
+    react = jax.vmap(
+        partial(
+            _next_reaction,
+            factor=jnp.asarray(factor, dtype),
+            exponent=jnp.asarray(exponent, dtype),
+        )
     )
-    add = partial(_add_along_path, steps=steps)
+    active = jnp.asarray(active)
+    root = jnp.full(active.shape, Tree.ROOT, jnp.int32)
+
+    def turn(walk: tuple) -> tuple:
+        """From a decision to a response to the reaction; stays where the walk ends."""
+        node, going, pending = walk
+        for choose in (respond, react):
+            child = choose(tree, pending, node)
+            going &= child != Tree.NO_NODE
+            pending = _add_at(pending, child, when=going)
+            node = jnp.where(going, child, node)
+        return node, going, pending
 
     def next_path(pending: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        leaf = jax.vmap(select)(dataclasses.replace(tree, pending=pending))
-        return jax.vmap(add)(pending, tree.parent, leaf, jnp.ones_like(leaf)), leaf
+        walk = (root, active, _add_at(pending, root, when=active))
+        leaf, _going, pending = lax.while_loop(lambda walk: jnp.any(walk[1]), turn, walk)
+        return pending, jnp.where(active, leaf, Tree.NO_NODE)
 
     with jax.named_scope("uct_select"):
         pending, selected = lax.scan(next_path, tree.pending, None, length=leaves)
-    return pending, selected.T
+    return dataclasses.replace(tree, pending=pending), selected.T
 
 
-@jax.jit
-def _backpropagate(
-    tree: Tree,
-    leaves: ArrayLike,
-    returns: ArrayLike,
-    selected: ArrayLike,
-    gamma: ArrayLike,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The `[B, N]` visits, unread, value_sum and pending afterwards."""
-    dtype = tree.value_sum.dtype
-    one = partial(
-        _backpropagate_one, gamma=jnp.asarray(gamma, dtype), steps=jnp.max(tree.depth) + 1
-    )
-    with jax.named_scope("backpropagate"):
-        return jax.vmap(one)(
-            tree, jnp.asarray(leaves), jnp.asarray(returns, dtype), jnp.asarray(selected)
-        )
+def _add_at(pending: jax.Array, node: jax.Array, *, when: jax.Array) -> jax.Array:
+    """`pending[B, N]` with the path's visit at `node[B]` of the trees `when[B]`.
+
+    A node has it on arrival, so `_tried` leaves it out. Were it given on leaving, to a node that
+    was known before its children were read, nothing would order that write after these reads, and
+    XLA would copy `pending` at every step.
+    """
+    rows = jnp.arange(node.size)
+    return pending.at[rows, or_nowhere(node, pending, when=when)].add(1, mode="drop")
 
 
-def _select_one(
-    tree: Tree, *, c_uct: jax.Array, factor: jax.Array, exponent: jax.Array, steps: jax.Array
+def _tried(tree: Tree, pending: jax.Array, node: jax.Array) -> jax.Array:
+    """`N` of the node that the walk is at, without the walk itself. Un-batched."""
+    return tree.visits[node] + tree.unread[node] + pending[node] - 1
+
+
+def _best_response(
+    tree: Tree, pending: jax.Array, node: jax.Array, *, c_uct: jax.Array, rule: Rule
 ) -> jax.Array:
-    """One walk from the root; `tree` is un-batched, returns a scalar node index."""
-
-    def step(_: jax.Array, node: jax.Array) -> jax.Array:
-        child = _best_child(tree, node, c_uct=c_uct, factor=factor, exponent=exponent)
-        return jnp.where(child == Tree.NO_NODE, node, child)
-
-    return lax.fori_loop(0, steps, step, jnp.int32(Tree.ROOT))
-
-
-def _best_child(
-    tree: Tree, node: jax.Array, *, c_uct: jax.Array, factor: jax.Array, exponent: jax.Array
-) -> jax.Array:
-    """The child that the walk takes from `node`; `NO_NODE` if it ends there. Un-batched."""
-    children = tree.children[node]  # [W]
-    known = jnp.arange(tree.width) < tree.num_children[node]
-    at = jnp.where(known, children, Tree.ROOT)
+    """The response taken at the decision `node`; `NO_NODE` if the walk ends there. Un-batched."""
+    known, at = _children(tree, node)
     arrived = tree.visits[at]
-    tried = arrived + tree.pending[at] + tree.unread[at]
-    node_tried = tree.visits[node] + tree.pending[node] + tree.unread[node]
-    total = node_tried.astype(tree.value_sum.dtype)
-
     # Divisors of at least one: without a return the sum is 0, without a trial the score infinite.
-    mean = tree.value_sum[at] / jnp.maximum(arrived, 1)
-    explore = jnp.sqrt(jnp.log(jnp.maximum(total, 1)) / jnp.maximum(tried, 1))
-    score = jnp.where(tried == 0, jnp.inf, mean + c_uct * explore)
-    response = jnp.argmax(jnp.where(known, score, -jnp.inf))
+    tried = arrived + pending[at] + tree.unread[at]
+    total = jnp.maximum(_tried(tree, pending, node), 1).astype(tree.value.dtype)
+    if rule == "uct":
+        explore = jnp.sqrt(jnp.log(total) / jnp.maximum(tried, 1))
+        score = jnp.where(tried == 0, jnp.inf, tree.value[at] + c_uct * explore)
+    else:
+        mean = tree.value_sum[node] / jnp.maximum(tree.visits[node], 1)
+        worth = jnp.where(arrived == 0, mean, tree.value[at])
+        policy = _policy(tree.prior[at], known)
+        score = worth + c_uct * policy * jnp.sqrt(total) / (1 + tried)
+    best = jnp.argmax(jnp.where(known, score, -jnp.inf))
+    stop = tree.terminal[node] | (tree.num_children[node] == 0)
+    return jnp.where(stop, Tree.NO_NODE, at[best])
 
-    reaction = jnp.argmin(jnp.where(known, tried, jnp.iinfo(tried.dtype).max))
-    limit = jnp.ceil(factor * total**exponent * (1 - _CEIL_SLACK))
-    room = tree.num_children[node] < jnp.minimum(limit, tree.width)
 
-    is_response = tree.kind[node] == Tree.RESPONSE
-    stop = tree.terminal[node] | (tree.num_children[node] == 0) | (is_response & room)
-    return jnp.where(stop, Tree.NO_NODE, children[jnp.where(is_response, reaction, response)])
+def _policy(prior: jax.Array, known: jax.Array) -> jax.Array:
+    """`P(a | s)` over the child slots `[W]` from scores; uniform where a known one is missing."""
+    complete = jnp.all(jnp.isfinite(prior) | ~known)
+    return jax.nn.softmax(jnp.where(known, jnp.where(complete, prior, 0), -jnp.inf))
 
 
-def _add_along_path(
-    counts: jax.Array, parent: jax.Array, leaf: jax.Array, amount: jax.Array, *, steps: jax.Array
+def _next_reaction(
+    tree: Tree, pending: jax.Array, node: jax.Array, *, factor: jax.Array, exponent: jax.Array
 ) -> jax.Array:
-    """`counts[N]` with `amount` added at `leaf` and at all its ancestors. Un-batched."""
+    """The reaction taken at the response `node`; `NO_NODE` if the walk ends there. Un-batched."""
+    known, at = _children(tree, node)
+    tried = tree.visits[at] + pending[at] + tree.unread[at]
+    least = jnp.argmin(jnp.where(known, tried, jnp.iinfo(tried.dtype).max))
+    total = _tried(tree, pending, node).astype(factor.dtype)
+    limit = jnp.ceil(factor * total**exponent * (1 - _CEIL_SLACK))
+    count = tree.num_children[node]
+    stop = tree.terminal[node] | (count == 0) | (count < jnp.minimum(limit, tree.width))
+    return jnp.where(stop, Tree.NO_NODE, at[least])
 
-    def step(_: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        node, counts = carry
-        counts = counts.at[_or_nowhere(node, counts)].add(amount, mode="drop")
-        return _up(parent, node), counts
 
-    return lax.fori_loop(0, steps, step, (leaf, counts))[1]
+def _children(tree: Tree, node: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which child slots `[W]` of `node` are filled, and by whom; the root where empty."""
+    known = jnp.arange(tree.width) < tree.num_children[node]
+    return known, jnp.where(known, tree.children[node], Tree.ROOT)
 
 
 def _add_children_one(
-    tree: Tree, parents: jax.Array, terminal: jax.Array
+    tree: Tree,
+    parents: jax.Array,
+    terminal: jax.Array,
+    prior: jax.Array,
+    reward: jax.Array,
 ) -> tuple[Tree, jax.Array]:
     """Un-batched `add_children`: `parents[K]`."""
     wanted = parents != Tree.NO_NODE
@@ -243,10 +309,10 @@ def _add_children_one(
     index = tree.num_nodes + jnp.cumsum(fits, dtype=jnp.int32) - 1
     fits &= index < tree.capacity
 
-    # Index `capacity` is nowhere: scatters drop it.
-    new = jnp.where(fits, index, tree.capacity)
-    into = jnp.where(fits, at, tree.capacity)
-    kind = jnp.where(tree.kind[at] == Tree.DECISION, Tree.RESPONSE, Tree.DECISION)
+    new = or_nowhere(index, tree.parent, when=fits)
+    into = or_nowhere(at, tree.parent, when=fits)
+    response = tree.kind[at] == Tree.DECISION
+    kind = jnp.where(response, Tree.RESPONSE, Tree.DECISION)
     grown = dataclasses.replace(
         tree,
         parent=tree.parent.at[new].set(at, mode="drop"),
@@ -254,72 +320,42 @@ def _add_children_one(
         depth=tree.depth.at[new].set(tree.depth[at] + 1, mode="drop"),
         num_children=tree.num_children.at[into].add(1, mode="drop"),
         children=tree.children.at[into, slot].set(index, mode="drop"),
+        prior=tree.prior.at[new].set(prior, mode="drop"),
+        reward=tree.reward.at[new].set(jnp.where(response, 0, reward), mode="drop"),
         terminal=tree.terminal.at[new].set(terminal, mode="drop"),
         num_nodes=tree.num_nodes + jnp.sum(fits, dtype=jnp.int32),
     )
     return grown, jnp.where(fits, index, Tree.NO_NODE)
 
 
-def _backpropagate_one(
-    tree: Tree,
-    leaves: jax.Array,
-    returns: jax.Array,
-    selected: jax.Array,
-    *,
-    gamma: jax.Array,
-    steps: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Un-batched `backpropagate`: `leaves[K]`, `returns[K]`, `selected[L]`."""
-
-    def climb(sums: _Sums, leaf_and_return: tuple[jax.Array, jax.Array]) -> tuple[_Sums, None]:
-        leaf, value = leaf_and_return
-        readable = ~jnp.isnan(value)
-
-        def step(_: jax.Array, carry: tuple) -> tuple:
-            node, value, (visits, unread, value_sum) = carry
-            at = _or_nowhere(node, visits)
-            sums = (
-                visits.at[at].add(readable.astype(visits.dtype), mode="drop"),
-                unread.at[at].add((~readable).astype(unread.dtype), mode="drop"),
-                value_sum.at[at].add(value, mode="drop"),
-            )
-            turn_begins = tree.kind[jnp.maximum(node, Tree.ROOT)] == Tree.RESPONSE
-            return _up(tree.parent, node), jnp.where(turn_begins, gamma * value, value), sums
-
-        start = (leaf, jnp.where(readable, value, 0), sums)
-        return lax.fori_loop(0, steps, step, start)[2], None
-
-    def release(pending: jax.Array, leaf: jax.Array) -> tuple[jax.Array, None]:
-        return _add_along_path(pending, tree.parent, leaf, jnp.int32(-1), steps=steps), None
-
-    sums = (tree.visits, tree.unread, tree.value_sum)
-    (visits, unread, value_sum), _ = lax.scan(climb, sums, (leaves, returns))
-    pending, _ = lax.scan(release, tree.pending, selected)
-    return visits, unread, value_sum, pending
+def _add_children_batch(
+    tree: Tree, parents: ArrayLike, terminal: ArrayLike, prior: ArrayLike, reward: ArrayLike
+) -> tuple[Tree, jax.Array]:
+    with jax.named_scope("add_children"):
+        return jax.vmap(_add_children_one)(
+            tree,
+            jnp.asarray(parents, jnp.int32),
+            jnp.asarray(terminal),
+            jnp.asarray(prior, tree.prior.dtype),
+            jnp.asarray(reward, tree.reward.dtype),
+        )
 
 
-def _or_nowhere(node: jax.Array, table: jax.Array) -> jax.Array:
-    """`node`, or an index past the end, which scatters drop, for `NO_NODE`."""
-    return jnp.where(node == Tree.NO_NODE, table.shape[0], node)
-
-
-def _up(parent: jax.Array, node: jax.Array) -> jax.Array:
-    """The parent of `node`; `NO_NODE` stays `NO_NODE`."""
-    return jnp.where(node == Tree.NO_NODE, node, parent[jnp.maximum(node, Tree.ROOT)])
-
-
-def _require_per_tree(tree: Tree, **arrays: ArrayLike) -> None:
-    """Refuses anything but `[B, K]`, before a silent broadcast does something else with it."""
-    trees = tree.parent.shape[0]
-    for name, array in arrays.items():
-        if jnp.ndim(array) != 2 or jnp.shape(array)[0] != trees:
-            raise ValueError(
-                f"{name} has shape {jnp.shape(array)}; expected [{trees}, K]: one row for each of "
-                f"the {trees} trees"
-            )
-
-
-def _require_same_shape(**arrays: ArrayLike) -> None:
-    shapes = {name: jnp.shape(array) for name, array in arrays.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"expected one shape for all of these, found {shapes}")
+_select = jitted(_select_batch, changes=("pending",), static=("leaves", "rule"))
+_add = jitted(
+    _add_children_batch,
+    changes=(
+        "parent",
+        "kind",
+        "depth",
+        "num_children",
+        "children",
+        "prior",
+        "reward",
+        "terminal",
+        "num_nodes",
+    ),
+)
+_send_up = jitted(
+    send_up, changes=("visits", "unread", "value_sum", "value", "pending"), static=("backup",)
+)

@@ -130,7 +130,13 @@ class MoodUser(Rows):
 
     def start(self, dialogues: Sequence[Dialogue]) -> State:
         self.calls.append(("start", len(dialogues)))
-        return State([Guest(d, int(d.condition.attributes.get("mood", 0))) for d in dialogues])
+        return State([Guest(dialogue, self._mood(dialogue)) for dialogue in dialogues])
+
+    def _mood(self, dialogue: Dialogue) -> int:
+        """As the user told it last; before that the condition's."""
+        told = [re.fullmatch(r"my mood is (\d+)", turn.text) for turn in dialogue.turns]
+        moods = [int(match[1]) for match in told if match]
+        return moods[-1] if moods else int(dialogue.condition.attributes.get("mood", 0))
 
     def speak(
         self, state: State, identities: np.ndarray, active: np.ndarray

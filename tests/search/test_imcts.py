@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
 
@@ -68,6 +70,9 @@ def assert_consistent(tree: FinishedTree, config: SearchConfig) -> None:
     "config",
     [
         SMALL,
+        SearchConfig(
+            trees=3, iterations=6, width=3, leaves=2, reactions=3, rollouts=2, max_turns=4
+        ),
         SearchConfig(trees=3, iterations=8, width=3, leaves=3, rollouts=2, max_turns=4),
         SearchConfig(
             trees=2,
@@ -126,17 +131,31 @@ def test_another_seed_gives_another_tree():
 
 
 def test_rows_never_change_and_no_history_is_read_twice():
-    """Contexts are started once a batch; everything after is forks of stored rows."""
+    """Contexts are started for roots alone; everything after goes on from what was kept."""
     policy, user = even_policy(), MoodUser()
     config = SearchConfig(trees=3, iterations=6, width=4, leaves=2, rollouts=2, max_turns=4)
-    search(roots(7), config, policy=policy, user=user)
-    slots = 3 * 2 * 4
+    trees = search(roots(7), config, policy=policy, user=user)
+    games = 3 * 2 * 4 * 2
     for speaker in (policy, user):
-        assert [rows for name, rows in speaker.calls if name == "start"] == [3, 3, 3]
+        starts = [rows for name, rows in speaker.calls if name == "start"]
+        assert set(starts) == {games}
+        assert len(starts) <= 7
         assert [name for name, _ in speaker.calls].count("empty") == 1
         spoken = {rows for name, rows in speaker.calls if name == "speak"}
-        assert spoken == {slots, 2 * slots}
-        assert {rows for name, rows in speaker.calls if name == "fork"} == {slots, 2 * slots}
+        assert spoken == {games + 3 * config.kept}
+    assert sum(tree.account["context_hits"] for tree in trees) > 30
+    assert sum(tree.account["context_misses"] for tree in trees) == 0
+
+
+def test_contexts_that_were_dropped_are_read_again_and_change_nothing():
+    """Few contexts: the trees are those of many, whatever shares their batch."""
+    many = SearchConfig(trees=3, iterations=12, width=3, max_turns=4, contexts=64)
+    few = dataclasses.replace(many, contexts=0, trees=1)
+    assert few.kept == 1 + 1 + 3
+    full, read_again = search(roots(3), many), search(roots(3), few)
+    assert [tree.nodes for tree in full] == [tree.nodes for tree in read_again]
+    assert sum(tree.account["context_misses"] for tree in full) == 0
+    assert sum(tree.account["context_misses"] for tree in read_again) > 5
 
 
 def test_values_of_last_turns_are_exact_expectations_over_reactions():
@@ -312,3 +331,69 @@ def test_no_conditions_give_no_trees():
 def test_a_budget_that_makes_no_sense_is_refused(field, value):
     with pytest.raises(InputError, match=f"search.{field} is {value}; expected"):
         SearchConfig(**{field: value})
+
+
+def test_a_node_budget_below_one_iteration_is_refused_and_one_above_is_kept_to():
+    with pytest.raises(InputError, match=r"search.max_nodes is 6; expected 7 or more"):
+        SearchConfig(width=3, max_nodes=6)
+    config = dataclasses.replace(SMALL, iterations=50, max_nodes=20)
+    for tree in search(roots(4), config):
+        assert 20 - config.growth < len(tree.nodes) <= 20 or tree.nodes[Tree.ROOT].visits >= 50
+    # Its own budget alone stops a tree: the part that both have is the same.
+    whole = search(roots(1), dataclasses.replace(config, max_nodes=0))[0]
+    [tree] = search(roots(1), config)
+    assert [n.text for n in tree.nodes] == [n.text for n in whole.nodes[: len(tree.nodes)]]
+
+
+def test_a_token_budget_ends_a_tree_after_the_iteration_that_spends_it():
+    config = dataclasses.replace(SMALL, iterations=50, max_tokens=1)
+    for tree in search(roots(3), config):
+        assert tree.nodes[Tree.ROOT].visits == len(tree.children(Tree.ROOT))
+    config = dataclasses.replace(config, max_tokens=100)
+    for tree in search(roots(3), config, user=MoodUser(leaving=0.0)):
+        spent = tree.account["policy_tokens"] + tree.account["simulator_tokens"]
+        assert spent < 100 + config.samples * config.max_turns * 6
+        assert spent >= 100 or tree.account["simulations"] >= 50  # which is what remains to spend
+
+
+def test_a_tree_whose_roots_order_is_settled_stops_early():
+    endless = SearchConfig(
+        trees=4,
+        iterations=400,
+        width=8,
+        max_turns=2,
+        c_uct=2.0,
+        widening_factor=2.0,
+        widening_exponent=1.0,
+    )
+    visits = {}
+    for gap in (0.0, 0.5, 1.5):
+        trees = search(roots(4), dataclasses.replace(endless, stop_gap=gap))
+        visits[gap] = [tree.nodes[Tree.ROOT].visits for tree in trees]
+        for tree in trees:
+            if tree.nodes[Tree.ROOT].visits < visits[0.0][0] and gap:
+                values = sorted((n.value, n.visits) for n in tree.children(Tree.ROOT))
+                for (low, n), (high, m) in itertools.pairwise(values):
+                    error = math.hypot(0.5 / math.sqrt(n), 0.5 / math.sqrt(m))
+                    assert high - low >= gap * error - 1e-6
+    assert max(visits[0.5]) <= min(visits[0.0])
+    assert sum(visits[0.5]) < sum(visits[1.5]) <= sum(visits[0.0])
+
+
+def test_speakers_who_always_say_the_same_leave_a_path():
+    policy = TablePolicy(lambda dialogue: {"hm": 1.0})
+    config = SearchConfig(trees=2, iterations=5, width=4, max_turns=3)
+    for tree in search(roots(2), config, policy=policy, user=MoodUser(leaving=0.0)):
+        assert all(len(tree.children(node.id)) <= 1 for node in tree.nodes)
+        assert len(tree.nodes) == 7
+        assert tree.account["duplicates"] == 3 * 3
+
+
+def test_the_accounts_of_trees_add_up():
+    for tree in search(roots(5), dataclasses.replace(SMALL, leaves=2, rollouts=2)):
+        decisions = [n for n in tree.nodes if n.kind == "decision"]
+        by_depth = {k: v for k, v in tree.account.items() if k.startswith("decisions_at_")}
+        assert sum(by_depth.values()) == len(decisions)
+        assert by_depth["decisions_at_0"] == 1
+        expanded = sum(bool(tree.children(node.id)) for node in decisions)
+        assert tree.account["context_hits"] + tree.account["context_misses"] == expanded

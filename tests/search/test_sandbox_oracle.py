@@ -6,11 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from ixjax.dialogue.scenarios.sandbox import (
     RESPONSES,
     SandboxScenario,
     TrueUser,
+    best_response_values,
     need_of,
     response_values,
     sample_condition,
@@ -66,6 +68,90 @@ def test_root_action_values_converge_to_the_enumerated_ones():
     assert errors[256] < errors[32] / 1.5, errors
     assert errors[256] < 0.06, errors
     assert largest < 4.0  # standard errors, over about a hundred root responses
+
+
+@pytest.mark.parametrize(
+    ("conditions", "iterations", "expected"),
+    [
+        # With fewer visits t intervals cover less: returns are few values, and skewed.
+        pytest.param(25, 150, (0.85, 0.99), id="few"),
+        pytest.param(100, 400, (0.90, 0.99), id="many", marks=pytest.mark.slow),
+    ],
+)
+def test_intervals_of_root_values_cover_the_enumerated_ones(conditions, iterations, expected):
+    """Each visit of a root response samples a reaction of its own and one return behind it, so the
+    values of its children are draws of Q^pi: a 95 % t interval of their mean covers it 95 times
+    in 100. UCT looks again at what looks good, which costs some coverage at a given time.
+    """
+    config = SearchConfig(
+        trees=25,
+        iterations=iterations,
+        width=24,
+        max_turns=MAX_TURNS,
+        c_uct=2.0,
+        widening_factor=2.0,
+        widening_exponent=1.0,
+    )
+    covered, within_two_errors = [], []
+    for tree in search(config, conditions=conditions):
+        exact = response_values(tree.root, table, max_turns=MAX_TURNS)
+        for response in tree.children(Tree.ROOT):
+            reactions = tree.children(response.id)
+            assert all(reaction.visits == 1 for reaction in reactions)
+            returns = [reaction.value for reaction in reactions]
+            if len(returns) < 2:
+                continue
+            standard_error = np.std(returns, ddof=1) / math.sqrt(len(returns))
+            error = abs(response.value - exact[response.text]) - 1e-6  # sums are float32
+            covered.append(error <= stats.t.ppf(0.975, len(returns) - 1) * standard_error)
+            within_two_errors.append(error <= 2 * standard_error)
+    low, high = expected
+    print(f"{np.mean(covered):.3f} and {np.mean(within_two_errors):.3f} of {len(covered)}")
+    assert len(covered) > 5 * conditions
+    assert low <= np.mean(covered) <= high
+    assert low <= np.mean(within_two_errors) <= high
+
+
+def regrets(iterations: int, *, conditions: int) -> np.ndarray:
+    """What the most visited response of each root is worth less than the best one.
+
+    Worth is exact, if the best is said ever after: what a search approaches. Reactions widen with
+    the square root of the visits; with a few that are kept for good, it would approach the best
+    response to those.
+    """
+    config = SearchConfig(
+        trees=25,
+        iterations=iterations,
+        width=24,  # at which one root in a hundred lacks some act
+        max_turns=3,
+        widening_factor=2.0,
+        widening_exponent=0.5,
+    )
+    found = []
+    for tree in search(config, conditions=conditions):
+        worth = best_response_values(tree.root, TABLE, max_turns=3)
+        chosen = max(tree.children(Tree.ROOT), key=lambda node: (node.visits, node.value))
+        found.append(max(worth.values()) - worth[chosen.text])
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "conditions", "left"),
+    [
+        pytest.param((4, 32), 25, 0.5, id="few"),
+        # The table of docs/sandbox.md.
+        pytest.param((4, 16, 64, 256), 100, 0.25, id="many", marks=pytest.mark.slow),
+    ],
+)
+def test_regret_falls_as_the_budget_grows(budgets, conditions, left):
+    found = {n: regrets(n, conditions=conditions) for n in budgets}
+    curve = {n: float(regret.mean()) for n, regret in found.items()}
+    for n, regret in found.items():
+        error = regret.std() / math.sqrt(conditions)
+        print(f"{n} iterations: {curve[n]:.4f} ± {error:.4f}, best in {np.mean(regret < 1e-9):.2f}")
+    falling = list(curve.values())
+    assert falling == sorted(falling, reverse=True), curve
+    assert falling[-1] < left * falling[0], curve
 
 
 @pytest.mark.parametrize(("leaves", "rollouts"), [(1, 1), (4, 2)])

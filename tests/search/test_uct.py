@@ -16,122 +16,81 @@ from hypothesis import strategies as st
 from ixjax.search import Tree, add_children, backpropagate, uct_select
 from tests.reference import plain_tree
 from tests.reference.plain_tree import PlainNode
-
-# Shapes are fixed and only contents are drawn: otherwise every example would compile anew.
-TREES, NODES, WIDTH, LEAVES, RETURNS = 3, 24, 4, 3, 5
+from tests.search.plain_batches import (
+    LEAVES,
+    RETURNS,
+    TREES,
+    WIDTH,
+    as_arrays,
+    assert_equal_arrays,
+    assert_same,
+    random_batch,
+)
 
 seeds = st.integers(0, 2**32)
 c_ucts = st.sampled_from([0.0, 0.3, 1.0, 2.0])
 widenings = st.sampled_from([(1.0, 0.0), (2.0, 0.0), (1.0, 0.5), (1.5, 0.25), (2.0, 1.0)])
 
 
-def random_plain_tree(draw: random.Random) -> list[PlainNode]:
-    """Nodes in the order of their addition; values include exact ties and unvisited children."""
-    nodes = [PlainNode("decision")]
-    size = draw.randint(1, NODES)
-    while len(nodes) < size:
-        open_nodes = [n for n in nodes if len(n.children) < WIDTH and not n.terminal]
-        # A response always has a first reaction: expansion adds the two together.
-        childless = [n for n in open_nodes if n.kind == "response" and not n.children]
-        if not (childless or open_nodes):
-            break
-        parent = childless[0] if childless else draw.choice(open_nodes)
-        nodes.append(parent.add(terminal=parent.kind == "response" and draw.random() < 0.2))
-    for node in nodes:
-        node.visits = draw.choice([0, 1, 2, draw.randint(1, 40)])
-        node.pending = draw.choice([0, 0, 1, 2])
-        node.unread = draw.choice([0, 0, 0, 1])
-        value = draw.choice([0.0, 0.5, 1.0, draw.random()])
-        node.value_sum = value * node.visits
-    return nodes
+gammas = st.sampled_from([1.0, 0.9])
+rules = st.sampled_from(["uct", "puct"])
+backups = st.sampled_from(["mean", "max"])
+masks = st.lists(st.booleans(), min_size=TREES, max_size=TREES)
 
 
-def random_batch(seed: int) -> list[list[PlainNode]]:
-    draw = random.Random(seed)
-    return [random_plain_tree(draw) for _ in range(TREES)]
-
-
-def as_arrays(batch: list[list[PlainNode]], dtype: str) -> Tree:
-    """The same trees as the package's arrays, filled field by field."""
-    shape = (len(batch), NODES)
-    fields = {
-        name: np.zeros(shape, np.int32)
-        for name in ("kind", "depth", "num_children", "visits", "pending", "unread")
-    }
-    parent = np.full(shape, Tree.NO_NODE, np.int32)
-    children = np.full((*shape, WIDTH), Tree.NO_NODE, np.int32)
-    value_sum = np.zeros(shape, dtype)
-    terminal = np.zeros(shape, bool)
-    for b, nodes in enumerate(batch):
-        for i, node in enumerate(nodes):
-            fields["kind"][b, i] = Tree.RESPONSE if node.kind == "response" else Tree.DECISION
-            fields["depth"][b, i] = len(node.path) - 1
-            fields["num_children"][b, i] = len(node.children)
-            for name in ("visits", "pending", "unread"):
-                fields[name][b, i] = getattr(node, name)
-            children[b, i, : len(node.children)] = [nodes.index(c) for c in node.children]
-            value_sum[b, i] = node.value_sum
-            terminal[b, i] = node.terminal
-            if node.parent is not None:
-                parent[b, i] = nodes.index(node.parent)
-    return Tree(
-        parent=jnp.asarray(parent),
-        children=jnp.asarray(children),
-        value_sum=jnp.asarray(value_sum),
-        terminal=jnp.asarray(terminal),
-        num_nodes=jnp.asarray([len(nodes) for nodes in batch], jnp.int32),
-        **{name: jnp.asarray(array) for name, array in fields.items()},
-    )
-
-
-def assert_same(tree: Tree, batch: list[list[PlainNode]], *, rtol: float = 0.0) -> None:
-    for b, nodes in enumerate(batch):
-        for name in ("visits", "pending", "unread"):
-            found = np.asarray(getattr(tree, name))[b, : len(nodes)]
-            assert found.tolist() == [getattr(node, name) for node in nodes], name
-        found = np.asarray(tree.value_sum)[b, : len(nodes)]
-        np.testing.assert_allclose(found, [n.value_sum for n in nodes], rtol=rtol, atol=rtol)
-
-
-@given(seeds, c_ucts, widenings)
-@settings(max_examples=150, deadline=None)
-def test_selected_paths_equal_the_plain_trees(seed, c_uct, widening):
+@given(seeds, c_ucts, widenings, rules, backups, masks)
+@settings(max_examples=200, deadline=None)
+def test_selected_paths_equal_the_plain_trees(seed, c_uct, widening, rule, backup, active):
     batch = random_batch(seed)
     k_w, alpha_w = widening
     with jax.enable_x64(True):
         tree, leaves = uct_select(
-            as_arrays(batch, "float64"),
+            as_arrays(batch, "float64", backup=backup, gamma=0.9),
             c_uct,
             leaves=LEAVES,
             widening_factor=k_w,
             widening_exponent=alpha_w,
+            active=jnp.asarray(active),
+            rule=rule,
         )
-        plain = partial(plain_tree.select, c_uct=c_uct, k_w=k_w, alpha_w=alpha_w, width=WIDTH)
-        expected = [[nodes.index(plain(nodes[0])) for _ in range(LEAVES)] for nodes in batch]
-        assert leaves.tolist() == expected
+        plain = partial(
+            plain_tree.select,
+            c_uct=c_uct,
+            k_w=k_w,
+            alpha_w=alpha_w,
+            width=WIDTH,
+            rule=rule,
+            backup=backup,
+            gamma=0.9,
+        )
+        for nodes, takes_part, found in zip(batch, active, leaves.tolist(), strict=True):
+            expected = [
+                nodes.index(plain(nodes[0])) if takes_part else Tree.NO_NODE for _ in range(LEAVES)
+            ]
+            assert found == expected
         assert_same(tree, batch)  # the pending visits lie on the same paths
 
 
-@given(seeds, st.sampled_from([1.0, 0.9]))
-@settings(max_examples=150, deadline=None)
-def test_backpropagated_sums_equal_the_plain_trees_bit_for_bit(seed, gamma):
+@given(seeds, gammas, backups)
+@settings(max_examples=200, deadline=None)
+def test_backpropagated_sums_equal_the_plain_trees_bit_for_bit(seed, gamma, backup):
     with jax.enable_x64(True):
-        check_backpropagation(seed, gamma, dtype="float64", rtol=0.0)
+        check_backpropagation(seed, gamma, backup=backup, dtype="float64", rtol=0.0)
 
 
 @given(seeds)
 @settings(max_examples=50, deadline=None)
 def test_backpropagated_sums_in_float32_are_within_1e_6(seed):
-    check_backpropagation(seed, 1.0, dtype="float32", rtol=1e-6)
+    check_backpropagation(seed, 1.0, backup="mean", dtype="float32", rtol=1e-6)
 
 
-def check_backpropagation(seed, gamma, *, dtype, rtol):
+def check_backpropagation(seed, gamma, *, backup, dtype, rtol):
     batch = random_batch(seed)
     draw = random.Random(seed + 1)
     leaves = np.full((TREES, RETURNS), Tree.NO_NODE, np.int32)
     returns = np.zeros((TREES, RETURNS), dtype)
     selected = np.full((TREES, LEAVES), Tree.NO_NODE, np.int32)
-    tree = as_arrays(batch, dtype)
+    tree = as_arrays(batch, dtype, backup=backup, gamma=gamma)
     for b, nodes in enumerate(batch):
         for k in range(RETURNS):
             if draw.random() < 0.8:
@@ -142,9 +101,20 @@ def check_backpropagation(seed, gamma, *, dtype, rtol):
             selected[b, k] = draw.randrange(len(nodes))
             plain_tree.release(nodes[selected[b, k]])
     tree = backpropagate(
-        tree, jnp.asarray(leaves), jnp.asarray(returns), gamma=gamma, selected=jnp.asarray(selected)
+        tree,
+        jnp.asarray(leaves),
+        jnp.asarray(returns),
+        gamma=gamma,
+        selected=jnp.asarray(selected),
+        backup=backup,
     )
     assert_same(tree, batch, rtol=rtol)
+    for b, nodes in enumerate(batch):
+        # A weighted mean may be summed with one rounding less, so its last bits are the device's.
+        expected = [plain_tree.VALUES[backup](node, gamma) for node in nodes]
+        np.testing.assert_allclose(
+            tree.value[b, : len(nodes)], expected, rtol=1e-12 if dtype == "float64" else 1e-5
+        )
 
 
 def world_value(path: tuple[int, ...]) -> float:
@@ -152,46 +122,97 @@ def world_value(path: tuple[int, ...]) -> float:
     return random.Random(repr(path)).choice([0.0, 1.0, random.Random(repr(path) + "v").random()])
 
 
-@pytest.mark.parametrize("widening", [(1.0, 0.0), (1.0, 0.5)])
-def test_whole_searches_grow_the_same_trees(widening):
-    """Forty simulations from bare roots: the same nodes, paths, counts and sums at each step."""
+def add_to_both(
+    tree: Tree, plain: list[list[PlainNode]], parents: list[list[PlainNode]]
+) -> tuple[Tree, list[list[PlainNode]]]:
+    """A child for each of `parents` in the arrays and in the plain trees, under the same ids."""
+    size = max(map(len, parents))
+    at = np.full((len(plain), size), Tree.NO_NODE, np.int32)
+    prior, reward = np.full(at.shape, np.nan), np.zeros(at.shape)
+    news = []
+    for b, (nodes, row) in enumerate(zip(plain, parents, strict=True)):
+        at[b, : len(row)] = [nodes.index(parent) for parent in row]
+        fresh = [parent.add() for parent in row]
+        nodes.extend(fresh)
+        for k, node in enumerate(fresh):
+            draw = random.Random(repr(("seen", b, *(nodes.index(n) for n in node.path))))
+            prior[b, k], reward[b, k] = -draw.random(), draw.random() / 4
+            if node.kind == "response":
+                node.prior = prior[b, k]
+            else:
+                node.reward = reward[b, k]
+        news.append(fresh)
+    tree, ids = add_children(tree, at, prior=prior, reward=reward, donate=True)
+    for nodes, fresh, found in zip(plain, news, ids.tolist(), strict=True):
+        assert found[: len(fresh)] == [nodes.index(node) for node in fresh]
+    return tree, news
+
+
+@pytest.mark.parametrize(
+    ("widening", "rule", "backup", "gamma"),
+    [
+        ((1.0, 0.0), "uct", "mean", 1.0),
+        ((1.0, 0.5), "uct", "mean", 0.9),
+        ((1.0, 0.5), "puct", "mean", 0.9),
+        # One reaction a response: the mean over more is not the same to the last bit.
+        ((1.0, 0.0), "uct", "max", 0.9),
+        ((1.0, 0.0), "puct", "max", 1.0),
+    ],
+)
+def test_whole_searches_grow_the_same_trees(widening, rule, backup, gamma):
+    """Forty simulations from bare roots: the same nodes, paths, counts and sums at each step.
+
+    Every third of them one tree sits out.
+    """
     k_w, alpha_w = widening
     simulations, width = 40, 3
     with jax.enable_x64(True):
         tree = Tree.create(2, 1 + 2 * simulations * width, 16, value_dtype="float64")
         plain = [[PlainNode("decision")] for _ in range(2)]
-        for _ in range(simulations):
-            tree, leaves = uct_select(tree, 1.0, widening_factor=k_w, widening_exponent=alpha_w)
-            parents = np.full((2, width), Tree.NO_NODE, np.int32)
-            news: list[list[PlainNode]] = []
+        for simulation in range(simulations):
+            active = [True, simulation % 3 > 0]
+            tree, leaves = uct_select(
+                tree,
+                1.0,
+                widening_factor=k_w,
+                widening_exponent=alpha_w,
+                active=np.array(active),
+                rule=rule,
+                donate=True,
+            )
+            at: list[list[PlainNode]] = []
             for b, nodes in enumerate(plain):
-                leaf = plain_tree.select(nodes[0], c_uct=1.0, k_w=k_w, alpha_w=alpha_w)
+                if not active[b]:
+                    at.append([])
+                    continue
+                leaf = plain_tree.select(
+                    nodes[0],
+                    c_uct=1.0,
+                    k_w=k_w,
+                    alpha_w=alpha_w,
+                    rule=rule,
+                    backup=backup,
+                    gamma=gamma,
+                )
                 assert leaves[b, 0] == nodes.index(leaf)
-                count = width if leaf.kind == "decision" else 1
-                parents[b, :count] = nodes.index(leaf)
-                fresh = [leaf.add() for _ in range(count)]
-                nodes.extend(fresh)
                 plain_tree.release(leaf)
-                news.append(fresh)
-            tree, ids = add_children(tree, jnp.asarray(parents))
-            # A response is followed by its first reaction.
-            parents = np.array(ids)
-            for b, (nodes, fresh) in enumerate(zip(plain, news, strict=True)):
-                if fresh[0].kind == "decision":
-                    parents[b] = Tree.NO_NODE  # the reaction itself was new
-                else:
-                    fresh[:] = [node.add() for node in fresh]
-                    nodes.extend(fresh)
-            tree, reactions = add_children(tree, jnp.asarray(parents))
-            targets = np.where(np.asarray(reactions) == Tree.NO_NODE, ids, reactions)
+                at.append([leaf] * (width if leaf.kind == "decision" else 1))
+            tree, ends = add_to_both(tree, plain, at)
+            # A new response is followed by its first reaction.
+            responses = [[node for node in row if node.kind == "response"] for row in ends]
+            if any(responses):
+                tree, reactions = add_to_both(tree, plain, responses)
+                ends = [new or end for new, end in zip(reactions, ends, strict=True)]
+            targets = np.full((2, width), Tree.NO_NODE, np.int32)
             returns = np.zeros(targets.shape)
-            for b, (nodes, fresh) in enumerate(zip(plain, news, strict=True)):
-                for k, node in enumerate(fresh):
-                    assert targets[b, k] == nodes.index(node)
-                    value = world_value((b, *(nodes.index(n) for n in node.path)))
-                    returns[b, k] = value
-                    plain_tree.backpropagate(node, value)
-            tree = backpropagate(tree, jnp.asarray(targets), jnp.asarray(returns), selected=leaves)
+            for b, (nodes, row) in enumerate(zip(plain, ends, strict=True)):
+                for k, node in enumerate(row):
+                    targets[b, k] = nodes.index(node)
+                    returns[b, k] = world_value((b, *(nodes.index(n) for n in node.path)))
+                    plain_tree.backpropagate(node, returns[b, k], gamma=gamma)
+            tree = backpropagate(
+                tree, targets, returns, gamma=gamma, selected=leaves, backup=backup, donate=True
+            )
         assert_same(tree, plain)
         assert tree.num_nodes.tolist() == [len(nodes) for nodes in plain]
 
@@ -256,3 +277,28 @@ def test_arrays_of_another_batch_are_refused():
         backpropagate(tree, jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1)))
     with pytest.raises(ValueError, match="one shape"):
         backpropagate(tree, jnp.zeros((2, 1), jnp.int32), jnp.zeros((2, 3)))
+
+
+def test_donating_gives_the_same_trees_and_keeps_what_was_not_given():
+    batch = random_batch(11)
+    kept = as_arrays(batch, "float32")
+    before = jax.tree.map(np.array, kept)
+    parents = np.zeros((TREES, 2), np.int32)
+    values = np.full((TREES, LEAVES), 0.5, np.float32)
+
+    def step(tree: Tree, *, donate: bool) -> Tree:
+        tree, leaves = uct_select(tree, 1.0, leaves=LEAVES, donate=donate)
+        tree, _ = add_children(tree, parents, donate=donate)
+        return backpropagate(tree, leaves, values, selected=leaves, donate=donate)
+
+    found = step(kept, donate=False)
+    assert_equal_arrays(kept, before)
+    assert_equal_arrays(step(as_arrays(batch, "float32"), donate=True), found)
+
+
+def test_reactions_alone_earn_a_reward():
+    tree = Tree.create(1, 4, 1)
+    ones = np.ones((1, 1), np.float32)
+    tree, response = add_children(tree, np.zeros((1, 1), np.int32), reward=ones)
+    tree, _ = add_children(tree, response, reward=ones)
+    assert tree.reward[0].tolist() == [0, 0, 1, 0]

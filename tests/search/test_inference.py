@@ -1,25 +1,28 @@
-"""Best-of-n plays by look-ahead, as a speaker among speakers."""
+"""Policies that search before they speak play as speakers among speakers."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from ixjax.search import BestOfN
-from tests.search.doubles import EVEN, MoodUser, TablePolicy, even_policy, roots
+from ixjax.io import InputError
+from ixjax.search import SearchConfig, SearchingPolicy, Tree
+from tests.search.doubles import EVEN, MoodScenario, MoodUser, TablePolicy, even_policy, roots
 
 
-def best_of(candidates: int, *, rollouts: int = 8, policy=None, user=None) -> BestOfN:
-    return BestOfN(
+def best_of(candidates: int, *, rollouts: int = 8, policy=None, user=None) -> SearchingPolicy:
+    config = SearchConfig(iterations=1, width=candidates, reactions=rollouts, max_turns=3, trees=8)
+    return SearchingPolicy(
         policy or even_policy(),
         user or MoodUser(),
-        candidates=candidates,
-        rollouts=rollouts,
-        max_turns=3,
+        MoodScenario(),
+        config,
+        choose="value",
+        reuse=False,
     )
 
 
-def said_first(speaker: BestOfN, dialogues, *, salt: int = 0) -> list[str]:
+def said_first(speaker: SearchingPolicy, dialogues, *, salt: int = 0) -> list[str]:
     identities = np.array([[salt, i, 7] for i in range(len(dialogues))], np.uint32)
     active = np.ones(len(dialogues), bool)
     _, said = speaker.speak(speaker.start(dialogues), identities, active)
@@ -88,5 +91,56 @@ def test_without_a_readable_outcome_the_first_sample_is_said():
 
 
 def test_a_count_below_one_is_refused():
-    with pytest.raises(ValueError, match="candidates=0"):
-        BestOfN(even_policy(), MoodUser(), candidates=0)
+    with pytest.raises(InputError, match=r"search.width is 0"):
+        best_of(0)
+
+
+def deep(*, iterations: int = 12, reuse: bool = True, **options) -> SearchingPolicy:
+    config = SearchConfig(
+        iterations=iterations, width=12, max_turns=3, trees=8, widening_exponent=0.8
+    )
+    user = MoodUser(leaving=0.0)
+    return SearchingPolicy(even_policy(), user, MoodScenario(), config, reuse=reuse, **options)
+
+
+def test_a_deep_search_says_what_is_best():
+    found = said_first(deep(iterations=40), roots(30))
+    assert found.count("good") >= 15  # a quarter of the policy's turns, and but a little better
+    assert found.count("bad") <= 1  # half of them
+
+
+def test_what_was_searched_below_the_turns_that_were_played_is_kept():
+    """The tree that the next search begins with is the part below what was said and answered."""
+    speaker = deep()
+    state = speaker.start(roots(2))
+    identities = np.array([[i, 0] for i in range(2)], np.uint32)
+    state, said = speaker.speak(state, identities, np.ones(2, bool))
+    tree, chosen = state.trees[0], state.chosen[0]
+    reaction = tree.children(chosen)[0]
+    below = tree.subtree(reaction.id)
+    assert below.nodes[Tree.ROOT].visits == reaction.visits > 0
+    assert below.root.turns[-2:] == tuple(t for t in tree.dialogue_at(reaction.id).turns[-2:])
+    state = speaker.listen(state, [reaction.text, "something that no one foresaw"])
+    assert state.trees[0].nodes == below.nodes
+    assert state.trees[1] is None
+    state, said = speaker.speak(state, identities + 9, np.ones(2, bool))
+    after = state.trees[0].nodes
+    new = speaker.config.iterations
+    for old, grown in zip(below.nodes, after, strict=False):
+        assert (old.text, old.parent, old.depth) == (grown.text, grown.parent, grown.depth)
+        assert grown.visits >= old.visits
+    # An expanded leaf gives a return for each response, a terminal one a single return.
+    assert after[0].visits - below.nodes[0].visits >= new
+    # The other dialogue was searched from nothing.
+    fresh = deep(reuse=False)
+    alone = fresh.start([state.dialogues[1].before(3)])
+    _, [again] = fresh.speak(alone, identities[1:] + 9, np.ones(1, bool))
+    assert again.text == said[1].text
+
+
+def test_a_dialogue_longer_than_the_search_looks_is_searched_a_turn_ahead():
+    speaker, [root] = deep(iterations=2), roots(1)
+    for i in range(4):
+        root = root.said("policy", "odd").said("user", f"my mood is {i % 2}")
+    _, [said] = speaker.speak(speaker.start([root]), np.zeros((1, 1), np.uint32), np.ones(1, bool))
+    assert said.text in EVEN

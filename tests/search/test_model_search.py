@@ -1,0 +1,106 @@
+"""A search with models: the same trees beside any others, and nothing compiled once warm."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ixjax.dialogue import Dialogue, Turn, UserCondition, get_scenario
+from ixjax.dialogue.chat import ChatTemplate, View
+from ixjax.generation import (
+    Account,
+    EngineConfig,
+    ModelSpeaker,
+    SamplingConfig,
+    speaker_engine,
+)
+from ixjax.io import InputError
+from ixjax.search import FinishedTree, SearchConfig, run, warm_up
+from ixjax.testing import byte_tokenizer, tiny_model
+
+SAMPLING = SamplingConfig(max_new_tokens=6)
+ENGINE = EngineConfig(rows=8, steps=8, in_flight=2)
+CONFIG = SearchConfig(trees=3, iterations=3, width=3, leaves=2, rollouts=2, max_turns=3)
+
+
+@pytest.fixture(scope="module")
+def template() -> ChatTemplate:
+    return ChatTemplate.from_tokenizer(byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def sides(template):
+    return speakers(template)
+
+
+def speakers(template, *, account: Account | None = None, max_length: int = 192):
+    """Policy and user; a twelfth of all bytes end a turn, so that lengths differ."""
+    ends = dataclasses.replace(template, end_ids=(5, *range(7, 263, 12)))
+    found = []
+    for seed, role in enumerate(("policy", "user")):
+        model = tiny_model(template.vocab_size, max_length=max_length, seed=seed)
+        view = View(get_scenario("sandbox"), role, ends)
+        engine = speaker_engine(model, view, SAMPLING, ENGINE, account=account)
+        found.append(ModelSpeaker(model, view, SAMPLING, seed=3, engine=engine))
+    return found
+
+
+def roots(count: int) -> list[Dialogue]:
+    found = []
+    for i in range(count):
+        condition = UserCondition(f"c{i}", {"need": "advice", "distress": 4, "patience": 3})
+        found.append(Dialogue(f"d{i}", condition, (Turn("user", "hi ." * (i % 5 + 1)),)))
+    return found
+
+
+def search(sides, given, config=CONFIG) -> dict[str, FinishedTree]:
+    scenario = sides[0].view.scenario
+    return {tree.condition_id: tree for tree in run(*sides, scenario, given, config)}
+
+
+def test_a_tree_is_the_same_alone_among_others_and_in_another_order(sides):
+    together = search(sides, roots(7))
+    assert len({tree.nodes for tree in together.values()}) == 7
+    turned = search(sides, roots(7)[::-1])
+    assert turned == together  # values too, to the bit
+    for i in (0, 4):
+        assert search(sides, roots(7)[i : i + 1]) == {f"c{i}": together[f"c{i}"]}
+    side_by_side = dataclasses.replace(CONFIG, trees=7)
+    assert search(sides, roots(7), side_by_side) == together
+
+
+@pytest.mark.slow
+def test_a_tree_is_the_same_among_sixty_four_others(sides):
+    many = search(sides, roots(65), dataclasses.replace(CONFIG, trees=65))
+    for i in (0, 31, 64):
+        assert search(sides, roots(65)[i : i + 1])[f"c{i}"] == many[f"c{i}"]
+
+
+def test_contexts_that_were_dropped_are_read_again(sides):
+    few = dataclasses.replace(CONFIG, contexts=0, iterations=5, leaves=1, rollouts=1, width=2)
+    trees = search(sides, roots(4), few)
+    assert sum(tree.account["context_misses"] for tree in trees.values()) > 0
+    # What was read on from an ancestor's is what is read on whatever shares the batch.
+    assert search(sides, roots(4)[2:3], few) == {"c2": trees["c2"]}
+
+
+@pytest.mark.slow
+def test_once_warm_a_whole_search_compiles_nothing(template):
+    """Of models of their own: nothing that they need was compiled for another test."""
+    account = Account()
+    sides = speakers(template, account=account, max_length=160)
+    given = roots(5)
+    warm_up(*sides, given, CONFIG)
+    assert account.compilations > 10
+    before, account.forbidden = account.copy(), True
+    trees = search(sides, given)
+    assert (account - before).compilations == 0
+    assert sum(tree.account["simulations"] for tree in trees.values()) > 50
+
+
+def test_an_opening_turn_longer_than_the_context_is_refused(sides):
+    [root] = roots(1)
+    long = dataclasses.replace(root, turns=(Turn("user", "help me please . " * 40),))
+    with pytest.raises(InputError, match="newest turn"):
+        search(sides, [long])
