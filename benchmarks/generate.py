@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 from sizes import Peer, Size, make_model
 
-from ixjax.generation import EngineConfig, SamplingConfig, generate
+from ixjax.generation import Engine, EngineConfig, SamplingConfig, generate
 from ixjax.models.config import DType
 
 
@@ -72,9 +72,10 @@ def main(arguments: Arguments) -> None:
         runs["peer"] = lambda new: peer.generate(peer_prompts, new)
     timed = _timed(runs, a)
     report = {
-        "engine": "ixjax",
+        "library": "ixjax",
         "jax": jax.__version__,
-        **dataclasses.asdict(a),
+        **dataclasses.asdict(dataclasses.replace(a, engine=engine)),
+        "attention": Engine(model, engine).attention,
         "device": jax.devices()[0].platform,
         **_figures(timed["ours"], a),
     }

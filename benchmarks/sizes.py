@@ -11,9 +11,17 @@ from ixjax.models import ModelConfig, Transformer, init_model
 from ixjax.models.config import DType
 from ixjax.parallel import make_mesh
 
-Size = Literal["a", "b", "c"]
+Size = Literal["quickstart", "a", "b", "c"]
 HEAD_DIM = 64
 SIZES: Mapping[Size, Mapping[str, int]] = {
+    "quickstart": {  # 0.5 M, as configs/quickstart.yaml trains it
+        "hidden_size": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "intermediate_size": 384,
+        "vocab_size": 512,
+    },
     "a": {  # 5 M
         "hidden_size": 256,
         "num_layers": 4,
@@ -41,11 +49,16 @@ SIZES: Mapping[Size, Mapping[str, int]] = {
 }
 
 
+def head_dim(size: Size) -> int:
+    """Of both models."""
+    return 32 if size == "quickstart" else HEAD_DIM
+
+
 def make_model(size: Size, *, max_length: int, dtype: DType = "float32") -> Transformer:
     """A random decoder on the first device."""
     config = ModelConfig(
         **SIZES[size],
-        head_dim=HEAD_DIM,
+        head_dim=head_dim(size),
         max_length=max_length,
         param_dtype=dtype,
         compute_dtype=dtype,
@@ -76,6 +89,7 @@ class Peer:
             num_hidden_layers=shape["num_layers"],
             num_attention_heads=shape["num_heads"],
             num_key_value_heads=shape["num_kv_heads"],
+            head_dim=head_dim(size),
             intermediate_size=shape["intermediate_size"],
             vocab_size=shape["vocab_size"],
             max_position_embeddings=4096,

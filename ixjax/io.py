@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 SCHEMA_VERSION = 1
 
@@ -26,12 +27,18 @@ class InputError(ValueError):
 
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically; the folder is made where it is missing."""
-    path = Path(path)
+    with _replacing(Path(path)) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
+    """A file that takes the place of `path` once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -96,8 +103,9 @@ def write_jsonl(
             is another library's.
     """
     head = [] if schema is None else [{"schema": schema, "version": SCHEMA_VERSION}]
-    lines = [json.dumps(record, ensure_ascii=False) for record in (*head, *records)]
-    write_text(path, "".join(line + "\n" for line in lines))
+    with _replacing(Path(path)) as file:
+        for record in itertools.chain(head, records):
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def read_jsonl(path: str | Path, *, schema: str) -> Iterator[dict[str, Any]]:
@@ -243,8 +251,13 @@ class RunDirectory:
 
     @property
     def trees(self) -> Path:
-        """Shards of finished trees."""
+        """Finished trees: of a whole search, and in `parts/` those of one that goes on."""
         return self.root / "trees"
+
+    @property
+    def all_trees(self) -> Path:
+        """The finished trees of a whole search, in the order of its conditions."""
+        return self.trees / "trees-00000-of-00001.jsonl"
 
     @property
     def pairs(self) -> Path:
@@ -255,6 +268,11 @@ class RunDirectory:
     def pairs_trl(self) -> Path:
         """The same in TRL's conversational form."""
         return self.root / "pairs_trl.jsonl"
+
+    @property
+    def pairs_llama_factory(self) -> Path:
+        """The same as a `dataset_dir` of LLaMA-Factory's: a folder."""
+        return self.root / "pairs_llama_factory"
 
     @property
     def human_pairs(self) -> Path:
@@ -330,6 +348,11 @@ class Manifest:
         """Note that a training begins."""
         if stage.startswith(TRAININGS) and self.started.get(stage) != inputs:
             self.started[stage] = inputs
+            self._write()
+
+    def forget(self, stage: str) -> None:
+        """Drop the note of a training that has left nothing."""
+        if self.started.pop(stage, None) is not None:
             self._write()
 
     @property

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
 import shlex
+import textwrap
+import typing
 from pathlib import Path
 
 import pytest
 
 from ixjax.commands import main as commands
+from ixjax.commands.arguments import parse
 from ixjax.commands.tools import parse_tool
 from ixjax.dialogue.scenarios import base
-from ixjax.pipeline import open_run
+from ixjax.models import load_hf
+from ixjax.models.hf_config import FAMILIES
+from ixjax.pipeline import RunConfig, export, find_checkpoint, open_run
+from ixjax.search import TreeNode
+from ixjax.search.ledger import COUNTS
+from tests.commands.conftest import untrained_run
 from tests.end_to_end.tiny import tiny_run
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -51,17 +60,100 @@ def test_the_guides_scenario_reads_what_it_writes(parcels):
     ]
 
 
-def test_the_guides_tools_take_the_flags_that_it_gives_them(tmp_path):
-    open_run(tiny_run(tmp_path / "run"))
+def test_the_guides_reward_of_reactions_is_one(parcels):
+    method = textwrap.dedent(block("guide.md", "python", "def reaction_reward"))
+    exec(compile(method, "parcels.py", "exec"), names := {})
+    rewarding = type("Rewarding", (type(parcels),), {"reaction_reward": names["reaction_reward"]})()
+    assert isinstance(rewarding, base.RewardsReactions)
+    assert not isinstance(parcels, base.RewardsReactions)
+    rewards = [rewarding.reaction_reward(text) for text in ("Thank you!", "Where is it?")]
+    assert rewards == [1, 0]
+
+
+def guides_commands() -> list[list[str]]:
+    """What the guide types behind `ixjax`."""
     blocks = re.findall(r"```bash\n(.*?)```", (DOCS / "guide.md").read_text(), re.DOTALL)
     lines = [line for code in blocks for line in code.splitlines() if line.startswith("ixjax ")]
-    shown = [words for line in lines if (words := shlex.split(line)[1:])[0] in commands.TOOLS]
+    return [shlex.split(line)[1:] for line in lines]
+
+
+def test_the_guides_stages_take_the_flags_that_it_gives_them():
+    shown = [words for words in guides_commands() if words[0] in commands.STAGES]
+    assert {"pipeline", "search"} == {line[0] for line in shown}
+    for stage, *flags in shown:
+        assert parse(RunConfig, flags, stage=stage, summary="").out == "runs/quickstart"
+
+
+def test_every_flag_of_the_guide_is_a_setting_of_a_run_or_a_tool():
+    """In running text and tables; `.name` behind a flag is another one of its section."""
+    settings = [
+        RunConfig,
+        *(importlib.import_module(f"ixjax.commands.{t}").Settings for t in commands.TOOLS),
+    ]
+    known = {"--config", "--help", "--as"}.union(*map(flags_of, settings))
+    text = re.sub(r"```.*?```", "", (DOCS / "guide.md").read_text(), flags=re.DOTALL)
+    section, named = "", []
+    for flag in re.findall(r"`(--[a-z.-]+|\.[a-z-]+)[ `]", text):
+        section = section if flag.startswith(".") else flag.rpartition(".")[0]
+        named.append(section + flag if flag.startswith(".") else flag)
+    assert {"--search.reactions", "--processes.timeout", "--evaluation.think"} <= set(named)
+    unknown = [flag for flag in named if flag not in known and flag != "--engine.*"]
+    assert not unknown
+
+
+def flags_of(settings: type, prefix: str = "--") -> set[str]:
+    """The flags of a dataclass and of the dataclasses in it."""
+    found = set()
+    for name, kind in typing.get_type_hints(settings).items():
+        flag = prefix + name.replace("_", "-")
+        found |= flags_of(kind, f"{flag}.") if dataclasses.is_dataclass(kind) else {flag}
+    return found
+
+
+def test_the_guides_tools_take_the_flags_that_it_gives_them(tmp_path):
+    open_run(tiny_run(tmp_path / "run"))
+    shown = [words for words in guides_commands() if words[0] in commands.TOOLS]
     assert {line[0] for line in shown} == set(commands.TOOLS)
     for tool, *flags in shown:
         given = [str(tmp_path / "run") if flag == "runs/quickstart" else flag for flag in flags]
         module = importlib.import_module(f"ixjax.commands.{tool}")
         settings, run = parse_tool(module.Settings, given, tool=tool, summary=module.SUMMARY)
         assert (run is None) == ("--out" not in flags) == (not settings.out)
+
+
+def test_the_data_formats_name_every_field_of_a_tree():
+    page = (DOCS / "data-formats.md").read_text()
+    section = page.partition("## Search trees")[2].partition("\n## ")[0]
+    names = set(re.findall(r"`(\w+)`", section))
+    assert {field.name for field in dataclasses.fields(TreeNode)} <= names
+    assert {*COUNTS, "nodes", "simulations", "unreadable", "decisions_at_D"} <= names
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A folder in which exported/policy is as the guide has it."""
+    folder = tmp_path_factory.mktemp("docs")
+    run = untrained_run(folder / "run", ("policy_sft",))
+    policy = find_checkpoint(run, "policy_sft")
+    export(run, policy, folder / "exported" / "policy")
+    return folder
+
+
+@pytest.mark.parametrize("containing", ["stack_adapters", "apply_chat_template"])
+def test_the_guides_examples_with_an_export_run(exported, monkeypatch, containing):
+    monkeypatch.chdir(exported)
+    found: dict = {}
+    exec(compile(block("guide.md", "python", containing), "example.py", "exec"), found)
+    if containing == "stack_adapters":
+        assert load_hf("exported/merged").config.lora is None
+        assert found["contexts"].adapters.tolist() == [0, 1, -1]
+    else:
+        assert isinstance(found["answer"], str)
+
+
+def test_the_guide_lists_every_architecture():
+    guide = (DOCS / "guide.md").read_text()
+    assert all(f"`{name}`" in guide for name in FAMILIES)
 
 
 def test_every_command_is_in_the_readme():

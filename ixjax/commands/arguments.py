@@ -13,7 +13,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from ixjax.io import InputError, read_text
 
 Config = TypeVar("Config")
 PACKAGE = Path(__file__).parent.parent
+Where = Callable[[str], str]  # file and line of a dotted key
 MISFIT = object()  # what `_fit` gives for a value that is not of the wanted type
 
 
@@ -105,31 +106,50 @@ def load(cls: type[Config], name: str) -> Config:
             f"({', '.join(known)}){_nearest(name, known)}"
         )
     try:
-        content = yaml.load(read_text(path), Loader=_StrictLoader)
+        text = read_text(path)
+        content = yaml.load(text, Loader=_StrictLoader)
+        lines = _lines(yaml.compose(text, Loader=_StrictLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "cannot be read"
         raise InputError(f"{path}{line}: not YAML ({problem})") from None
-    return build(cls, content, file=str(path))
+    return build(cls, content, file=str(path), lines=lines)
 
 
-def build(cls: type[Config], content: Any, *, file: str) -> Config:
+def _lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
+    """Line of each key of a file, by its dotted name."""
+    found: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode):
+            place = f"{prefix}{key.value}"
+            found |= {place: key.start_mark.line + 1, **_lines(value, f"{place}.")}
+    return found
+
+
+def build(
+    cls: type[Config], content: Any, *, file: str, lines: Mapping[str, int] | None = None
+) -> Config:
     """A dataclass that has a default for every field, with the settings that `content` has.
 
     Raises:
-        InputError: as in `load`; names `file` and the dotted key.
+        InputError: as in `load`; names `file`, the line where `lines` has it, and the dotted key.
     """
-    return _merge(cls(), content, file=file, key="")
+
+    def where(key: str) -> str:
+        line = (lines or {}).get(key)
+        return file if line is None else f"{file}:{line}"
+
+    return _merge(cls(), content, where=where, key="")
 
 
-def _merge(default: Any, content: Any, *, file: str, key: str) -> Any:
-    """`default` with the values of `content`, which stands at the dotted `key` of `file`."""
+def _merge(default: Any, content: Any, *, where: Where, key: str) -> Any:
+    """`default` with the values of `content`, which stands at the dotted `key` of a file."""
     if content is None:  # an empty file, or a section whose every line is commented out
         return default
     if not isinstance(content, Mapping):
         raise InputError(
-            f"{file}: {key or 'the file'} is {_show(content)}; expected settings (key: value)"
+            f"{where(key)}: {key or 'the file'} is {_show(content)}; expected settings (key: value)"
         )
     hints = typing.get_type_hints(type(default))
     names = [field.name for field in dataclasses.fields(default)]
@@ -139,25 +159,28 @@ def _merge(default: Any, content: Any, *, file: str, key: str) -> Any:
         place = f"{section}{name}"
         if name not in names:
             near = _nearest(name, names, prefix=section)
-            raise InputError(f"{file}: unknown key {place}{near}")
+            section_of, _, rest = str(name).partition(".")
+            if rest and section_of in names:
+                near = f"; write it as `{rest}:` below `{section}{section_of}:`, indented"
+            raise InputError(f"{where(place)}: unknown key {place}{near}")
         if dataclasses.is_dataclass(hints[name]):
-            changes[name] = _merge(getattr(default, name), value, file=file, key=place)
+            changes[name] = _merge(getattr(default, name), value, where=where, key=place)
         else:
-            changes[name] = _convert(hints[name], value, file=file, key=place)
+            changes[name] = _convert(hints[name], value, where=where, key=place)
     try:
         return dataclasses.replace(default, **changes)
     except ValueError as error:
         named = not key or str(error).startswith(f"{key}.")
-        raise InputError(f"{file}: {'' if named else f'{key}: '}{error}") from None
+        raise InputError(f"{where(key)}: {'' if named else f'{key}: '}{error}") from None
 
 
-def _convert(kind: Any, value: Any, *, file: str, key: str) -> Any:
+def _convert(kind: Any, value: Any, *, where: Where, key: str) -> Any:
     """A plain value of the wanted type; int passes for float, nothing else is bent."""
     fitted = _fit(kind, value)
     if fitted is MISFIT:
         literal = typing.get_origin(kind) is typing.Literal
         near = _nearest(value, typing.get_args(kind)) if literal else ""
-        raise InputError(f"{file}: {key} is {_show(value)}; expected {_describe(kind)}{near}")
+        raise InputError(f"{where(key)}: {key} is {_show(value)}; expected {_describe(kind)}{near}")
     return fitted
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -14,12 +15,14 @@ from rich.console import Console
 
 from ixjax.dialogue.corpora import add_dialogue
 from ixjax.dialogue.types import ROLES, Turn
-from ixjax.generation import Session
+from ixjax.generation import TurnTaking
 from ixjax.io import InputError
+from ixjax.search import ThinkingSession
 
 HELP = """/undo         takes back the last exchange
 /restart      begins the dialogue again
 /save [FILE]  writes the dialogue, in the form of your own corpus
+/why          shows what the policy considered for its last turn (with --think)
 /help         shows this
 /quit         ends, as Ctrl-D and Ctrl-C do
 //...         says a line that begins with /"""
@@ -39,7 +42,7 @@ class Conversation:
 
     def __init__(
         self,
-        session: Session,
+        session: TurnTaking,
         console: Console,
         read: Callable[[str], str],
         *,
@@ -55,6 +58,7 @@ class Conversation:
             "/undo": self._undo,
             "/restart": self._restart,
             "/save": self._save,
+            "/why": self._why,
             "/help": lambda _: self._note(HELP),
             "/quit": self._quit,
         }
@@ -93,7 +97,9 @@ class Conversation:
 
     def _command(self, line: str) -> None:
         name, _, rest = line.partition(" ")
-        if name in self._commands:
+        if rest.strip() and name in self._commands and name != "/save":
+            self._note(f"{name} takes nothing behind it; nothing was done")
+        elif name in self._commands:
             self._commands[name](rest.strip())
         else:
             self._note(f"there is no {name}; /help lists what there is, // says a line with /")
@@ -106,22 +112,24 @@ class Conversation:
 
     def _hear(self, pieces: Iterable[str]) -> None:
         """Print the model's turn as it comes, and what it came to."""
-        forgotten = self._session.speaker.dropped_turns
+        role, forgotten, coming = self._session.role, self._session.dropped_turns, iter(pieces)
         try:
-            self._print(self._session.speaker.view.role, pieces)
+            with self._console.status(f"the {role} thinks"):
+                first = next(coming, "")
+            self._print(role, itertools.chain([first], coming))
         except InputError as error:
             self._note(f"not said: {error}")
             return
-        if self._session.speaker.dropped_turns > forgotten:
+        if self._session.dropped_turns > forgotten:
             self._note("(its context is full: the model has forgotten the oldest turns)")
         if self._session.ended:
-            self._note(f"(the {self._session.speaker.view.role} has left)")
+            self._note(f"(the {role} has left)")
         if self._session.person == "policy":
             self._tell_outcome()
 
     def _tell_outcome(self) -> None:
         reading = self._session.outcome()
-        unit = self._session.speaker.view.scenario.outcome_unit
+        unit = self._session.scenario.outcome_unit
         if math.isnan(reading.engagement):
             self._note("(outcome: unreadable)")
         else:
@@ -156,6 +164,18 @@ class Conversation:
         self._note(f"saved as {named.id} in {path} (dialogues in it: {count})")
         if not dialogue.condition.attributes:
             self._note("its condition is empty: write in who the user was before you train on it")
+
+    def _why(self, _: str) -> None:
+        if not isinstance(self._session, ThinkingSession):
+            self._note("nothing was considered: --think N lets the policy search before its turns")
+        elif not self._session.considered:
+            self._note("nothing was considered: the policy has not spoken yet")
+        else:
+            self._note("mean return  visits  response (the first was said)")
+            for response in self._session.considered:
+                mean = f"{response.value:.2f}" if response.visits else "unreadable"
+                text = " ".join(response.text.split())
+                self._note(f"{mean:>11}  {response.visits:>6}  {text}")
 
     def _quit(self, _: str) -> None:
         raise EOFError

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ixjax import pipeline
 from ixjax.io import InputError
+from ixjax.models.config import DType
 from ixjax.parallel import MeshConfig, make_mesh
 
 SUMMARY = "Write a model of a run as a Hugging Face folder, with tokenizer and chat template."
@@ -26,7 +27,10 @@ class Settings:
     adapter: bool = False
     """Write the adapter alone, in PEFT's form; else it is merged into the model."""
     overwrite: bool = False
-    """Write into a folder that holds something else, too."""
+    """Write into a folder that holds something else, too: model weights that lie there are replaced
+    or removed, other files stay."""
+    dtype: DType | None = None
+    """Of the weights that are written; default: as they were trained."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     """How devices are laid out."""
 
@@ -38,7 +42,7 @@ def execute(settings: Settings, run: pipeline.Run | None, console: Console) -> N
     if not settings.to:
         raise InputError("to: no folder given; set --to FOLDER")
     checkpoint = pipeline.find_checkpoint(run, settings.model)
-    if checkpoint.role is None:
+    if not checkpoint.command:
         raise InputError(f"model: {checkpoint.path} is a folder; it needs no export")
     record = pipeline.export(
         run,
@@ -46,6 +50,7 @@ def execute(settings: Settings, run: pipeline.Run | None, console: Console) -> N
         settings.to,
         adapter=settings.adapter,
         overwrite=settings.overwrite,
+        dtype=settings.dtype,
         mesh=make_mesh(settings.mesh),
     )
     console.print(f"{checkpoint.name} of {run.directory.root} is in {settings.to}")

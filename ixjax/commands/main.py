@@ -10,6 +10,7 @@ interruption with 130; anything else is a bug and shows its traceback.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,13 @@ TOOLS = {
     "export": "a model as a Hugging Face folder",
     "parity": "compare what the engine and the trainer compute",
 }
+BAD_PATHS = (
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
 CACHE_SWITCH = "IXJAX_COMPILATION_CACHE"  # a folder, or "off"
 
 
@@ -49,6 +57,9 @@ def main(command: str | None = None, arguments: Sequence[str] | None = None) -> 
         if not arguments or arguments[0] in ("-h", "--help"):
             _usage()
             sys.exit(0 if arguments else 2)
+        if arguments[0] in ("-V", "--version"):
+            print(f"ixjax {_version()}")
+            sys.exit(0)
         command = arguments.pop(0)
     try:
         _run(command, arguments)
@@ -58,8 +69,12 @@ def main(command: str | None = None, arguments: Sequence[str] | None = None) -> 
     except BrokenPipeError:  # whoever read the output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except BAD_PATHS as error:  # where a person's path leads nowhere, or into a file
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"error: {what}", file=sys.stderr)
+        sys.exit(2)
     except (OSError, FloatingPointError) as error:
-        # A full disk, a folder that may not be written, a training that diverged.
+        # A full disk, a training that diverged.
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -124,6 +139,13 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+def _version() -> str:
+    try:
+        return importlib.metadata.version("ixjax")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed: read from its sources)"
+
+
 def _usage() -> None:
     print("usage: ixjax STAGE [--config PATH-or-preset] [--out RUN] [flags]")
     print("       ixjax TOOL [--out RUN] [flags]")
@@ -131,9 +153,8 @@ def _usage() -> None:
         print(f"\n{kind}:")
         for name, what in commands.items():
             print(f"  {name:<10} {what}")
-    print(
-        "\n`ixjax COMMAND --help` lists every flag. Compiled programs are kept in the user's cache"
-    )
+    print("\n`ixjax --version` tells the version.")
+    print("`ixjax COMMAND --help` lists every flag. Compiled programs are kept in the user's cache")
     print(f"folder; {CACHE_SWITCH}=FOLDER keeps them elsewhere, {CACHE_SWITCH}=off not at all.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from ixjax.commands.summary import print_parity
 from ixjax.dialogue.chat import View
 from ixjax.dialogue.scenarios import get_scenario
 from ixjax.dialogue.scenarios.sandbox import generate_corpus
-from ixjax.evaluation import TOLERANCES, parity
+from ixjax.evaluation import TOLERANCES, not_finite, parity
 from ixjax.generation import EngineConfig, SamplingConfig
 from ixjax.io import InputError
 from ixjax.models.config import DType
@@ -50,6 +51,8 @@ def execute(settings: Settings, run: pipeline.Run | None, console: Console) -> N
     """Compare, print the table; exit code 1 if a difference is too large."""
     if settings.dialogues < 1:
         raise InputError(f"dialogues is {settings.dialogues}; expected 1 or more")
+    if settings.tolerance is not None and not 0 <= settings.tolerance < math.inf:
+        raise InputError(f"tolerance is {settings.tolerance}; expected 0 or more, and finite")
     checkpoints = _chosen(settings, run)
     if run is None:
         scenario = get_scenario("sandbox")
@@ -59,6 +62,12 @@ def execute(settings: Settings, run: pipeline.Run | None, console: Console) -> N
     mesh, found, allowed = make_mesh(settings.mesh), {}, settings.tolerance
     for checkpoint in checkpoints:
         model, template = checkpoint.load(mesh=mesh, dtype=settings.dtype)
+        broken = not_finite(model)
+        if broken:
+            raise InputError(
+                f"{checkpoint.path}: weight {broken[0]} holds NaN or infinite values "
+                f"({len(broken)} such weights); the model computes nothing that could be compared"
+            )
         view = View(scenario=scenario, role=checkpoint.role or "policy", template=template)
         if allowed is None:  # models of one run are of one type
             allowed = TOLERANCES[model.config.compute_dtype]

@@ -41,11 +41,16 @@ def print_sft(console: Console, models: Mapping[str, Mapping[str, Any]]) -> None
 
 
 def print_search(console: Console, facts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Sums over all trees, and what became pairs."""
-    trees, pairs = facts["trees"], facts["pairs"]
+    """Sums over all trees (of a process that shares a search: its own), and what became pairs."""
+    trees, pairs = facts["trees"], facts.get("pairs")
     rows = [(key.replace("_", " "), trees[key]) for key in trees if key != "inputs"]
-    rows += [("pairs from trees", pairs["imcts"]), ("pairs from people", pairs["human"])]
-    rows += [(f"pair rule: {rule.replace('_', ' ')}", n) for rule, n in pairs["dropped"].items()]
+    if pairs is not None:
+        rows += _by_rule("responses not compared", pairs["left_out"])
+        rows += [("pairs considered", pairs["considered"])]
+        rows += _by_rule("pair rule", pairs["dropped"])
+        rows += [("pairs from trees", pairs["imcts"])]
+        rows += _by_rule("human pair rule", pairs["human_dropped"])
+        rows += [("pairs from people", pairs["human"])]
     _print(console, "Search", ("what", "count"), rows)
 
 
@@ -157,6 +162,10 @@ def print_parity(console: Console, models: Mapping[str, Parity], tolerance: floa
         f"largest: {worst.size:.1e}, {name} on dialogue {worst.dialogue}, token {worst.token} "
         f"({worst.text!r}) as {worst.way}: engine {worst.engine:.6f}, trainer {worst.trainer:.6f}"
     )
+
+
+def _by_rule(what: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return [(f"{what}: {rule.replace('_', ' ')}", count) for rule, count in counts.items()]
 
 
 def _is_weak(fidelity: Mapping[str, Any]) -> bool:

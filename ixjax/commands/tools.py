@@ -16,6 +16,7 @@ import tyro
 
 from ixjax.commands.arguments import load, take
 from ixjax.io import InputError, RunDirectory
+from ixjax.models import turn_tokens
 from ixjax.pipeline import Run, RunConfig
 
 
@@ -40,7 +41,10 @@ def parse_tool(
     """
     out, _ = take(arguments, "--out")
     run = None if out is None else read_run(out)
-    default = cls() if run is None else dataclasses.replace(cls(), **_shared(cls, run.config))
+    if run is None:
+        default = _as_folder_says(cls(), take(arguments, "--model")[0])
+    else:
+        default = dataclasses.replace(cls(), **_shared(cls, run.config))
     settings = tyro.cli(
         cls,
         prog=f"ixjax {tool}",
@@ -55,6 +59,17 @@ def parse_tool(
             "--scenario or --out out"
         )
     return settings, run
+
+
+def _as_folder_says(settings: Any, model: str | None) -> Any:
+    """A tool's defaults, with turns as long as a Hugging Face folder's are, where one is named."""
+    sampling = getattr(settings, "sampling", None)
+    if not model or sampling is None or not Path(model).is_dir():
+        return settings
+    tokens = turn_tokens(Path(model), default=sampling.max_new_tokens)
+    return dataclasses.replace(
+        settings, sampling=dataclasses.replace(sampling, max_new_tokens=tokens)
+    )
 
 
 def read_run(out: str) -> Run:

@@ -5,7 +5,7 @@ And whether the engine, by which all of it is played, computes what the trainer 
 
 from ixjax.evaluation.fidelity import fidelity, utterance_nll
 from ixjax.evaluation.metrics import bootstrap_interval, cell_metrics
-from ixjax.evaluation.parity import TOLERANCES, Difference, Parity, parity
+from ixjax.evaluation.parity import TOLERANCES, Difference, Parity, not_finite, parity
 from ixjax.evaluation.play import EvaluationConfig, Played, play
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "bootstrap_interval",
     "cell_metrics",
     "fidelity",
+    "not_finite",
     "parity",
     "play",
     "utterance_nll",

@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from ixjax.dialogue.chat import Rendered, View
@@ -22,6 +23,7 @@ from ixjax.generation import Engine, EngineConfig, SamplingConfig, Turns
 from ixjax.io import InputError
 from ixjax.models import Transformer
 from ixjax.models.config import DType
+from ixjax.models.sharding import weights_by_path
 from ixjax.training import example_logprobs
 
 TOLERANCES: dict[DType, float] = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
@@ -72,6 +74,13 @@ class Parity:
     largest: dict[Way, float]
     mean: dict[Way, float]
     worst: Difference
+
+
+def not_finite(model: Transformer) -> list[str]:
+    """Paths of the weights that hold a NaN or an infinity."""
+    return [
+        name for name, weight in weights_by_path(model).items() if not jnp.isfinite(weight).all()
+    ]
 
 
 def parity(

@@ -39,15 +39,18 @@ class EvaluationConfig:
     """Best of n: responses sampled a turn."""
     rollouts: int = 1
     """Best of n: dialogues looked ahead from each of them."""
+    think: int = 4
+    """i×MCTS at inference: iterations before each turn, of `candidates` responses and `rollouts`;
+    0 leaves the method out."""
     fidelity_dialogues: int = 64
     """Held-out human dialogues that each simulator's fidelity is measured on, the first ones."""
 
     def __post_init__(self) -> None:
-        """Refuse counts below 1."""
+        """Refuse counts below 1, or 0 where that means something."""
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value < 1:
-                raise InputError(f"evaluation.{field.name} is {value}; expected 1 or more")
+            value, least = getattr(self, field.name), int(field.name != "think")
+            if value < least:
+                raise InputError(f"evaluation.{field.name} is {value}; expected {least} or more")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,9 @@ from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.dpo import align
 from ixjax.pipeline.evaluate import evaluate
 from ixjax.pipeline.export import export
+from ixjax.pipeline.opening import open_run
 from ixjax.pipeline.prepare import prepare
-from ixjax.pipeline.run import Reporter, Run, open_run
+from ixjax.pipeline.run import Reporter, Run
 from ixjax.pipeline.search import search
 from ixjax.pipeline.sft import train_speakers
 

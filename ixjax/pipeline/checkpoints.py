@@ -9,21 +9,24 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
 from ixjax import io
 from ixjax.dialogue.chat import ChatTemplate
 from ixjax.dialogue.tokenizer import load_tokenizer
-from ixjax.dialogue.types import Role
-from ixjax.models import Transformer, load_hf
+from ixjax.dialogue.types import ROLES, Role
+from ixjax.models import Transformer, check_hf, load_hf
 from ixjax.models.config import DType
+from ixjax.pipeline.bases import refuse_runs_model
 from ixjax.pipeline.inputs import SOURCES
 from ixjax.pipeline.run import Run
 from ixjax.training import is_finished, load_model
 
 ALIGNED = "policy_dpo/imcts"
 FOLDER_DTYPE: DType = "bfloat16"  # of a Hugging Face folder, unless another is asked for
+RECORD, RECORD_SCHEMA = "ixjax.json", "ixjax.export"  # what a folder that we wrote says of itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +40,11 @@ class Checkpoint:
     tokenizer: Path
     """A Hugging Face tokenizer folder."""
     role: Role | None
-    """The side that it was trained to speak for; None for a folder, which may speak for either."""
+    """The side that it was trained to speak for; None for a folder that does not say."""
     command: str
     """The stage that makes it; empty for a folder, which is nobody's here."""
+    scenario: str = ""
+    """Whose dialogues it was trained on; empty for a folder that does not say."""
 
     @property
     def finished(self) -> bool:
@@ -58,7 +63,14 @@ class Checkpoint:
         Raises:
             InputError: one of them can't be read, or they do not belong together.
         """
-        template = ChatTemplate.from_tokenizer(load_tokenizer(self.tokenizer))
+        if not self.command:
+            check_hf(self.path)  # reads config.json with clearer words than a tokenizer's reader
+        elif not self.tokenizer.is_dir():
+            raise io.InputError(
+                f"{self.tokenizer}: the run's tokenizer is gone; run `ixjax prepare` with the same "
+                "--config and --out to write it again"
+            )
+        template = ChatTemplate.from_tokenizer(load_tokenizer(self.tokenizer, setting="model"))
         if self.command:
             model = load_model(self.path, mesh=mesh, dtype=dtype)
         else:
@@ -78,7 +90,14 @@ def run_checkpoints(run: Run) -> list[Checkpoint]:
     roles |= {"simulator_heldout": "user"}
     roles |= {f"{directory.policy_dpo.name}/{source}": "policy" for source in SOURCES}
     return [
-        Checkpoint(name, directory.root / name, directory.tokenizer, role, _command(name))
+        Checkpoint(
+            name,
+            directory.root / name,
+            directory.tokenizer,
+            role,
+            _command(name),
+            run.config.scenario,
+        )
         for name, role in roles.items()
     ]
 
@@ -102,12 +121,12 @@ def find_checkpoint(run: Run | None, name: str, *, role: Role | None = None) -> 
                 "no model given; set --out RUN for one of a run's, or --model FOLDER for a "
                 "Hugging Face folder"
             )
-        return _folder(name)
+        return _for_side(_folder(name), role)
     known = {checkpoint.name: checkpoint for checkpoint in run_checkpoints(run)}
     name = name.rstrip("/") or _default(known, role)
     found = known.get(name)
     if found is None and Path(name).is_dir():
-        return _folder(name)
+        return _for_side(_folder(name), role)
     if found is None:
         near = difflib.get_close_matches(name, known, n=1)
         raise io.InputError(
@@ -119,13 +138,8 @@ def find_checkpoint(run: Run | None, name: str, *, role: Role | None = None) -> 
             f"{run.directory.root}: {name} is not finished here; run `ixjax {found.command}` with "
             "the same --config and --out first"
         )
-    if role is not None and found.role != role:
-        fitting = ", ".join(c.name for c in known.values() if c.role == role)
-        raise io.InputError(
-            f"model: {name} speaks for the {found.role}; expected one that speaks for the {role} "
-            f"({fitting})"
-        )
-    return found
+    fitting = ", ".join(c.name for c in known.values() if c.role == role)
+    return _for_side(found, role, hint=f" ({fitting})")
 
 
 def _default(known: dict[str, Checkpoint], role: Role | None) -> str:
@@ -134,8 +148,35 @@ def _default(known: dict[str, Checkpoint], role: Role | None) -> str:
     return ALIGNED if known[ALIGNED].finished else "policy_sft"
 
 
+def _for_side(found: Checkpoint, role: Role | None, *, hint: str = "") -> Checkpoint:
+    if role is not None and found.role not in (None, role):
+        raise io.InputError(
+            f"model: {found.name} speaks for the {found.role}; expected one that speaks for the "
+            f"{role}{hint}"
+        )
+    return found
+
+
 def _folder(name: str) -> Checkpoint:
-    return Checkpoint(name, Path(name), Path(name), role=None, command="")
+    path = Path(name)
+    refuse_runs_model("model", path)
+    record = export_record(path) or {}
+    role, scenario = record.get("role"), record.get("scenario") or ""
+    if role not in (None, *ROLES) or not isinstance(scenario, str):
+        raise io.InputError(
+            f"{path / RECORD}: role is {role!r} and scenario {scenario!r}; expected one of "
+            f"{', '.join(ROLES)}, and a name"
+        )
+    return Checkpoint(name, path, path, role, command="", scenario=scenario)
+
+
+def export_record(folder: Path) -> dict[str, Any] | None:
+    """What a folder that `export` wrote says of itself; None of any other."""
+    if not (folder / RECORD).is_file():
+        return None
+    record = io.read_json(folder / RECORD)
+    ours = isinstance(record, dict) and record.get("schema") == RECORD_SCHEMA
+    return record if ours else None
 
 
 def _command(name: str) -> str:

@@ -8,11 +8,36 @@ from ixjax.dialogue.corpora import DataConfig
 from ixjax.dialogue.tokenizer import TokenizerConfig
 from ixjax.evaluation import EvaluationConfig
 from ixjax.generation import DebugConfig, EngineConfig, ReadOut, SamplingConfig
-from ixjax.io import NO_EFFECT
+from ixjax.io import NO_EFFECT, InputError
 from ixjax.models import ModelArguments
 from ixjax.parallel import MeshConfig
 from ixjax.search import PairsConfig, SearchConfig
 from ixjax.training import DPOConfig, SFTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessesConfig:
+    """Processes that share a search, on one machine or on several that see one run directory.
+
+    Each plays its own slice of the conditions; process 0 puts the trees together.
+    """
+
+    index: int = 0
+    """Which process this is, from 0."""
+    count: int = 1
+    """How many there are; another number may go on with what an interrupted search has left."""
+    timeout: float = 900.0
+    """Seconds without a new tree after which process 0 stops waiting for the others."""
+
+    def __post_init__(self) -> None:
+        """Refuse a process that there is not."""
+        if not 0 <= self.index < self.count:
+            raise InputError(
+                f"processes.index is {self.index}; expected 0 to {self.count - 1}, since "
+                f"processes.count is {self.count}"
+            )
+        if self.timeout < 0:
+            raise InputError(f"processes.timeout is {self.timeout}; expected 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +68,10 @@ class RunConfig:
     """How the generation engine lays out its work."""
     debug: DebugConfig = dataclasses.field(default_factory=DebugConfig, metadata=NO_EFFECT)
     """Checks for whoever develops or tunes."""
+    processes: ProcessesConfig = dataclasses.field(
+        default_factory=ProcessesConfig, metadata=NO_EFFECT
+    )
+    """Processes that share the search."""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     """The tree search."""
     pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)

@@ -12,7 +12,7 @@ from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
 from ixjax.models import Transformer
 from ixjax.pipeline.inputs import SOURCES
-from ixjax.pipeline.run import Reporter, Run
+from ixjax.pipeline.run import Reporter, Run, tell_resumed
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
 from ixjax.training import (
     load_reference,
@@ -55,6 +55,7 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
         reporter.start(f"dpo {source}", config.dpo.steps, "steps")
 
         def on_step(metrics: dict[str, Any]) -> None:
+            tell_resumed(reporter, f"dpo {source}", metrics)
             shown = {k: metrics[k] for k in ("loss", "rewards/accuracies") if k in metrics}
             reporter.advance(metrics.get("steps_since", 1), **shown)
             run.log(stage, metrics)

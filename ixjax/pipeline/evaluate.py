@@ -15,7 +15,7 @@ from ixjax.generation import Speaker, User
 from ixjax.pipeline.dpo import policy_directory
 from ixjax.pipeline.inputs import SIMULATORS, SOURCES, SPEAKERS
 from ixjax.pipeline.run import Reporter, Run
-from ixjax.search import BestOfN
+from ixjax.search import SearchConfig, SearchingPolicy
 
 SCHEMA = "ixjax.evaluation"
 PLAYED_SCHEMA = "ixjax.played"
@@ -94,20 +94,34 @@ def _methods(run: Run) -> dict[str, Callable[[], Speaker]]:
     """Each method as something that makes its policy when its turn has come."""
     policy = functools.partial(run.speaker, role="policy", seed_offset=EVALUATION_SEED)
 
-    def best_of_n() -> Speaker:
-        settings = run.config.evaluation
-        return BestOfN(
+    settings = run.config.evaluation
+
+    def searching(iterations: int) -> Speaker:
+        config = SearchConfig(
+            iterations=iterations,
+            width=settings.candidates,
+            reactions=settings.rollouts,
+            max_turns=settings.max_turns,
+            trees=settings.batch,
+            c_uct=run.config.search.c_uct,
+            # What is tried again meets other reactions: a lucky one alone decides nothing.
+            widening_exponent=0.8 if iterations > 1 else 0.0,
+        )
+        return SearchingPolicy(
             policy(run.directory.policy_sft),
             run.speaker(run.directory.simulator, "user", seed_offset=2 * EVALUATION_SEED),
-            candidates=settings.candidates,
-            rollouts=settings.rollouts,
-            max_turns=settings.max_turns,
+            run.scenario,
+            config,
+            choose="value",
+            reuse=iterations > 1,
         )
 
     methods: dict[str, Callable[[], Speaker]] = {
         REFERENCE_METHOD: functools.partial(policy, run.directory.policy_sft),
-        "best_of_n": best_of_n,
+        "best_of_n": functools.partial(searching, 1),
     }
+    if settings.think:
+        methods["imcts"] = functools.partial(searching, settings.think)
     for source in SOURCES:
         methods[f"dpo_{source}"] = functools.partial(policy, policy_directory(run, source))
     return methods

@@ -7,6 +7,7 @@ where its turns end and how they are drawn (`generation_config.json`), and what 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,25 @@ from jax.sharding import Mesh
 from ixjax import io
 from ixjax.dialogue.chat import ChatTemplate
 from ixjax.generation import SamplingConfig
-from ixjax.models import merge_lora, save_adapter, save_hf
+from ixjax.models import Transformer, cast, merge_lora, save_adapter, save_hf
+from ixjax.models.config import DType
 from ixjax.models.hf_config import CONFIG
 from ixjax.models.lora import ADAPTER_CONFIG
-from ixjax.pipeline.checkpoints import Checkpoint
+from ixjax.pipeline.checkpoints import RECORD, RECORD_SCHEMA, Checkpoint, export_record
 from ixjax.pipeline.run import Run
 
-SCHEMA = "ixjax.export"
-RECORD = "ixjax.json"
+# What a stage writes below a run directory: nothing of another's belongs there.
+STAGE_FOLDERS = (
+    "data",
+    "tokenizer",
+    "policy_sft",
+    "simulator",
+    "simulator_heldout",
+    "trees",
+    "pairs_llama_factory",
+    "policy_dpo",
+    "evaluation",
+)
 
 
 def export(
@@ -32,6 +44,7 @@ def export(
     *,
     adapter: bool = False,
     overwrite: bool = False,
+    dtype: DType | None = None,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Write a model of a run as a Hugging Face folder.
@@ -39,20 +52,25 @@ def export(
     Args:
         run: whose model it is.
         checkpoint: the model; adapters are merged into it.
-        folder: where to; one that an export wrote before is written anew.
+        folder: where to; one that an export of the same model wrote before is written anew.
         adapter: write the adapter alone, in PEFT's form.
-        overwrite: write into a folder that holds something else, too; other files stay.
+        overwrite: write into a folder that holds something else, too: model weights in it are
+            replaced or removed, other files stay.
+        dtype: of the weights that are written; None: as they were trained.
         mesh: where the model is read to.
 
     Returns:
         The content of ixjax.json: what the model is, and the system text of a policy.
 
     Raises:
-        InputError: the folder holds something else, or `adapter` of a model that has none.
+        InputError: the folder holds something else or is part of a run, or `adapter` of a model
+            that has none.
     """
     folder = Path(folder)
+    own = {"run": _run_id(run), "model": checkpoint.name}
+    _refuse_run_directory(folder)
     if not overwrite:
-        _refuse_others_folder(folder)
+        _refuse_others_folder(folder, own)
     other = folder / (CONFIG if adapter else ADAPTER_CONFIG)
     if other.exists():  # readers would put the adapter on the model beside it
         raise io.InputError(f"{other}: a model and an adapter take a folder each; give another")
@@ -60,9 +78,9 @@ def export(
     if adapter and model.config.lora is None:
         raise io.InputError(f"{checkpoint.path}: the model has no adapter; leave --adapter out")
     record = {
-        "schema": SCHEMA,
+        "schema": RECORD_SCHEMA,
         "version": io.SCHEMA_VERSION,
-        "model": checkpoint.name,
+        **own,
         "form": "adapter" if adapter else "model",
         "scenario": run.config.scenario,
         "role": checkpoint.role,
@@ -70,26 +88,50 @@ def export(
     }
     io.write_json(folder / RECORD, record)  # first: an export that was cut off can be done again
     if adapter:
-        save_adapter(model, folder, base=run.config.model.path or None)
+        save_adapter(_in_type(model, dtype), folder, base=run.config.model.path or None)
         template.tokenizer.save_pretrained(folder)
     else:
         whole = model if model.config.lora is None else merge_lora(model)
-        save_hf(whole, folder, template.tokenizer, end_ids=template.end_ids)
+        save_hf(_in_type(whole, dtype), folder, template.tokenizer, end_ids=template.end_ids)
     io.write_json(folder / "generation_config.json", _generation(template, run.config.sampling))
     return record
 
 
-def _refuse_others_folder(folder: Path) -> None:
-    if folder.is_file():
+def _in_type(model: Transformer, dtype: DType | None) -> Transformer:
+    return model if dtype is None else cast(model, dtype)  # last: sums round once
+
+
+def _run_id(run: Run) -> str:
+    """Tells runs of one machine apart, and says nothing about the machine."""
+    return io.fingerprint(run.directory.root.resolve())
+
+
+def _refuse_run_directory(folder: Path) -> None:
+    """An export over a run's own folders would mix its files with those that stages read."""
+    if folder.exists() and not folder.is_dir():
         raise io.InputError(f"{folder}: a file; expected a folder to write to")
+    place = folder.resolve()
+    for parent in (place, *place.parents):
+        files = io.RunDirectory(parent)
+        inside = place.relative_to(parent).parts
+        if files.config.is_file() and files.manifest.is_file():
+            if not inside or inside[0] in STAGE_FOLDERS:
+                raise io.InputError(
+                    f"{folder}: belongs to the run directory {parent}; give a folder of its own"
+                )
+            return
+
+
+def _refuse_others_folder(folder: Path, own: Mapping[str, str]) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    record = io.read_json(folder / RECORD) if (folder / RECORD).is_file() else None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise io.InputError(
-            f"{folder}: holds something else than an export of ours; give another folder, or "
-            "--overwrite to write into this one"
-        )
+    remedy = "give another folder, or --overwrite to write into this one"
+    record = export_record(folder)
+    if record is None:
+        raise io.InputError(f"{folder}: holds something else than an export of ours; {remedy}")
+    if any(record.get(name) != value for name, value in own.items()):
+        whose = "another run" if record.get("model") == own["model"] else repr(record.get("model"))
+        raise io.InputError(f"{folder}: holds an export of {whose}; {remedy}")
 
 
 def _generation(template: ChatTemplate, sampling: SamplingConfig) -> dict[str, Any]:

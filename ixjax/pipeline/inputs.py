@@ -15,6 +15,7 @@ from ixjax.pipeline.config import RunConfig
 SPEAKERS = ("policy", "simulator", "simulator_heldout")
 SIMULATORS = ("simulator", "simulator_heldout")
 SOURCES = ("human", "imcts", "mix")
+PATHS = ("data.path", "tokenizer.path", "model.path")  # settings that count by what lies there
 SMALL_BYTES = 20_000_000  # of a checkpoint, larger files are told apart by name and size alone
 
 
@@ -52,13 +53,29 @@ def stage_inputs(stage: str, config: RunConfig, prepared: str) -> str:
     return io.fingerprint(stage, *parts[kind]())
 
 
-def corpus_inputs(config: RunConfig) -> str:
-    """The fingerprint of what `prepare` reads: the corpus, and a given tokenizer or checkpoint."""
+def corpus_inputs(config: RunConfig, found: Mapping[str, object]) -> str:
+    """The fingerprint of what `prepare` reads: the corpus, and a given tokenizer or checkpoint.
+
+    Args:
+        config: of the run.
+        found: what lies at each of `PATHS`, from `sources`.
+    """
+    given = [found[name] for name in PATHS]
+    return io.fingerprint(config.data, config.tokenizer, config.scenario, config.seed, *given)
+
+
+def sources(config: RunConfig) -> dict[str, object]:
+    """What lies at each of `PATHS` now, as JSON."""
     source = Path(config.data.path) if config.data.path else None
     corpus = io.folder_fingerprint(source) if source is not None and source.exists() else ""
-    given = [_checkpoint(path) for path in (config.tokenizer.path, config.model.path)]
-    return io.fingerprint(
-        config.data, config.tokenizer, config.scenario, config.seed, corpus, *given
+    given = {"tokenizer.path": config.tokenizer.path, "model.path": config.model.path}
+    return {"data.path": corpus, **{name: _checkpoint(path) for name, path in given.items()}}
+
+
+def paths(config: RunConfig) -> dict[str, str]:
+    """The settings that count by what lies there, by their dotted names."""
+    return dict(
+        zip(PATHS, (config.data.path, config.tokenizer.path, config.model.path), strict=True)
     )
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ixjax import io
+from ixjax.dialogue.chat import ChatTemplate
 from ixjax.dialogue.corpora import read_corpus, split_corpus, write_dialogues
 from ixjax.dialogue.scenarios import Scenario
 from ixjax.dialogue.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from ixjax.dialogue.types import Dialogue
-from ixjax.pipeline.inputs import corpus_inputs
+from ixjax.models import check_hf
+from ixjax.pipeline.bases import check_vocabulary
 from ixjax.pipeline.run import CONDITIONS_SCHEMA, Reporter, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SPLITS = ("train", "train_heldout", "valid", "test")
 
@@ -29,6 +34,7 @@ def prepare(run: Run, reporter: Reporter) -> dict[str, Any]:
     with run.stage("prepare") as facts:
         if facts is None:
             return run.facts("prepare")
+        given = _given_tokenizer(run)
         reporter.start("prepare", None, "dialogues")
         dialogues, account, official = read_corpus(config.data, config.scenario, seed=config.seed)
         splits = split_corpus(dialogues, config.data, seed=config.seed, official=official)
@@ -47,11 +53,11 @@ def prepare(run: Run, reporter: Reporter) -> dict[str, Any]:
                     "any; give some dialogues their outcome"
                 )
         _write_conditions(run, splits.train, splits.test)
-        _write_tokenizer(run, [*splits.train, *splits.train_heldout])
+        _write_tokenizer(run, given, [*splits.train, *splits.train_heldout])
         facts["account"] = [list(row) for row in account.rows()]
         facts["account"].append(["moved out of their official split (leakage)", splits.moved])
         facts["splits"] = {name: len(getattr(splits, name)) for name in SPLITS}
-        facts["corpus"] = corpus_inputs(config)
+        facts["sources"] = run.sources
         reporter.finish(**facts["splits"])
     return run.facts("prepare")
 
@@ -66,15 +72,26 @@ def _write_conditions(run: Run, train: list[Dialogue], test: list[Dialogue]) -> 
     io.write_jsonl(run.directory.conditions, records, schema=CONDITIONS_SCHEMA)
 
 
-def _write_tokenizer(run: Run, dialogues: list[Dialogue]) -> None:
-    settings = run.config.tokenizer
-    path = settings.path or run.config.model.path  # a checkpoint brings its own
-    tokenizer = (
-        load_tokenizer(path)
-        if path
-        else train_tokenizer(_texts(run.scenario, dialogues), vocab_size=settings.vocab_size)
-    )
-    save_tokenizer(tokenizer, run.directory.tokenizer)
+def _given_tokenizer(run: Run) -> PreTrainedTokenizerFast | None:
+    """The tokenizer of a folder that was given, once it is known to fit; None: train one."""
+    path, base = run.config.tokenizer.path, run.config.model.path
+    if not path and not base:
+        return None
+    setting = "tokenizer.path" if path else "model.path"  # a checkpoint brings its own
+    tokenizer = load_tokenizer(path or base, setting=setting)
+    template = ChatTemplate.from_tokenizer(tokenizer)
+    if base:
+        check_vocabulary(base, check_hf(base), template)
+    return tokenizer
+
+
+def _write_tokenizer(
+    run: Run, given: PreTrainedTokenizerFast | None, dialogues: list[Dialogue]
+) -> None:
+    size = run.config.tokenizer.vocab_size
+    if given is None:
+        given = train_tokenizer(_texts(run.scenario, dialogues), vocab_size=size)
+    save_tokenizer(given, run.directory.tokenizer)
 
 
 def _texts(scenario: Scenario, dialogues: list[Dialogue]) -> Iterable[str]:

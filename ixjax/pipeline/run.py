@@ -10,12 +10,12 @@ import contextlib
 import dataclasses
 import functools
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
 from jax.sharding import Mesh
 
 from ixjax import io
@@ -25,14 +25,14 @@ from ixjax.dialogue.scenarios import Scenario, get_scenario
 from ixjax.dialogue.tokenizer import load_tokenizer
 from ixjax.dialogue.types import Dialogue, Role
 from ixjax.generation import Account, ModelSpeaker, speaker_engine
-from ixjax.generation.speakers import OUTCOME_TOKENS
 from ixjax.models import Transformer
 from ixjax.parallel import describe, make_mesh
 from ixjax.pipeline.config import RunConfig
-from ixjax.pipeline.inputs import corpus_inputs, stage_inputs
+from ixjax.pipeline.inputs import corpus_inputs, paths, sources, stage_inputs
 from ixjax.training import load_model
 
 CONDITIONS_SCHEMA = "ixjax.conditions"
+WARM_UP_SECONDS = 10.0  # between two words about a warm-up
 COMMANDS = {"pairs": "search"}  # of stages that are not named like the command that does them
 
 
@@ -126,7 +126,8 @@ class Run:
         engine, debug = self.config.engine, self.config.debug
         before, started = self.account.copy(), time.monotonic()
         if warm_up is not None and (engine.warm_up or debug.forbid_recompile):
-            warm_up()
+            with self._telling(f"{stage}: warming up", reporter):
+                warm_up()
             compiled = (self.account - before).compilations
             seconds = time.monotonic() - started
             reporter.note(f"{stage}: warmed up, {compiled} programs in {seconds:.1f} s")
@@ -139,6 +140,25 @@ class Run:
         report = (self.account - before).report(time.monotonic() - started)
         self.log(stage, {"engine": report})
         reporter.note(f"{stage}: {_engine_line(report)}")
+
+    @contextlib.contextmanager
+    def _telling(self, what: str, reporter: Reporter) -> Iterator[None]:
+        """Say every few seconds of a long block how many programs it has compiled."""
+        before, started, over = self.account.compilations, time.monotonic(), threading.Event()
+
+        def tell() -> None:
+            while not over.wait(WARM_UP_SECONDS):
+                count, seconds = self.account.compilations - before, time.monotonic() - started
+                reporter.note(f"{what}, {count} programs so far ({seconds:.0f} s)")
+
+        reporter.note(f"{what}: every size that may occur is compiled now")
+        teller = threading.Thread(target=tell, daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            over.set()
+            teller.join()
 
     def root(self, dialogue: Dialogue) -> Dialogue:
         """Where the policy first moves under a dialogue's condition."""
@@ -154,13 +174,24 @@ class Run:
         return stage_inputs(stage, self.config, self._prepared)
 
     @functools.cached_property
+    def sources(self) -> dict[str, object]:
+        """What the run is prepared from, path by path.
+
+        What is not at hand any more leaves what was prepared from it as it is.
+        """
+        recorded = self.recorded_sources
+        given = {name: Path(path) for name, path in paths(self.config).items() if path}
+        gone = {name for name, path in given.items() if not path.exists()} & recorded.keys()
+        return sources(self.config) | {name: recorded[name] for name in gone}
+
+    @property
+    def recorded_sources(self) -> Mapping[str, object]:
+        """What the run was prepared from, as the manifest has it; empty before that."""
+        return (self.manifest.get("prepare") or {}).get("sources", {})
+
+    @functools.cached_property
     def _prepared(self) -> str:
-        # A corpus that is not at hand any more leaves what was prepared from it as it is.
-        entry = self.manifest.get("prepare")
-        path = self.config.data.path
-        if entry is not None and path and not Path(path).exists():
-            return entry["corpus"]
-        return corpus_inputs(self.config)
+        return corpus_inputs(self.config, self.sources)
 
     def require(self, *stages: str) -> None:
         """See to it that stages are finished, and from what they would be made from now.
@@ -197,11 +228,15 @@ class Run:
         return {
             "prepare": [d.data, d.conditions, d.tokenizer],
             "sft": [d.root / ("policy_sft" if which == "policy" else which) / "model"],
-            "search": [d.trees],
+            "search": [d.all_trees],
             "pairs": [d.pairs, d.human_pairs],
             "dpo": [d.policy_dpo / which / "model"],
             "evaluate": [d.evaluation],
         }[kind]
+
+    def _has_states(self, stage: str) -> bool:
+        """Whether a training has left something to continue from."""
+        return any(any(path.parent.glob("steps/*")) for path in self._outputs(stage))
 
     @property
     def manifest(self) -> io.Manifest:
@@ -224,7 +259,12 @@ class Run:
         self.manifest.start(name, inputs)
         facts: dict[str, Any] = {}
         started = time.monotonic()
-        yield facts
+        try:
+            yield facts
+        except BaseException:
+            if not self._has_states(name):
+                self.manifest.forget(name)
+            raise
         self.manifest.record(name, inputs, seconds=round(time.monotonic() - started, 1), **facts)
 
     def log(self, stage: str, metrics: Mapping[str, Any]) -> None:
@@ -234,6 +274,13 @@ class Run:
             for key, value in metrics.items()
         }
         io.append_jsonl(self.directory.metrics, {"stage": stage, **finite})
+
+
+def tell_resumed(reporter: Reporter, what: str, metrics: dict[str, Any]) -> None:
+    """Say once where an interrupted training goes on; the step is taken out of the metrics."""
+    step = metrics.pop("resumed_at", None)
+    if step is not None:
+        reporter.note(f"{what}: continued behind step {step} of {metrics['steps']}")
 
 
 def _engine_line(report: Mapping[str, float]) -> str:
@@ -246,86 +293,3 @@ def _engine_line(report: Mapping[str, float]) -> str:
         f"occupancy {100 * report['occupancy']:.0f} %, "
         f"{report['compilations']:.0f} compilations ({report['compile_seconds']:.1f} s); {shares}"
     )
-
-
-def open_run(config: RunConfig) -> Run:
-    """Create or continue the run directory `config.out`.
-
-    Raises:
-        InputError: the directory belongs to another configuration (names what differs), or holds
-            something that is not a run.
-    """
-    if not config.out:
-        raise io.InputError("out: no run directory given; set --out RUN")
-    get_scenario(config.scenario)  # an unknown name is said before anything is written
-    _check_settings(config)
-    directory = io.RunDirectory(Path(config.out))
-    mine, run = _settings(config), Run(config, directory)
-    if directory.config.exists():
-        theirs = yaml.safe_load(directory.config.read_text()) or {}
-        _refuse_other_config(run, _flatten(theirs))
-        if theirs != yaml.safe_load(yaml.safe_dump(mine)):  # in what changes no result
-            io.write_text(directory.config, yaml.safe_dump(mine, sort_keys=False))
-    elif directory.root.exists() and any(directory.root.iterdir()):
-        raise io.InputError(
-            f"{directory.root}: holds files but no config.yaml, so it is not a run directory; "
-            "give an empty or new folder as --out"
-        )
-    else:
-        directory.root.mkdir(parents=True, exist_ok=True)
-        io.write_text(directory.config, yaml.safe_dump(mine, sort_keys=False))
-    return run
-
-
-def _check_settings(config: RunConfig) -> None:
-    """Refuse now what would fail hours later."""
-    if not 0 <= config.seed < 2**31:
-        raise io.InputError(f"seed is {config.seed}; expected 0 or more, below 2^31")
-    if config.search.width < 2:
-        raise io.InputError(
-            f"search.width is {config.search.width}; expected 2 or more: a pair needs two responses"
-        )
-    longest, turn = config.model.max_length, config.sampling.max_new_tokens
-    if longest <= turn + OUTCOME_TOKENS:
-        raise io.InputError(
-            f"sampling.max_new_tokens is {turn}, model.max_length {longest}: a context must hold "
-            f"a turn, {OUTCOME_TOKENS} tokens of an outcome line, and some history; expected "
-            f"model.max_length to be more than {turn + OUTCOME_TOKENS}"
-        )
-
-
-def _settings(config: RunConfig) -> dict[str, Any]:
-    """The configuration as plain values, without the place it is written to."""
-    settings = dataclasses.asdict(config)
-    del settings["out"]
-    return settings
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def _refuse_other_config(run: Run, theirs: Mapping[str, Any]) -> None:
-    """Refuse settings that something in the run directory was made without.
-
-    Settings of stages that are yet to be done may change, and those that change no result. A
-    setting that is newer than the run directory was at its default there.
-    """
-    mine, default = _flatten(io.plain(run.config)), _flatten(io.plain(RunConfig()))
-    known = {**default, **theirs}
-    differing = [key for key in sorted(mine) if known.get(key) != mine[key]]
-    made = run.manifest.made
-    stale = [stage for stage, inputs in made.items() if inputs != run.inputs(stage)]
-    if differing and stale:
-        lines = [f"  {k}: {known.get(k)!r} there, {mine[k]!r} now" for k in differing]
-        raise io.InputError(
-            f"{run.directory.config}: this run was made with another configuration:\n"
-            + "\n".join(lines)
-            + f"\nMade with it: {', '.join(stale)}. Give another --out, or the same settings."
-        )

@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ixjax import io
 from ixjax.dialogue.types import Role
 from ixjax.models import Transformer, init_model, load_hf
+from ixjax.pipeline.bases import check_vocabulary
 from ixjax.pipeline.inputs import speaker_seed
-from ixjax.pipeline.run import Reporter, Run
+from ixjax.pipeline.run import Reporter, Run, tell_resumed
 from ixjax.training import sft_examples, train_sft
 
 
@@ -65,6 +65,7 @@ def _train(run: Run, plan: SpeakerPlan, reporter: Reporter) -> dict[str, Any]:
         started = False
 
         def on_step(metrics: dict[str, Any]) -> None:
+            tell_resumed(reporter, f"sft {plan.name}", metrics)
             nonlocal started
             if not started:
                 reporter.start(f"sft {plan.name}", metrics["steps"], "steps")
@@ -101,11 +102,7 @@ def initial_model(run: Run, *, seed: int) -> Transformer:
             compute_dtype=arguments.compute_dtype,
             max_length=arguments.max_length,
         )
-        if run.template.vocab_size > model.config.vocab_size:
-            raise io.InputError(
-                f"model.path: {arguments.path} has {model.config.vocab_size} embeddings; the "
-                f"tokenizer has {run.template.vocab_size} tokens"
-            )
+        check_vocabulary(arguments.path, model.config, run.template)
         return model
     vocabulary = run.template.vocab_size
     return init_model(arguments.to_config(vocabulary), seed=seed, mesh=run.mesh)

@@ -31,6 +31,7 @@ from ixjax.models.config import DType
 from ixjax.parallel import make_mesh
 
 MODEL_SCHEMA = "ixjax.model"
+LONGEST_CAUSE = 300  # characters of another library's error that are worth showing
 RECORD = "model.json"  # in the folder of a model: its configuration
 # Orbax and its storage layer tell at WARNING level of things that are as they should be.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -84,14 +85,34 @@ def load_model(
     config = _read_config(path / RECORD)
     if dtype is not None:
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
-    try:
+    with _readable(path / "params", remedy=f"remove {path} and train again"):
         params = ocp.load(str(path / "params"), abstract_tree(config, mesh or make_mesh()))
-    except (OSError, ValueError, KeyError) as error:
-        raise io.InputError(
-            f"{path / 'params'}: the parameters can't be read ({error}); remove {path} and train "
-            "again"
-        ) from error
     return nnx.merge(nnx.graphdef(Transformer(config)), params)
+
+
+@contextlib.contextmanager
+def _readable(path: Path, *, remedy: str) -> Iterator[None]:
+    """A block that reads what Orbax wrote to `path`.
+
+    Raises:
+        InputError: in place of the errors of files that are missing or damaged, whose types and
+            pages of text are Orbax's own.
+    """
+    if not path.exists():
+        raise io.InputError(f"{path}: no such folder; {remedy}")
+    try:
+        yield
+    except Exception as error:  # Orbax raises bare `Exception`, too
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, (MemoryError, jax.errors.JaxRuntimeError)):
+            raise  # a device without room says nothing of the files
+        first_line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise io.InputError(
+            f"{path}: what was saved can't be read, its files are damaged or of another form "
+            f"({first_line[:LONGEST_CAUSE]}); {remedy}"
+        ) from None
 
 
 def _read_config(path: Path) -> ModelConfig:
@@ -173,7 +194,9 @@ class TrainingCheckpoints:
                 return None
             kept = checkpointer.metadata(newest.step).custom_metadata
             if isinstance(kept, dict) and kept.get("inputs") == self._inputs:
-                tree = checkpointer.load(newest.step, _to_tree(abstract_state, abstract_best))
+                remedy = f"remove {self._root} to train from the start"
+                with _readable(self._root, remedy=remedy):
+                    tree = checkpointer.load(newest.step, _to_tree(abstract_state, abstract_best))
                 leaves = [tree["state"][name] for name in sorted(tree["state"])]
                 state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
                 return state, tree.get("best"), Progress(**json.loads(str(kept["progress"])))

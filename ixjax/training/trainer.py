@@ -169,7 +169,8 @@ def train(
         mesh: the devices.
         directory: checkpoints while it runs, the final model after.
         on_step: called every `log_every` steps with step, steps, steps_since (the last report;
-            at first also those of an earlier, interrupted call), learning_rate and metrics.
+            at first also those of an earlier, interrupted call), learning_rate and metrics; the
+            first time after an interruption also resumed_at, the step that it continued behind.
 
     Returns:
         The trained model: that of the best validation where there is one.
@@ -206,6 +207,7 @@ class _Loop:
         self.rates = training.optimizer.learning_rates(training.steps)
         self.compiled = make_steps(model.config, mesh, training.loss, training.optimizer.to_optax())
         self.state, self.best, self.progress = self._resume(model)
+        self.resumed_at = self.progress.step
         self.reported_at = 0
         self.tokens = 0
         self.clock: float | None = None  # None: nothing was timed yet (the first step compiles)
@@ -284,6 +286,9 @@ class _Loop:
     def _report(self, facts: dict[str, float]) -> None:
         step = self.progress.step
         since, self.reported_at = step - self.reported_at, step
+        if self.resumed_at:
+            facts["resumed_at"] = self.resumed_at
+            self.resumed_at = 0
         self.on_step({"step": step, "steps": self.training.steps, "steps_since": since, **facts})
 
 

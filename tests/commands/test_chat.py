@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io as streams
 import json
+import math
+import shutil
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ from ixjax.commands.conversation import Conversation, _Lines
 from ixjax.dialogue import Dialogue, Turn, UserCondition, get_scenario
 from ixjax.dialogue.chat import ChatTemplate, View
 from ixjax.dialogue.corpora import read_dialogues
+from ixjax.dialogue.types import OutcomeReading
 from ixjax.generation import Engine, ModelSpeaker, SamplingConfig, Session
-from ixjax.testing import byte_tokenizer, tiny_model
+from ixjax.search import SearchConfig, SearchingPolicy, ThinkingSession
+from ixjax.testing import ScriptedSpeaker, byte_tokenizer, tiny_model
+from tests.commands.conftest import untrained_run
 
 CONDITION = UserCondition("c", {"need": "advice", "distress": 4, "patience": 3})
 
@@ -34,10 +39,11 @@ def model(template):
 def talk(model, template, tmp_path):
     """Hold a conversation of these lines; what was shown, and its `Session`."""
 
-    def hold(*lines, role="policy", scenario="sandbox", turns=()):
-        view = View(scenario=get_scenario(scenario), role=role, template=template)
-        speaker = ModelSpeaker(model, view, SamplingConfig(max_new_tokens=8), seed=0)
-        session = Session(speaker, Dialogue("d", CONDITION, tuple(turns)))
+    def hold(*lines, role="policy", scenario="sandbox", turns=(), session=None):
+        if session is None:
+            view = View(scenario=get_scenario(scenario), role=role, template=template)
+            speaker = ModelSpeaker(model, view, SamplingConfig(max_new_tokens=8), seed=0)
+            session = Session(speaker, Dialogue("d", CONDITION, tuple(turns)))
         shown, typed = streams.StringIO(), iter(lines)
 
         def read(prompt: str) -> str:
@@ -127,11 +133,71 @@ def test_a_simulator_that_leaves_is_said_and_can_be_called_back(talk, monkeypatc
     assert session.dialogue.turns == tuple(opened)
 
 
+@pytest.fixture
+def thinking():
+    """A policy that searches, with a user whose every reaction is the same."""
+    policy = ScriptedSpeaker("policy", lambda dialogue: {"okay .": 0.5, "no .\nnever .": 0.5})
+    user = ScriptedSpeaker("user", lambda dialogue: {"so ?": 1.0}, reading=kindness)
+    config = SearchConfig(iterations=3, width=8, max_turns=2, trees=1)
+    searching = SearchingPolicy(policy, user, get_scenario("sandbox"), config, choose="value")
+    return ThinkingSession(searching, Dialogue("d", CONDITION, ()))
+
+
+def kindness(dialogue: Dialogue) -> OutcomeReading:
+    """The share of "okay ." among the policy's turns."""
+    said = [turn.text for turn in dialogue.turns if turn.role == "policy"]
+    share = said.count("okay .") / max(len(said), 1)
+    return OutcomeReading(share, share)
+
+
+def test_a_policy_that_thinks_tells_why(talk, thinking):
+    shown, session = talk("/why", "hi .", "/why", session=thinking)
+    lines = shown.splitlines()
+    assert lines[0] == "nothing was considered: the policy has not spoken yet"
+    assert lines[1:3] == ["policy: okay .", "mean return  visits  response (the first was said)"]
+    best, other = (line.split(maxsplit=2) for line in lines[3:5])
+    assert (best[2], other[2]) == ("okay .", "no . never .")
+    assert float(best[0]) > float(other[0])
+    assert min(int(best[1]), int(other[1])) > 0
+    assert session.dialogue.turns[1].text == "okay ."
+
+
+def test_undo_and_restart_take_back_what_was_thought(talk, thinking):
+    first = "\n".join(talk("hi .", "/why", session=thinking)[0].splitlines()[1:-1])
+    shown, session = talk("so ?", "/undo", "/why", "/restart", "/why", session=thinking)
+    assert f"taken back\npolicy: okay .\n{first}\n" in shown
+    assert shown.endswith("nothing was considered: the policy has not spoken yet\n\n")
+    assert not session.dialogue.turns
+
+
+def test_what_a_policy_that_thinks_said_is_saved(talk, thinking, tmp_path):
+    talk("hi .", "so ?", "/save", session=thinking)
+    [saved] = read_dialogues(tmp_path / "chats" / "chat.jsonl")
+    assert [turn.text for turn in saved.turns[1::2]] == ["okay .", "okay ."]
+
+
+def test_outcomes_that_cannot_be_read_are_shown_as_such(talk, thinking, monkeypatch):
+    nothing = OutcomeReading(math.nan, math.nan)
+    monkeypatch.setattr(thinking.policy._simulator, "_reading", lambda dialogue: nothing)
+    shown, _ = talk("hi .", "/why", session=thinking)
+    first = shown.partition("(the first was said)\n")[2].splitlines()[0]
+    assert first.split()[:2] == ["unreadable", "0"]
+
+
+def test_without_thinking_there_is_no_why(talk):
+    shown, _ = talk("hi .", "/why")
+    assert "nothing was considered: --think N lets the policy search" in shown
+
+
 def test_help_and_unknown_commands(talk):
     shown, session = talk("/help", "/hepl me", "//shrug")
     assert "/save [FILE]" in shown
     assert "there is no /hepl" in shown
     assert session.dialogue.turns[0] == Turn("user", "/shrug")
+    shown, session = talk("hi .", "/undo 3", "/restart now")
+    assert "/undo takes nothing behind it; nothing was done" in shown
+    assert "/restart takes nothing behind it; nothing was done" in shown
+    assert len(session.dialogue.turns) == 2
 
 
 def test_save_writes_a_record_of_the_corpus_form(talk, tmp_path):
@@ -148,6 +214,27 @@ def test_save_writes_a_record_of_the_corpus_form(talk, tmp_path):
     assert alone == second
 
 
+def test_save_adds_to_ones_own_corpus_as_it_is(talk, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    own = {"id": "own", "condition": {}, "turns": [{"role": "user", "text": "hi"}], "mark": 1}
+    file.write_text(json.dumps(own) + "\n")
+    shown, _ = talk("hi .", f"/save {file}")
+    assert "(dialogues in it: 2)" in shown
+    first, second = map(json.loads, file.read_text().splitlines())
+    assert first == own
+    assert second["id"] == "chat-1"
+    for broken, message in (
+        ({"prompt": "hi"}, ":1: expected a dialogue with `id` and `turns`"),
+        ({**own, "schema": "ixjax.pairs"}, ":1: expected schema"),
+    ):
+        file.write_text(json.dumps(broken) + "\n")
+        shown, _ = talk("hi .", f"/save {file}")
+        assert message in shown
+        assert json.loads(file.read_text()) == broken
+    file.write_text(2 * (json.dumps(own) + "\n"))
+    assert ":2: the id 'own' is there twice" in talk("hi .", f"/save {file}")[0]
+
+
 def test_save_never_touches_a_file_that_is_not_of_this_form(talk, tmp_path):
     file = tmp_path / "thesis.txt"
     file.write_text("years of work")
@@ -162,6 +249,7 @@ def test_what_cannot_be_said_is_told_and_the_talk_goes_on(talk):
     bad = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
     shown, session = talk("x" * 300, "\ud800", bad, "hi .")
     assert "not said: dialogue 'd': the policy's system text and the newest turn" in shown
+    assert "policy: not said" not in shown
     assert "not said: what was said holds a lone surrogate" in shown
     assert "not said: that was no utf-8 text" in shown
     assert len(session.dialogue.turns) == 2
@@ -223,14 +311,45 @@ def test_the_real_command_talks_as_a_policy_under_a_condition(
     assert record["groups"] == list(root.groups)
 
 
+def test_the_real_command_thinks_before_it_speaks(untrained, command, monkeypatch):
+    """Under the first held-out condition; the same seed and words get the same answers."""
+
+    def talk(seed: str) -> str:
+        lines = iter(["hi .", "/why", "i need advice .", "/undo", "why ?", "/why", "/quit"])
+        monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+        flags = ("--think", "2", "--search.width", "3", "--sampling.max-new-tokens", "5")
+        flags += ("--search.rollouts", "1", "--engine.rows", "4", "--seed", seed)
+        code, shown, error = command("chat", "--out", str(untrained.directory.root), *flags)
+        assert (code, error) == (0, "")
+        return shown
+
+    shown = talk("0")
+    assert f"The user's condition, {untrained.roots('test')[0].condition.id}: you want" in shown
+    assert "it searches, with simulator as a user in this condition" in shown
+    first, second = (
+        part.splitlines() for part in shown.split("response (the first was said)\n")[1:]
+    )
+    means = [float(line.split()[0]) for line in first if line.split()[0][:2] in ("0.", "1.")]
+    assert means == sorted(means, reverse=True)
+    assert 1 <= len(means) <= 3
+    assert f"policy: {first[0].split(maxsplit=2)[2]}" in shown
+    assert f"policy: {second[0].split(maxsplit=2)[2]}" in shown
+    assert talk("0") == shown
+    assert talk("1") != shown
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--out", "nowhere"), "nowhere: no run directory (config.yaml is missing); make one with"),
         ((), "no model given; set --out RUN"),
         (("--model", "."), "set --scenario, or --out RUN"),
-        (("--model", ".", "--scenario", "esc"), "no readable tokenizer"),
+        (("--model", ".", "--scenario", "esc"), "config.json: no such file"),
         (("--model", ".", "--scenario", "esc", "--as", "policy"), "only a run holds conditions"),
+        (
+            ("--model", ".", "--scenario", "esc", "--think", "4"),
+            "think is 4, without a simulator; expected --out RUN",
+        ),
     ],
 )
 def test_bad_flags_are_one_line(command, tmp_path, monkeypatch, flags, message):
@@ -240,6 +359,15 @@ def test_bad_flags_are_one_line(command, tmp_path, monkeypatch, flags, message):
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_a_tokenizer_that_is_gone_is_written_again_by_prepare(untrained, command, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(untrained.directory.root, out)
+    shutil.rmtree(out / "tokenizer")
+    code, _, error = command("chat", "--out", str(out))
+    assert code == 2
+    assert f"{out / 'tokenizer'}: the run's tokenizer is gone; run `ixjax prepare`" in error
 
 
 @pytest.mark.parametrize(
@@ -252,6 +380,9 @@ def test_bad_flags_are_one_line(command, tmp_path, monkeypatch, flags, message):
         (("--condition", "sandbox-0"), "perhaps you meant sandbox-0-"),
         (("--scenario", "esc"), "holds a run of 'sandbox'"),
         (("--sampling.max-new-tokens", "500"), "set a smaller --sampling.max-new-tokens"),
+        (("--think", "2", "--as", "policy"), "think is 2, with --as policy; expected --as user"),
+        (("--think", "-1"), "think is -1; expected 0 or more"),
+        (("--think", "2", "--condition", "sandbox-0"), "perhaps you meant sandbox-0-"),
     ],
 )
 def test_bad_flags_beside_a_run_are_one_line(untrained, command, flags, message):
@@ -261,3 +392,11 @@ def test_bad_flags_beside_a_run_are_one_line(untrained, command, flags, message)
     assert message in error
     assert error.count("\n") == 1
     assert untrained.directory.config.read_bytes() == before
+
+
+def test_a_run_without_a_simulator_does_not_think(tmp_path, command):
+    run = untrained_run(tmp_path / "run", models=("policy_sft",))
+    code, _, error = command("chat", "--out", str(run.directory.root), "--think", "2")
+    assert code == 2
+    assert "think is 2, which takes a simulator; " in error
+    assert "simulator is not finished here; run `ixjax sft`" in error

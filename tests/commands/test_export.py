@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ixjax.dialogue.chat_template import ChatTemplate
@@ -87,8 +88,9 @@ def test_it_says_how_turns_are_drawn_and_what_the_model_is(untrained, command, t
     assert (drawn.temperature, drawn.top_p) == (sampling.temperature, sampling.top_p)
     record = json.loads((folder / "ixjax.json").read_text())
     assert record == {
-        "schema": "ixjax.export", "version": 1, "model": "policy_dpo/imcts", "form": "model",
-        "scenario": "sandbox", "role": "policy", "system": untrained.scenario.policy_prompt,
+        "schema": "ixjax.export", "version": 1, "run": record["run"],
+        "model": "policy_dpo/imcts", "form": "model", "scenario": "sandbox", "role": "policy",
+        "system": untrained.scenario.policy_prompt,
     }  # fmt: skip
 
 
@@ -100,15 +102,86 @@ def test_what_was_exported_can_be_chatted_with_and_exported_again(
     command("export", *out, "--to", folder)
     lines = iter(["hi ."])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines, "/quit"))
-    flags = ("--scenario", "sandbox", "--dtype", "float32", "--sampling.max-new-tokens", "8")
-    code, alone, _ = command("chat", "--model", folder, *flags)
+    code, alone, _ = command("chat", "--model", folder, "--dtype", "float32")
     assert code == 0
     lines = iter(["hi ."])
     code, in_run, _ = command("chat", *out)
     assert code == 0
     assert alone.splitlines()[2:] == in_run.splitlines()[2:]  # the same words
-    assert command("export", *out, "--model", "simulator", "--to", folder)[0] == 0
-    assert json.loads((tmp_path / "hf" / "ixjax.json").read_text())["role"] == "user"
+    assert command("export", *out, "--to", folder)[0] == 0
+
+
+def test_another_models_export_is_left_alone(untrained, command, tmp_path):
+    folder = tmp_path / "hf"
+    arguments = ("export", "--out", str(untrained.directory.root), "--to", str(folder))
+    command(*arguments)
+    before = (folder / "model.safetensors").read_bytes()
+    code, _, error = command(*arguments, "--model", "simulator")
+    assert code == 2
+    assert f"{folder}: holds an export of 'policy_dpo/imcts'; give another folder" in error
+    record = json.loads((folder / "ixjax.json").read_text())
+    (folder / "ixjax.json").write_text(json.dumps(record | {"run": "another"}))
+    code, _, error = command(*arguments)
+    assert code == 2
+    assert f"{folder}: holds an export of another run" in error
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert command(*arguments, "--model", "simulator", "--overwrite")[0] == 0
+    assert json.loads((folder / "ixjax.json").read_text())["role"] == "user"
+
+
+@pytest.mark.parametrize("place", ["", "policy_sft", "policy_dpo/new"])
+def test_no_export_goes_into_a_runs_own_folders(untrained, command, place):
+    root = untrained.directory.root
+    before = sorted(root.rglob("*"))
+    arguments = ("--out", str(root), "--to", str(root / place), "--overwrite")
+    code, _, error = command("export", *arguments)
+    assert code == 2
+    assert f"belongs to the run directory {root}; give a folder of its own" in error
+    assert sorted(root.rglob("*")) == before
+
+
+def test_weights_are_written_in_the_type_that_is_asked_for(adapted, command, tmp_path):
+    arguments = ("export", "--out", str(adapted.directory.root), "--to", str(tmp_path / "hf"))
+    assert command(*arguments, "--dtype", "bfloat16")[0] == 0
+    types = {tensor.dtype for tensor in load_file(tmp_path / "hf" / "model.safetensors").values()}
+    assert types == {torch.bfloat16}
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_a_file_as_the_folder_is_refused(untrained, command, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    arguments = ("--out", str(untrained.directory.root), "--overwrite", "--to")
+    code, _, error = command("export", *arguments, str(tmp_path / "file"))
+    assert (code, error) == (
+        2, f"error: {tmp_path / 'file'}: a file; expected a folder to write to\n",
+    )  # fmt: skip
+    code, _, error = command("export", *arguments, str(tmp_path / "file" / "sub"))
+    assert (code, error) == (2, f"error: {tmp_path / 'file' / 'sub'}: Not a directory\n")
+
+
+def test_a_folder_says_whose_words_it_speaks_and_about_what(untrained, command, tmp_path):
+    out, folder = ("--out", str(untrained.directory.root)), str(tmp_path / "hf")
+    command("export", *out, "--model", "simulator", "--to", folder)
+    code, _, error = command("chat", "--model", folder)
+    assert (code, error) == (
+        2,
+        f"error: model: {folder} speaks for the user; expected one that speaks for the policy\n",
+    )
+    code, _, error = command("chat", "--model", folder, "--as", "policy")
+    assert code == 2
+    assert error.startswith("error: as: to you as the policy the model plays a user in some cond")
+    command("export", *out, "--to", folder, "--overwrite")
+    code, _, error = command("chat", "--model", folder, "--scenario", "esc")
+    assert (code, error) == (
+        2,
+        f"error: scenario is 'esc'; {folder} is a model of 'sandbox': leave --scenario out\n",
+    )
+
+
+def test_a_runs_own_model_is_no_hugging_face_folder(untrained, command):
+    code, _, error = command("chat", "--model", str(untrained.directory.policy_sft))
+    assert code == 2
+    assert "policy_sft is a run's own model; expected a Hugging Face folder" in error
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(untrained, command, tmp_path):

@@ -10,6 +10,8 @@ import pytest
 
 from ixjax import io
 from ixjax.commands import main as commands
+from ixjax.models import save_hf
+from ixjax.testing import byte_tokenizer, tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -111,9 +113,10 @@ def test_a_setting_that_cannot_work_is_refused_before_any_work(tmp_path, capsys,
 def test_an_out_that_is_a_file_is_one_line(tmp_path, capsys):
     (tmp_path / "run").write_text("mine")
     code, error = prepare(capsys, tmp_path / "run" / "sub")
-    assert code == 1
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
+    assert (code, error) == (2, f"error: {tmp_path / 'run' / 'sub'}: Not a directory\n")
+    code, error = prepare(capsys, tmp_path / "run")
+    assert code == 2
+    assert f"{tmp_path / 'run'}: a file; expected a folder" in error
 
 
 def test_a_corpus_without_any_outcome_is_refused(tmp_path, capsys):
@@ -149,6 +152,68 @@ def test_a_stage_after_a_corpus_that_changed_is_refused(tmp_path, capsys):
     code, error = run(capsys, "search", "--out", str(tmp_path / "run"), *SANDBOX, *own)
     assert code == 2
     assert "sft/policy is not finished here" in error
+
+
+@pytest.fixture
+def hub_folder(tmp_path):
+    """A checkpoint with its tokenizer, as it comes from a hub."""
+    tokenizer = byte_tokenizer()
+    save_hf(tiny_model(len(tokenizer), max_length=512), tmp_path / "hub", tokenizer)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("stage", ["prepare", "sft"])
+@pytest.mark.parametrize("key", ["model.path", "tokenizer.path"])
+def test_a_run_never_goes_on_with_another_checkpoint(tmp_path, capsys, hub_folder, stage, key):
+    out = tmp_path / "run"
+    prepare(capsys, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    arguments = ("--out", str(out), *SANDBOX, f"--{key}", str(hub_folder))
+    code, error = run(capsys, stage, *arguments)
+    assert code == 2
+    assert f"{key}: '' there, '{hub_folder}' now" in error
+    assert "Made with it: prepare." in error
+    code, error = run(capsys, stage, *arguments[:-1], str(tmp_path / "nowhere"))
+    assert code == 2
+    assert f"{key}: no such file or folder '{tmp_path / 'nowhere'}'" in error
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_moved_checkpoint_is_the_same_and_a_changed_one_is_not(tmp_path, capsys, hub_folder):
+    out, moved = tmp_path / "run", tmp_path / "moved"
+    assert prepare(capsys, out, "--model.path", str(hub_folder)) == (0, "")
+    hub_folder.rename(moved)
+    assert prepare(capsys, out, "--model.path", str(moved)) == (0, "")
+    io.Manifest.load(out / "manifest.json").record("sft/policy", "some")
+    (moved / "model.safetensors").write_bytes(b"another model")
+    before = (out / "tokenizer" / "tokenizer.json").stat().st_mtime_ns
+    code, error = prepare(capsys, out, "--model.path", str(moved))
+    assert code == 2
+    assert f"what this run was made from has changed since:\n  model.path: '{moved}'" in error
+    assert "Made with it: sft/policy." in error
+    assert (out / "tokenizer" / "tokenizer.json").stat().st_mtime_ns == before
+
+
+def test_a_broken_checkpoint_is_found_before_anything_is_made(tmp_path, capsys, hub_folder):
+    (hub_folder / "model.safetensors").write_bytes(b"short")
+    for stage in ("prepare", "pipeline"):
+        arguments = ("--out", str(tmp_path / "run"), *SANDBOX, "--model.path", str(hub_folder))
+        code, error = run(capsys, stage, *arguments)
+        assert code == 2
+        assert "model.safetensors: not a whole safetensors file" in error
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_training_that_fails_at_once_leaves_no_trace(tmp_path, capsys, monkeypatch):
+    def broken(*_, **__):
+        raise io.InputError("no model")
+
+    prepare(capsys, tmp_path / "run")
+    monkeypatch.setattr("ixjax.pipeline.sft.initial_model", broken)
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    code, error = run(capsys, "sft", "--out", str(tmp_path / "run"), *SANDBOX)
+    assert (code, error) == (2, "error: no model\n")
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before
 
 
 def dialogue_line(number: int) -> str:
@@ -192,6 +257,12 @@ def test_a_missing_corpus_says_which_flag(tmp_path, capsys):
     assert f"{tmp_path / 'nowhere'}: no such file or folder" in error
 
 
+def test_a_corpus_for_the_sandbox_is_refused(tmp_path, capsys):
+    code, error = prepare(capsys, tmp_path / "run", "--data.path", "/nonexistent")
+    assert code == 2
+    assert "data.path is '/nonexistent'; the sandbox generates its dialogues" in error
+
+
 def test_a_bad_corpus_line_is_named(tmp_path, capsys):
     corpus = tmp_path / "own.jsonl"
     good = {
@@ -217,6 +288,13 @@ def test_an_unknown_command_lists_the_known(capsys):
     assert code == 2
     assert "unknown command 'serch'; expected one of prepare, sft, search" in error
     assert "chat, export, parity" in error
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as ended:
+        commands.main(arguments=["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("ixjax ")
 
 
 def test_an_unknown_flag_ends_with_code_2(tmp_path, capsys):
@@ -299,7 +377,7 @@ def test_every_tool_has_a_launcher_and_settings_of_its_own(tool, capsys, monkeyp
     page = capsys.readouterr().out
     assert "--out" in page
     assert "--model" in page
-    assert "--search.iterations" not in page
+    assert "--dpo.steps" not in page
 
 
 def test_an_interrupted_tool_has_nothing_to_continue(capsys, monkeypatch):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ixjax.generation import SamplingConfig
+from ixjax.training import load_model, save_model
 from tests.commands.conftest import untrained_run
 
 
@@ -46,3 +49,22 @@ def test_a_run_without_a_model_names_the_command(command, tmp_path):
 def test_nothing_to_compare_is_refused(command):
     code, _, error = command("parity", "--dialogues", "0")
     assert (code, error) == (2, "error: dialogues is 0; expected 1 or more\n")
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "-1", "inf"])
+def test_a_tolerance_that_allows_all_or_nothing_is_refused_at_once(untrained, command, tolerance):
+    out = str(untrained.directory.root)
+    code, shown, error = command("parity", "--out", out, f"--tolerance={tolerance}")
+    assert (code, shown) == (2, "")
+    assert error.startswith("error: tolerance is ")
+    assert error.endswith("; expected 0 or more, and finite\n")
+
+
+def test_a_model_with_nan_weights_is_said_to_have_them(command, tmp_path):
+    run = untrained_run(tmp_path / "run", ("policy_sft",))
+    model = load_model(run.directory.policy_sft)
+    model.norm[...] = model.norm[...].at[0].set(float("nan"))
+    save_model(model, run.directory.policy_sft)
+    code, _, error = command("parity", "--out", str(run.directory.root))
+    assert code == 2
+    assert "policy_sft: weight norm holds NaN or infinite values (1 such weights)" in error

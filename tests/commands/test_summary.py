@@ -103,10 +103,21 @@ def test_sft_and_dpo_show_the_last_figures(console):
 def test_search_shows_the_account_and_why_pairs_were_dropped(console):
     facts = {
         "trees": {"inputs": "f00", "trees": 64, "model_turns": 5000},
-        "pairs": {"imcts": 120, "human": 40, "dropped": {"small_margin": 7}},
+        "pairs": {
+            "considered": 127,
+            "imcts": 120,
+            "dropped": {"small_margin": 7},
+            "left_out": {"few_visits": 3},
+            "human": 40,
+            "human_dropped": {"near_duplicate": 2},
+        },
     }
     summary.print_search(console, facts)
     assert row(console, "model turns")[1] == "5,000"
     assert row(console, "pairs from trees")[1] == "120"
+    assert row(console, "pairs from people")[1] == "40"
+    assert row(console, "pairs considered")[1] == "127"
     assert row(console, "pair rule: small margin")[1] == "7"
+    assert row(console, "responses not compared: few visits")[1] == "3"
+    assert row(console, "human pair rule: near duplicate")[1] == "2"
     assert "f00" not in console.file.getvalue()

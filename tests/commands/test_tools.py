@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
 from ixjax.commands.tools import parse_tool, read_run
 from ixjax.generation import SamplingConfig
 from ixjax.io import InputError
+from ixjax.models import save_hf
+from ixjax.testing import tiny_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,19 @@ def test_settings_that_a_run_has_too_are_the_runs_and_flags_win(untrained):
     assert parse(f"--out={out}", "--seed", "9")[0].seed == 9
 
 
+@pytest.mark.parametrize(
+    ("said", "context", "expected"),
+    [({"max_new_tokens": 24}, 192, 24), ({}, 64, 32), ({"max_new_tokens": 500}, 192, 96)],
+)
+def test_a_folders_turns_are_as_long_as_it_says_and_as_fits(tmp_path, said, context, expected):
+    save_hf(tiny_model(300, max_length=context), tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    settings, _ = parse("--model", str(tmp_path))
+    assert settings.sampling == SamplingConfig(max_new_tokens=expected)
+    settings, _ = parse("--model", str(tmp_path), "--sampling.max-new-tokens", "7")
+    assert settings.sampling.max_new_tokens == 7
+
+
 def test_without_a_run_the_tools_own_defaults_hold():
     assert parse() == (Settings(), None)
 
@@ -57,7 +73,7 @@ def test_a_run_of_other_devices_or_another_place_is_read_as_it_lies(untrained, t
     ("config", "message"),
     [
         (None, r"no run directory \(config.yaml is missing\); make one with `ixjax pipeline"),
-        ("sede: 3\n", "config.yaml: unknown key sede; perhaps you meant seed"),
+        ("sede: 3\n", "config.yaml:1: unknown key sede; perhaps you meant seed"),
     ],
 )
 def test_what_is_no_run_is_one_line(tmp_path, config, message):

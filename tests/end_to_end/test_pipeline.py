@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def test_a_run_directory_holds_what_the_page_says(whole):
         "trees/trees-00000-of-00001.jsonl",
         "pairs.jsonl",
         "pairs_trl.jsonl",
+        "pairs_llama_factory/dataset_info.json",
+        "pairs_llama_factory/pairs.jsonl",
         "human_pairs.jsonl",
         "policy_dpo/human/model/model.json",
         "policy_dpo/imcts/model/model.json",
@@ -51,7 +54,7 @@ def test_a_run_directory_holds_what_the_page_says(whole):
 def test_every_method_meets_every_user(whole):
     _, result, _ = whole
     cells = {(cell["method"], cell["user"]) for cell in result["evaluate"]["cells"]}
-    methods = {"sft", "best_of_n", "dpo_human", "dpo_imcts", "dpo_mix"}
+    methods = {"sft", "best_of_n", "imcts", "dpo_human", "dpo_imcts", "dpo_mix"}
     assert cells == {
         (method, user) for method in methods for user in ("simulator", "simulator_heldout", "true")
     }
@@ -66,10 +69,41 @@ def test_pairs_are_in_trls_conversational_form(whole):
         assert pair["chosen"] != pair["rejected"]
 
 
+def test_llama_factory_finds_every_pair_and_column_by_dataset_info(whole):
+    out, result, _ = whole
+    folder = out / "pairs_llama_factory"  # its `dataset_dir`
+    [(name, entry)] = io.read_json(folder / "dataset_info.json").items()
+    assert (name, entry["ranking"]) == ("ixjax_pairs", True)
+    lines = (folder / entry["file_name"]).read_text().splitlines()
+    assert len(lines) == result["search"]["pairs"]["imcts"]
+    for line, trl in zip(lines, (out / "pairs_trl.jsonl").read_text().splitlines(), strict=True):
+        pair, messages = json.loads(line), json.loads(trl)
+        assert set(entry["columns"].values()) == set(pair)
+        assert pair["system"] == messages["prompt"][0]["content"]
+        assert pair["instruction"] == messages["prompt"][-1]["content"]
+        assert pair["chosen"] == messages["chosen"][0]["content"]
+
+
+def test_pairs_kept_and_dropped_are_all_that_the_trees_have(whole):
+    out, result, _ = whole
+    pairs, considered = result["search"]["pairs"], 0
+    for record in io.read_jsonl(out / "trees" / "trees-00000-of-00001.jsonl", schema="ixjax.tree"):
+        compared = collections.Counter(
+            node["parent"]
+            for node in record["nodes"]
+            if node["kind"] == "response" and node["visits"] and node["text"] != "..."
+        )
+        considered += sum(count * (count - 1) // 2 for count in compared.values())
+    assert pairs["considered"] == considered
+    assert pairs["imcts"] + sum(pairs["dropped"].values()) == considered
+
+
 def test_the_condition_never_reaches_the_policys_prompt(whole):
     out, _, _ = whole
     for line in (out / "pairs_trl.jsonl").read_text().splitlines():
         assert "patience" not in json.loads(line)["prompt"][0]["content"]
+    for line in (out / "pairs_llama_factory" / "pairs.jsonl").read_text().splitlines():
+        assert "patience" not in json.loads(line)["system"]
 
 
 def test_a_finished_run_is_not_done_again(whole):
@@ -115,7 +149,8 @@ def test_zero_pairs_say_which_flag_to_change(tmp_path):
     run = open_run(tiny_run(tmp_path / "run", pairs=PairsConfig(min_margin=1.0)))
     prepare(run, Silent())
     train_speakers(run, Silent())
-    with pytest.raises(io.InputError, match=r"no preference pair was found.*--pairs"):
+    told = r"no preference pair was found.*--pairs.min-margin \(1\): the largest margin .* was 0\."
+    with pytest.raises(io.InputError, match=told):
         search(run, Silent())
     with pytest.raises(io.InputError, match="run `ixjax search`"):
         align(run, Silent())

@@ -44,7 +44,10 @@ def tiny_run(out: Path, **changes: Any) -> RunConfig:
 
 
 class Silent:
-    """A reporter that counts what it is told; in the stage `stop_in` it stops, like Ctrl-C."""
+    """A reporter that counts what it is told.
+
+    In the stage `stop_in` it stops once `after` units are done, like Ctrl-C.
+    """
 
     def __init__(self, stop_in: str | None = None, *, after: int = 3):
         self.told = 0
@@ -57,8 +60,8 @@ class Silent:
 
     def advance(self, count: int = 1, **metrics: float) -> None:
         self.told += 1
-        self._count += 1
-        if self._stage == self._stop_in and self._count == self._after:
+        before, self._count = self._count, self._count + count
+        if self._stage == self._stop_in and before < self._after <= self._count:
             raise KeyboardInterrupt(self._stage)
 
     def finish(self, **facts: Any) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,23 @@ def test_folder_without_a_whole_model_is_refused(tmp_path):
         load_model(tmp_path)
     record.write_text(json.dumps(kept))
     shutil.rmtree(tmp_path / "model" / "params")
-    with pytest.raises(InputError, match=r"the parameters can't be read"):
+    with pytest.raises(InputError, match=r"model/params: no such folder; remove .* train again"):
+        load_model(tmp_path)
+
+
+def test_damaged_parameters_are_one_line(tmp_path):
+    save_model(tiny_model(), tmp_path)
+    for file in (tmp_path / "model" / "params").rglob("*"):
+        if file.is_file() and file.stat().st_size > 5000:
+            os.truncate(file, 1000)
+    with pytest.raises(InputError, match=r"what was saved can't be read.*OUT_OF_RANGE") as refused:
+        load_model(tmp_path)
+    assert str(refused.value).count("\n") == 0
+    assert refused.value.__suppress_context__
+    for file in (tmp_path / "model" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(InputError, match=r"model/params: what was saved can't be read"):
         load_model(tmp_path)
 
 

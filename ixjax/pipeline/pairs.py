@@ -1,0 +1,141 @@
+"""Finished trees in; preference pairs out, in our own form and in those of other trainers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ixjax import io
+from ixjax.pipeline.run import Reporter, Run
+from ixjax.search import (
+    PAIR_RULES,
+    PAIRS_SCHEMA,
+    RESPONSE_RULES,
+    FinishedTree,
+    PairsConfig,
+    PreferencePair,
+    balance_depths,
+    extract_pairs,
+    human_pairs,
+    llama_factory_info,
+)
+
+LLAMA_FACTORY_DATASET = "ixjax_pairs"
+
+
+def take_pairs(run: Run, trees: Iterable[FinishedTree], reporter: Reporter) -> dict[str, Any]:
+    """Extract the pairs of `trees`, draw human ones, and write both.
+
+    Returns:
+        How many pairs were considered and kept, what was dropped and by which rule.
+
+    Raises:
+        InputError: no tree gave a pair.
+    """
+    config = run.config.pairs
+    with run.stage("pairs") as facts:
+        if facts is None:
+            return run.facts("pairs")
+        account: Counter[str] = Counter()
+        found, widest = [], 0.0
+        for tree in trees:
+            found += extract_pairs(tree, config, account=account)
+            widest = max(widest, _widest_margin(tree, config))
+        found = balance_depths(found, config, account=account)
+        if not found:
+            raise io.InputError(
+                f"{run.directory.trees}: no preference pair was found ({_why(account)}). "
+                f"{_advice(account, config, widest)}; or search more (--search.iterations, "
+                "--search.width)"
+            )
+        # As many as the tree pairs, for the policy that learns from them alone, or as the mix asks.
+        count = math.ceil(max(1.0, config.human_pair_ratio) * len(found))
+        human, human_account = _human(run, count, reporter)
+        _write(run, found, human)
+        dropped = _counts(account, PAIR_RULES)
+        facts.update(
+            considered=len(found) + sum(dropped.values()),
+            imcts=len(found),
+            dropped=dropped,
+            left_out=_counts(account, RESPONSE_RULES),
+            human=len(human),
+            human_dropped=dict(human_account),
+        )
+    return run.facts("pairs")
+
+
+def _human(run: Run, count: int, reporter: Reporter) -> tuple[list[PreferencePair], Counter[str]]:
+    """Pairs at `count` human turns, and why some of the turns gave none."""
+    reporter.start("human pairs", count, "pairs")
+    found: list[PreferencePair] = []
+    account: Counter[str] = Counter()
+    for pair in human_pairs(
+        run.speaker(run.directory.policy_sft, "policy"),
+        run.dialogues("train"),
+        count=count,
+        batch=run.config.evaluation.batch,
+        seed=run.config.seed,
+    ):
+        if pair is None:
+            account["equal_or_silent"] += 1
+        elif run.config.pairs.too_similar(pair.chosen, pair.rejected):
+            account["near_duplicate"] += 1
+        else:
+            found.append(pair)
+        reporter.advance()
+    reporter.finish(pairs=len(found))
+    return found, account
+
+
+def _write(run: Run, found: Sequence[PreferencePair], human: Sequence[PreferencePair]) -> None:
+    directory, scenario = run.directory, run.scenario
+    _write_ours(directory.pairs, found)
+    _write_ours(directory.human_pairs, human)
+    io.write_jsonl(directory.pairs_trl, [pair.to_trl(scenario) for pair in found], schema=None)
+    folder, name = directory.pairs_llama_factory, directory.pairs.name
+    io.write_jsonl(folder / name, [pair.to_llama_factory(scenario) for pair in found], schema=None)
+    io.write_json(folder / "dataset_info.json", llama_factory_info(LLAMA_FACTORY_DATASET, name))
+
+
+def _write_ours(path: Path, pairs: Sequence[PreferencePair]) -> None:
+    io.write_jsonl(path, [pair.to_json() for pair in pairs], schema=PAIRS_SCHEMA)
+
+
+def _counts(account: Counter[str], rules: Sequence[str]) -> dict[str, int]:
+    """The rules that applied, and how often."""
+    return {rule: account[rule] for rule in rules if account[rule]}
+
+
+def _widest_margin(tree: FinishedTree, config: PairsConfig) -> float:
+    """Largest difference in value between two siblings that are visited enough."""
+    margins = [0.0]
+    for node in tree.nodes:
+        if node.kind == "decision":
+            visited = [c for c in tree.children(node.id) if c.visits >= config.min_visits]
+            values = [child.value for child in visited]
+            margins.append(max(values, default=0.0) - min(values, default=0.0))
+    return max(margins)
+
+
+def _advice(account: Counter[str], config: PairsConfig, widest: float) -> str:
+    """What would let in most of what was dropped.
+
+    Args:
+        account: how many each rule has dropped.
+        config: the rules.
+        widest: the largest margin between siblings.
+    """
+    return {
+        "truncated": "Allow longer turns (--sampling.max-new-tokens), or --pairs.keep-truncated",
+        "few_visits": "Lower --pairs.min-visits",
+        "small_margin": f"Lower --pairs.min-margin ({config.min_margin:g}): the largest margin "
+        f"between siblings was {widest:.3g}",
+        "near_duplicate": "Raise --pairs.max-similarity",
+    }.get(max(+account, key=account.__getitem__, default=""), "Train the speakers longer")
+
+
+def _why(account: Counter[str]) -> str:
+    return ", ".join(f"{rule}: {n}" for rule, n in (+account).most_common()) or "no siblings"

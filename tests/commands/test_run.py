@@ -1,0 +1,51 @@
+"""What a run tells of long silences: a warm-up, a training that goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from ixjax import io
+from ixjax.generation import EngineConfig
+from ixjax.pipeline import run as run_module
+from tests.end_to_end.tiny import Silent
+
+
+class Notes(Silent):
+    """A reporter that keeps what it is told in words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_warm_up_is_told_while_it_goes_on(untrained, monkeypatch, tmp_path):
+    monkeypatch.setattr(run_module, "WARM_UP_SECONDS", 0.01)
+    run = dataclasses.replace(
+        untrained,
+        config=dataclasses.replace(untrained.config, engine=EngineConfig(warm_up=True)),
+        directory=io.RunDirectory(tmp_path),
+    )
+    reporter, seen = Notes(), []
+
+    def warm_up() -> None:
+        while len(reporter.notes) < 3:
+            time.sleep(0.01)
+        seen.extend(reporter.notes)
+
+    with run.engine_at_work("search", reporter, warm_up):
+        pass
+    assert seen[0] == "search: warming up: every size that may occur is compiled now"
+    assert seen[1] == "search: warming up, 0 programs so far (0 s)"
+    assert reporter.notes[len(seen) :][0].startswith("search: warmed up, 0 programs in")
+
+
+def test_where_a_training_goes_on_is_said_once_and_kept_out_of_the_metrics():
+    reporter, metrics = Notes(), {"step": 70, "steps": 100, "resumed_at": 60}
+    run_module.tell_resumed(reporter, "sft policy", metrics)
+    run_module.tell_resumed(reporter, "sft policy", metrics)
+    assert reporter.notes == ["sft policy: continued behind step 60 of 100"]
+    assert metrics == {"step": 70, "steps": 100}
