@@ -131,7 +131,7 @@ class Executor:
         if size not in self._residents:
             self._residents[size] = ResidentBatch(
                 size,
-                self._side_buffer(size),
+                functools.partial(self._side_buffer, size),
                 heads=self.model_config.num_heads,
                 apart=self._apart,
                 mesh=self.mesh,
@@ -148,7 +148,7 @@ class Executor:
         draws: passes.Draws,
     ) -> tuple[Any, jax.Array, passes.Sampled]:
         """Sample behind the rows of a batch that `place` gave; see `passes.decode`."""
-        side = self._residents[len(starts)].side
+        side = self._residents[len(starts)].give_side()
         return self._call(
             passes.decode, batch, side, starts, fills, adapters, draws, steps=self.config.steps
         )

@@ -12,7 +12,7 @@ the middle of its turn has it there, too.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,24 +30,29 @@ class ResidentBatch:
 
     Args:
         size: R.
-        side: the side buffer, see `cache.side_buffer`.
+        make_side: a new side buffer, see `cache.side_buffer`.
         heads: of the model.
         apart: see `cache.Batch.past`.
         mesh: the devices, where there are several.
         account: counts compilations.
-
-    Attributes:
-        side: the side buffer as it is now.
     """
 
     def __init__(
-        self, size: int, side: Any, *, heads: int, apart: bool, mesh: Mesh | None, account: Account
+        self,
+        size: int,
+        make_side: Callable[[], Any],
+        *,
+        heads: int,
+        apart: bool,
+        mesh: Mesh | None,
+        account: Account,
     ):
         self._apart, self._mesh, self._account = apart, mesh, account
         self._batch: kv.Batch | None = None
         self._held = _nobody(size)
         self._shortest = FEWEST_WEIGHTS // (size * heads)
-        self.side = side
+        self._make_side = make_side
+        self._side: Any = None
 
     def place(
         self, cache: kv.KVCache, rows: Sequence[int], keys: Sequence[Key]
@@ -91,6 +96,14 @@ class ResidentBatch:
             self._put_aside(cache, [rows[i] for i in new], slots[new], [keys[i] for i in new])
         return batch, slots
 
+    def give_side(self) -> Any:
+        """The side buffer, to be consumed; a new one where the last was not given back by `keep`.
+
+        Whoever is interrupted between the two leaves nothing that was consumed behind.
+        """
+        side, self._side = self._side, None
+        return self._make_side() if side is None else side
+
     def _put_aside(
         self, cache: kv.KVCache, rows: Sequence[int], slots: np.ndarray, keys: Sequence[Key]
     ) -> None:
@@ -99,9 +112,9 @@ class ResidentBatch:
         if not begun:
             return
         size = len(self._held)
-        self.side = self._account.call(
+        self._side = self._account.call(
             kv.fill_side,
-            self.side,
+            self.give_side(),
             cache,
             filled(slots[begun], size),
             filled([rows[i] for i in begun], size),
@@ -125,7 +138,7 @@ class ResidentBatch:
         self, batch: kv.Batch, side: Any, logits: Any, slots: np.ndarray, keys: Sequence[Key]
     ) -> None:
         """Take the batch back, and what its rows have said since; `keys` are what they hold now."""
-        self._batch, self.side = dataclasses.replace(batch, logits=logits), side
+        self._batch, self._side = dataclasses.replace(batch, logits=logits), side
         for slot, key in zip(slots, keys, strict=True):
             self._held[slot] = key
 

@@ -30,13 +30,18 @@ def test_a_row_that_changed_in_between_is_copied_anew():
     assert found.tokens == expected.tokens
 
 
-def test_a_pass_that_failed_leaves_nothing_behind(monkeypatch):
+@pytest.mark.parametrize("begun", [False, True], ids=["before", "after-the-pass"])
+def test_a_pass_that_failed_leaves_nothing_behind(monkeypatch, begun):
     prompts = draw(20, 7, 60, 33)
     engine = Engine(MODEL, CONFIG)
     contexts = engine.extend(engine.empty(4), prompts)
     contexts, first = engine.decode_chunk(contexts, turns([9, 9, 0, 0]))
 
-    def fails(*_):
+    decode = engine._executor.decode
+
+    def fails(*given):
+        if begun:  # what the pass consumes is gone
+            decode(*given)
         raise MemoryError("no more room")
 
     with monkeypatch.context() as patch:
