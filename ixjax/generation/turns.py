@@ -19,29 +19,15 @@ POLICY, USER = 0, 1
 """Speaker tags, the last column of an identity."""
 
 IDENTITY_PARTS = 6
-"""Numbers in the identity of a turn of the search: see `identity_base` and `turn_identities`."""
+"""Numbers in the identity of a turn of the search: seed, condition, node, sample, turn, speaker."""
 
 SILENCE = "..."
 """What the other side hears of a turn without a word in it."""
 
 
-def identity_base(
-    *, seed: int, condition: np.ndarray, node: np.ndarray, sample: np.ndarray
-) -> np.ndarray:
-    """`[S, 4]` uint32: the part of an identity that a dialogue keeps while it plays on."""
-    columns = np.broadcast_arrays(np.int64(seed), condition, node, sample)
-    return as_uint32(np.stack(columns, axis=-1))
-
-
 def as_uint32(values: int | Sequence[int] | np.ndarray) -> np.ndarray:
     """The last 32 bits of integers, so that any seed is one: -1 is 2^32 - 1."""
     return (np.asarray(values).astype(np.int64) & 0xFFFFFFFF).astype(np.uint32)
-
-
-def turn_identities(base: np.ndarray, turns: np.ndarray, speaker: int) -> np.ndarray:
-    """`[S, k + 2]` uint32: who (`speaker`) says the turn after `turns` policy turns."""
-    tail = np.stack(np.broadcast_arrays(turns, speaker), axis=-1)
-    return np.concatenate([base, tail.astype(np.uint32)], axis=1)
 
 
 def hashed(text: str) -> int:
@@ -52,19 +38,6 @@ def hashed(text: str) -> int:
 def words(utterance: Utterance) -> str:
     """What the other side hears of a turn after which the dialogue goes on; never empty."""
     return utterance.text or SILENCE
-
-
-def heard(utterances: Sequence[Utterance | None], where: np.ndarray) -> list[str | None]:
-    """The words of the rows `where`, None for the others: what the other side listens to."""
-    return [
-        words(said) if on and said is not None else None
-        for said, on in zip(utterances, where, strict=True)
-    ]
-
-
-def ended(utterances: Sequence[Utterance | None]) -> np.ndarray:
-    """`[S]` whether the user closed the dialogue with this turn."""
-    return np.array([said is not None and said.ended for said in utterances])
 
 
 def engagements(readings: Sequence[OutcomeReading | None]) -> np.ndarray:

@@ -31,7 +31,7 @@ class Sample:
     widening: the leaf is a response, which is reacted to.
     response_of: the sample whose response is reacted to; None: its own, or the leaf.
     turns: policy turns before the response.
-    identity: see `generation.turns.identity_base`.
+    identity: seed of the run, condition, node and which sample at it.
     number: which of the iteration's it is.
     places: one for each rollout.
     multiplicity: samples of the leaf with this text; 0 for all but the first of them.
