@@ -1,5 +1,6 @@
 """Decoders: their shape, their weights, Hugging Face checkpoints in and out."""
 
+from ixjax.models.attention import attend_pieces, in_window, select
 from ixjax.models.config import LoraConfig, ModelArguments, ModelConfig
 from ixjax.models.hf import check_hf, load_hf, save_hf
 from ixjax.models.hf_generation import turn_tokens
@@ -10,18 +11,9 @@ from ixjax.models.lora import (
     save_adapter,
     stack_adapters,
 )
+from ixjax.models.rotary import Rotary, rotary_angles
 from ixjax.models.sharding import abstract_params, cast, init_model, mesh_of, param_shardings
-from ixjax.models.transformer import (
-    FULL_UNROLL_LAYERS,
-    LoraParam,
-    Rotary,
-    Transformer,
-    attend_pieces,
-    in_window,
-    rotary_angles,
-    select,
-    unstack,
-)
+from ixjax.models.transformer import FULL_UNROLL_LAYERS, LoraParam, Remat, Transformer, unstack
 
 __all__ = [
     "FULL_UNROLL_LAYERS",
@@ -29,6 +21,7 @@ __all__ = [
     "LoraParam",
     "ModelArguments",
     "ModelConfig",
+    "Remat",
     "Rotary",
     "Transformer",
     "abstract_params",
