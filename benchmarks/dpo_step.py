@@ -87,9 +87,7 @@ def main(arguments: Arguments) -> None:
             save_hf(model, folder)
             report |= trl(a, folder, pairs)
         report["over_peer"] = report["peer_seconds_per_step"] / report["seconds_per_step"]
-        report["difference_of_first_loss"] = abs(
-            report["first_loss"] - report["peer_first_loss"]
-        )
+        report["difference_of_first_loss"] = abs(report["first_loss"] - report["peer_first_loss"])
         report["difference_of_logps"] = max(
             abs(report[f"logps_{side}"] - report[f"peer_logps_{side}"])
             for side in ("chosen", "rejected")
@@ -105,9 +103,7 @@ def random_pairs(a: Arguments) -> list[RenderedPair]:
         return tuple(rng.integers(5, size, count).tolist())
 
     return [
-        RenderedPair(
-            draw(a.prompt), (*draw(a.response - 1), END), (*draw(a.response - 1), END), 0
-        )
+        RenderedPair(draw(a.prompt), (*draw(a.response - 1), END), (*draw(a.response - 1), END), 0)
         for _ in range(a.pairs * a.steps)
     ]
 
@@ -180,14 +176,17 @@ def trl(a: Arguments, folder: str, pairs: list[RenderedPair]) -> dict[str, Any]:
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return torch.utils.data.SequentialSampler(dataset or self.train_dataset)
 
-    words = Tokenizer(
-        models.WordLevel(
-            {f"w{i}": i for i in range(SIZES[a.size]["vocab_size"])}, unk_token="w3"
-        )
-    )
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    # Special tokens are not called like words: TRL would find "w1" in "w17".
+    named = {name: i for i, name in enumerate(("<pad>", "<s>", "</s>", "<unk>"))}
+    words = {f"w{i}": i for i in range(len(named), SIZES[a.size]["vocab_size"])}
+    by_word = Tokenizer(models.WordLevel(named | words, unk_token="<unk>"))
+    by_word.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="w0", bos_token="w1", eos_token="w2", unk_token="w3"
+        tokenizer_object=by_word,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
     )
     text = lambda tokens: " ".join(f"w{i}" for i in tokens)
     rows = [
@@ -221,6 +220,9 @@ def trl(a: Arguments, folder: str, pairs: list[RenderedPair]) -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=[clock],
     )
+    row = trainer.train_dataset[0]
+    assert row["prompt_ids"] == list(pairs[0].prompt)
+    assert row["chosen_ids"] == list(pairs[0].chosen)
     trainer.train()
     first = trainer.state.log_history[0]
     return {

@@ -1,13 +1,14 @@
 """Decoders: their shape, their weights, Hugging Face checkpoints in and out."""
 
 from ixjax.models.attention import attend_pieces, in_window, select
-from ixjax.models.config import LoraConfig, ModelArguments, ModelConfig
+from ixjax.models.config import LoraArguments, LoraConfig, ModelArguments, ModelConfig
 from ixjax.models.hf import check_hf, load_hf, save_hf
 from ixjax.models.hf_generation import turn_tokens
 from ixjax.models.lora import (
     add_lora,
     load_adapter,
     merge_lora,
+    new_adapter,
     save_adapter,
     stack_adapters,
 )
@@ -17,6 +18,7 @@ from ixjax.models.transformer import FULL_UNROLL_LAYERS, LoraParam, Remat, Trans
 
 __all__ = [
     "FULL_UNROLL_LAYERS",
+    "LoraArguments",
     "LoraConfig",
     "LoraParam",
     "ModelArguments",
@@ -35,6 +37,7 @@ __all__ = [
     "load_hf",
     "merge_lora",
     "mesh_of",
+    "new_adapter",
     "param_shardings",
     "rotary_angles",
     "save_adapter",

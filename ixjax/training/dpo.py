@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
-from ixjax.models import Remat, Transformer
+from ixjax.models import LoraArguments, Remat, Transformer, new_adapter
 from ixjax.training.objectives import check_dpo_settings, dpo_loss, simpo_loss
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.pair_rows import PairBatches, PairRows, Share, shuffled_pairs
@@ -74,6 +74,8 @@ class DPOConfig:
     """What a block computes again for its gradient: none, all but dots, or full: less memory."""
     frozen: tuple[str, ...] = ()
     """Weights that stay as they are, by path: embedding, head, layers.query, ..."""
+    lora: LoraArguments = dataclasses.field(default_factory=LoraArguments)
+    """Adapters that learn while the base stays as it is."""
     checkpoint_every: int = dataclasses.field(default=50, metadata=io.NO_EFFECT)
     """Steps between checkpoints."""
     log_every: int = dataclasses.field(default=5, metadata=io.NO_EFFECT)
@@ -319,6 +321,7 @@ def train_dpo(
     if reference.shape != (len(pairs), 2):
         raise ValueError(f"reference has shape {reference.shape}; expected ({len(pairs)}, 2)")
     known = reference.astype(np.float32)
+    model = new_adapter(model, config.lora.to_config(), seed=seed)
     learned, held_out = _hold_out(len(pairs), config, seed)
     chosen = shuffled_pairs(
         [pairs[i] for i in learned], share=config.share, batch_size=config.batch_size, seed=seed

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from ixjax import io
 from ixjax.dialogue.chat import Rendered
-from ixjax.models import Remat, Transformer, mesh_of
+from ixjax.models import LoraArguments, Remat, Transformer, mesh_of, new_adapter
 from ixjax.training.batching import (
     Rows,
     in_batches,
@@ -54,6 +54,8 @@ class SFTConfig:
     """What a block computes again for its gradient: none, all but dots, or full: less memory."""
     frozen: tuple[str, ...] = ()
     """Weights that stay as they are, by path: embedding, head, layers.query, ..."""
+    lora: LoraArguments = dataclasses.field(default_factory=LoraArguments)
+    """Adapters that learn while the base stays as it is."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     """The optimiser."""
 
@@ -124,6 +126,7 @@ def train_sft(
     Raises:
         InputError: there is nothing to train or to validate on, or an example is too long.
     """
+    model = new_adapter(model, config.lora.to_config(), seed=seed)
     length = model.config.max_length
     rows = pack(train_examples, length=length)
     validation = pack(valid_examples, length=length)
