@@ -106,6 +106,10 @@ class View:
             return self.scenario.policy_prompt
         return self.scenario.simulator_prompt(condition)
 
+    def conversation(self, dialogue: Dialogue) -> tuple[str, tuple[Said, ...]]:
+        """System text and turns as this side has them, for what renders any conversation."""
+        return self.system(dialogue.condition), tuple(self._said(dialogue))
+
     def messages(self, dialogue: Dialogue) -> list[dict[str, str]]:
         """The history in the chat format of `transformers` and TRL, roles as this side has them."""
         turns = self._said(dialogue)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 from ixjax.dialogue.rendering import Said
-from ixjax.io import InputError
+from ixjax.io import NO_EFFECT, InputError
 
 PreferenceFormat = Literal["auto", "ixjax", "trl", "ultrafeedback", "alpaca"]
 SHOWN_LINES = 10  # of each reason, in an account
@@ -33,7 +33,7 @@ DROP_RULES = (
 class PreferencesConfig:
     """A file of preferences, a source of pairs beside those of the run."""
 
-    path: str = ""
+    path: str = dataclasses.field(default="", metadata=NO_EFFECT)
     """The file, JSON lines or one JSON list; empty: none."""
     format: PreferenceFormat = "auto"
     """How to read it: ixjax (pairs.jsonl), trl, ultrafeedback, alpaca; auto: by its first row."""

@@ -20,7 +20,7 @@ from ixjax.dialogue.types import ROLES, Role
 from ixjax.models import Transformer, check_hf, load_hf
 from ixjax.models.config import DType
 from ixjax.pipeline.bases import refuse_runs_model
-from ixjax.pipeline.inputs import SOURCES
+from ixjax.pipeline.inputs import pair_sources
 from ixjax.pipeline.run import Run
 from ixjax.training import is_finished, load_model
 
@@ -88,7 +88,8 @@ def run_checkpoints(run: Run) -> list[Checkpoint]:
     directory = run.directory
     roles: dict[str, Role] = {"policy_sft": "policy", "simulator": "user"}
     roles |= {"simulator_heldout": "user"}
-    roles |= {f"{directory.policy_dpo.name}/{source}": "policy" for source in SOURCES}
+    sources = pair_sources(run.config)
+    roles |= {f"{directory.policy_dpo.name}/{source}": "policy" for source in sources}
     return [
         Checkpoint(
             name,
