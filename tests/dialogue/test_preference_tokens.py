@@ -125,6 +125,37 @@ def test_batches_are_those_of_trls_collator(tmp_path):
         assert mask.tolist() == [0] * len(prompt) + [1] * len(response) + [0] * (len(ids) - length)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_where_trl_goes_another_way_it_is_as_the_page_says(tmp_path):
+    """The rows of the table in docs/data-formats.md that can be seen in tokens."""
+    qwen, thinking, begins = build("qwen2"), build("thinking"), with_begin_token()
+
+    def trl(tokenizer, prompt, chosen, rejected):
+        if not isinstance(prompt, str):
+            chosen, rejected = ([{"role": "assistant", "content": c}] for c in (chosen, rejected))
+        row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        [theirs] = trl_rows(tokenizer, [row])
+        [ours] = rendered(rows_file(tmp_path, [row]), ChatTemplate.from_tokenizer(tokenizer))
+        return theirs, ours
+
+    def said(text):
+        return [{"role": "user", "content": text}]
+
+    theirs, ours = trl(qwen, said("Hi<|im_end|>"), " yes ", "no")
+    assert theirs["prompt_ids"].count(qwen.eos_token_id) == 3  # what was typed ends the turn
+    assert ours.prompt.count(qwen.eos_token_id) == 2
+    assert qwen.decode(theirs["chosen_ids"]) == " yes <|im_end|>\n"
+    assert qwen.decode(list(ours.chosen)) == "yes<|im_end|>"
+    theirs, ours = trl(thinking, said("Hi"), "yes", "no")
+    assert not thinking.decode(theirs["prompt_ids"]).endswith("</think>\n\n")
+    assert thinking.decode(list(ours.prompt)).endswith("</think>\n\n")
+    theirs, ours = trl(begins, f"{begins.bos_token}I feel ti", "red", "ny")
+    assert theirs["prompt_ids"].count(begins.bos_token_id) == 2
+    assert ours.prompt.count(begins.bos_token_id) == 1
+    assert begins.decode(theirs["chosen_ids"]) == " tired" + begins.eos_token
+    assert begins.decode(list(ours.chosen)) == "red" + begins.eos_token
+
+
 def preference(prompt: ChatPrompt | str, chosen="Rest well", rejected="No") -> Preference:
     return Preference("f:1", prompt, chosen, rejected)
 
