@@ -40,6 +40,7 @@ def open_run(config: RunConfig) -> Run:
         theirs = yaml.safe_load(directory.config.read_text()) or {}
         _refuse_other_config(run, _flatten(theirs))
         _refuse_changed_sources(run)
+        _refuse_changed_preferences(run)
         _check_files(run)
         if theirs != yaml.safe_load(yaml.safe_dump(mine)):  # in what changes no result
             io.write_text(directory.config, yaml.safe_dump(mine, sort_keys=False))
@@ -141,8 +142,13 @@ def _refuse_changed_sources(run: Run) -> None:
             + f"\nMade with it: {', '.join(trained)}. "
             "Give another --out, or put back what was there."
         )
-    aligned, path = f"dpo/{PREFERENCES}", run.config.preferences.path
-    if path and run.manifest.made.get(aligned) not in (None, run.inputs(aligned)):
+
+
+def _refuse_changed_preferences(run: Run) -> None:
+    """Refuse to align anew, in the place of what was aligned on other rows."""
+    aligned, path = f"dpo/{PREFERENCES}", Path(run.config.preferences.path)
+    made = run.manifest.made.get(aligned)
+    if path.is_file() and made not in (None, run.inputs(aligned)):
         raise io.InputError(
             f"{run.directory.root}: {aligned} was made from other preferences than those that are "
             f"in {path} now. Give another --out, or put back what was there."

@@ -193,10 +193,11 @@ class Run:
     @functools.cached_property
     def preferences_fingerprint(self) -> str:
         """The fingerprint of the file of preferences; of one that is gone, as it was read."""
-        path = Path(self.config.preferences.path)
-        if path.is_file():
+        path = self.config.preferences.path
+        if Path(path).is_file():
             return io.file_fingerprint(path)
-        return (self.manifest.get(f"dpo/{PREFERENCES}") or {}).get("file", "") if path.name else ""
+        recorded = self.manifest.get(f"dpo/{PREFERENCES}") or {}
+        return recorded.get("file", "") if path else ""
 
     @functools.cached_property
     def _prepared(self) -> str:

@@ -13,7 +13,15 @@ import pytest
 from ixjax import io
 from ixjax.dialogue.preferences import PreferencesConfig
 from ixjax.dialogue.types import Dialogue, Turn, UserCondition
-from ixjax.pipeline import Run, align, open_run, prepare, run_checkpoints, train_speakers
+from ixjax.pipeline import (
+    Run,
+    align,
+    find_checkpoint,
+    open_run,
+    prepare,
+    run_checkpoints,
+    train_speakers,
+)
 from ixjax.pipeline.evaluate import _methods as methods
 from ixjax.pipeline.inputs import pair_sources
 from ixjax.pipeline.preferences import given_pairs
@@ -80,6 +88,7 @@ def test_a_file_alone_aligns_a_policy_without_a_search(out, tmp_path):
     run, reporter = opened(out, written(tmp_path / "trl.jsonl", given)), Notes()
     result = align(run, reporter)
     assert list(result) == ALONE
+    assert find_checkpoint(run, "").name == "policy_dpo/preferences"
     facts = result["preferences"]
     assert (facts["pairs"], facts["rows"]["read"], facts["rows"]["format"]) == (10, 12, "trl")
     assert facts["rows"]["dropped"] == {"equal_text": 1, "duplicate": 1}
@@ -152,6 +161,15 @@ def test_a_file_that_is_not_there_is_refused_before_a_run_is_made(tmp_path):
     with pytest.raises(io.InputError, match=r"none\.jsonl: no such file"):
         opened(tmp_path / "run", tmp_path / "none.jsonl")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_is_gone_in_the_middle_is_named(out, tmp_path):
+    path = written(tmp_path / "trl.jsonl", rows(8))
+    with pytest.raises(KeyboardInterrupt):
+        align(opened(out, path), Silent(stop_in="dpo preferences"))
+    path.unlink()
+    with pytest.raises(io.InputError, match=r"trl\.jsonl.*no such file|no such file.*trl\.jsonl"):
+        opened(out, path)
 
 
 def test_another_file_is_refused_once_a_policy_is_aligned_on_this_one(out, tmp_path):
