@@ -122,7 +122,8 @@ class WeightsAndBiases:
             )
         except wandb.Error as error:
             raise io.InputError(
-                f"metrics.wandb: {error}; log in with `wandb login`, or set WANDB_MODE=offline"
+                f"metrics.wandb: {str(error).rstrip('.')}; log in with `wandb login`, or set "
+                "WANDB_MODE=offline"
             ) from error
         self._stages: set[str] = set()
 
