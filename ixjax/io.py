@@ -114,6 +114,11 @@ def read_jsonl(path: str | Path, *, schema: str) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: no such file, a line that is not a JSON object, another schema or version.
     """
+    return (record for _, record in read_numbered_jsonl(path, schema=schema))
+
+
+def read_numbered_jsonl(path: str | Path, *, schema: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same with the line of each record, for errors that name it."""
     head = True
     for number, record in read_json_lines(path):
         if head:
@@ -125,7 +130,7 @@ def read_jsonl(path: str | Path, *, schema: str) -> Iterator[dict[str, Any]]:
                     f"found {found[0]} version {found[1]}"
                 )
         else:
-            yield record
+            yield number, record
     if head:
         raise InputError(f"{path}: empty; expected schema {schema} version {SCHEMA_VERSION}")
 

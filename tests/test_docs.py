@@ -16,6 +16,7 @@ import pytest
 from ixjax.commands import main as commands
 from ixjax.commands.arguments import parse
 from ixjax.commands.tools import parse_tool
+from ixjax.dialogue.preferences import DROP_RULES, PreferenceFormat
 from ixjax.dialogue.scenarios import base
 from ixjax.models import load_hf
 from ixjax.models.hf_config import FAMILIES
@@ -127,6 +128,13 @@ def test_the_data_formats_name_every_field_of_a_tree():
     names = set(re.findall(r"`(\w+)`", section))
     assert {field.name for field in dataclasses.fields(TreeNode)} <= names
     assert {*COUNTS, "nodes", "simulations", "unreadable", "decisions_at_D"} <= names
+
+
+def test_the_data_formats_name_every_rule_that_leaves_a_preference_out():
+    page = (DOCS / "data-formats.md").read_text()
+    section = page.partition("### Preferences from elsewhere")[2].partition("\n### ")[0]
+    named = set(re.findall(r"`([\w-]+)`", section))
+    assert {*DROP_RULES, *typing.get_args(PreferenceFormat)} - {"auto"} <= named
 
 
 @pytest.fixture(scope="module")

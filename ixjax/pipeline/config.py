@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 
 from ixjax.dialogue.corpora import DataConfig
+from ixjax.dialogue.preferences import PreferencesConfig
 from ixjax.dialogue.tokenizer import TokenizerConfig
 from ixjax.evaluation import EvaluationConfig
 from ixjax.generation import DebugConfig, EngineConfig, ReadOut, SamplingConfig
 from ixjax.io import NO_EFFECT, InputError
 from ixjax.models import ModelArguments
 from ixjax.parallel import MeshConfig
+from ixjax.pipeline.metrics import MetricsConfig
 from ixjax.search import PairsConfig, SearchConfig
-from ixjax.training import DPOConfig, SFTConfig
+from ixjax.training import DPOConfig, ProfileConfig, ReferenceConfig, SFTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,17 @@ class RunConfig:
     """The tree search."""
     pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
     """Which preference pairs are taken."""
+    preferences: PreferencesConfig = dataclasses.field(default_factory=PreferencesConfig)
+    """A file of preferences beside them."""
     dpo: DPOConfig = dataclasses.field(default_factory=DPOConfig)
     """The alignment."""
+    reference: ReferenceConfig = dataclasses.field(
+        default_factory=ReferenceConfig, metadata=NO_EFFECT
+    )
+    """Stored log-probabilities of the reference."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     """The comparison on held-out conditions."""
+    metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig, metadata=NO_EFFECT)
+    """Where metrics go."""
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig, metadata=NO_EFFECT)
+    """Traces of trainings."""

@@ -13,7 +13,7 @@ from ixjax.dialogue.types import Dialogue
 from ixjax.evaluation import Played, cell_metrics, fidelity, play
 from ixjax.generation import Speaker, User
 from ixjax.pipeline.dpo import policy_directory
-from ixjax.pipeline.inputs import SIMULATORS, SOURCES, SPEAKERS
+from ixjax.pipeline.inputs import SIMULATORS, SPEAKERS, pair_sources
 from ixjax.pipeline.run import Reporter, Run
 from ixjax.search import SearchConfig, SearchingPolicy
 
@@ -31,7 +31,7 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
         The content of evaluation.json.
     """
     run.require("prepare", *(f"sft/{name}" for name in SPEAKERS))
-    run.require(*(f"dpo/{source}" for source in SOURCES))
+    run.require(*(f"dpo/{source}" for source in pair_sources(run.config)))
     with run.stage("evaluate") as facts:
         if facts is None:
             return dict(io.read_json(run.directory.evaluation))
@@ -122,7 +122,7 @@ def _methods(run: Run) -> dict[str, Callable[[], Speaker]]:
     }
     if settings.think:
         methods["imcts"] = functools.partial(searching, settings.think)
-    for source in SOURCES:
+    for source in pair_sources(run.config):
         methods[f"dpo_{source}"] = functools.partial(policy, policy_directory(run, source))
     return methods
 

@@ -1,21 +1,26 @@
 """Training: objectives, batches, one loop for all of them, checkpoints."""
 
 from ixjax.training.checkpoints import is_finished, load_model, model_fingerprint, save_model
-from ixjax.training.dpo import (
-    DPOConfig,
-    load_reference,
-    reference_logprobs,
-    save_reference,
-    train_dpo,
-)
+from ixjax.training.dpo import DPOConfig, reference_logprobs, train_dpo
 from ixjax.training.examples import sft_examples
 from ixjax.training.objectives import dpo_loss, sft_loss, token_logprobs
 from ixjax.training.optimizer import OptimizerConfig
+from ixjax.training.profiling import ProfileConfig, Profiler
+from ixjax.training.reference import (
+    ReferenceConfig,
+    ReferenceIdentity,
+    load_reference,
+    save_reference,
+)
 from ixjax.training.sft import SFTConfig, example_logprobs, train_sft, validation_loss
 
 __all__ = [
     "DPOConfig",
     "OptimizerConfig",
+    "ProfileConfig",
+    "Profiler",
+    "ReferenceConfig",
+    "ReferenceIdentity",
     "SFTConfig",
     "dpo_loss",
     "example_logprobs",
