@@ -25,6 +25,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ixjax.models.config import LoraConfig, ModelConfig
+from ixjax.parallel import constrain
 
 # Whether a layer sees its window alone: known where layers are unrolled, traced where scanned.
 Local = bool | jax.Array
@@ -32,6 +33,7 @@ Local = bool | jax.Array
 # (out [B, H, T, D], whatever of it is to be kept).
 Attend = Callable[[Any, Local, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
+HIDDEN_AXES = ("rows", None, None)  # of hidden states [B, T, hidden]
 MASKED = -1e30  # finite, so that without any visible key the values' mean comes out and not NaN
 FULL_UNROLL_LAYERS = 8  # up to here unrolling costs little to compile and saves cache slicing
 
@@ -236,6 +238,7 @@ class Transformer(nnx.Module):
             x = self.embedding[...][tokens].astype(config.compute_dtype)
             if config.scale_embeddings:
                 x = x * jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
+            x = constrain(x, HIDDEN_AXES)
 
         # Known while tracing where all layers are alike, so that nothing is computed twice.
         alike = len(set(config.is_local)) == 1
@@ -245,7 +248,8 @@ class Transformer(nnx.Module):
             local = config.is_local[0] if alike else local
             angles = jax.tree.map(functools.partial(select, local), rotary.local, rotary.all)
             here = functools.partial(attend, layer_cache, local)
-            return block(config, nnx.merge(graph, weights), x, angles, chosen, here)
+            x, kept = block(config, nnx.merge(graph, weights), x, angles, chosen, here)
+            return constrain(x, HIDDEN_AXES), kept
 
         if layers is None:
             unroll = config.num_layers <= FULL_UNROLL_LAYERS

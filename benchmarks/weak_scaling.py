@@ -1,0 +1,221 @@
+"""Weak scaling by XLA's own figures: the training step on 1, 2, 4, 8 virtual devices. One JSON line.
+
+    python benchmarks/weak_scaling.py --objective dpo --axis fsdp
+
+The batch grows with the devices, so that each has the same rows. Nothing is run: the step is
+compiled in a process for each number of devices, and XLA says what it made.
+
+- FLOPs of one device (`cost_analysis`) shall be constant within 2 %.
+- Bytes that cross the network are added up from the collectives in the optimised program, those
+  in a loop as often as it runs, and compared with theory. Over `data` the gradients, P bytes, are
+  summed: 2 P (n - 1) / n sent by each device (ring all-reduce). Over `fsdp` weights are gathered
+  for the forward and for the backward pass and gradients are summed to where they belong: 3 P
+  (n - 1) / n, if XLA makes a reduce-scatter of it; its CPU backend makes an all-reduce and a slice,
+  4 P (n - 1) / n. Small sums (norms, the loss) are in neither.
+- Parameters and optimiser state of one device shrink as 1 / fsdp.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import tyro
+
+Axis = Literal["data", "fsdp"]
+Objective = Literal["sft", "dpo"]
+COUNTS = (1, 2, 4, 8)
+FLOPS_BOUND = 0.02
+ITEM_BYTES = {"f64": 8, "s64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What is compiled."""
+
+    objective: Objective = "dpo"
+    """sft or dpo."""
+    axis: Axis = "data"
+    """The mesh axis that grows."""
+    rows: int = 2
+    """Rows (pairs) of each device."""
+    length: int = 256
+    """Tokens of a row."""
+    layers: int = 12
+    """Blocks: up to 8 are unrolled."""
+    hidden_size: int = 256
+    """Width of the residual stream."""
+    devices: int = 0
+    """Compile for so many devices in this process and print what was found; 0: all counts."""
+
+
+def lowered_step(a: Arguments) -> tuple[Any, Any]:
+    """The training step for this many devices, and the state that it takes: all we ask of it."""
+    import jax
+
+    from ixjax.models import ModelConfig
+    from ixjax.parallel import MeshConfig, make_mesh
+    from ixjax.pipeline import RunConfig
+    from ixjax.pipeline.plan import training_objectives
+    from ixjax.training import OptimizerConfig
+    from ixjax.training.trainer import make_steps
+
+    run = RunConfig()
+    rows = a.rows * a.devices
+    run = dataclasses.replace(
+        run,
+        model=dataclasses.replace(run.model, max_length=a.length),
+        sft=dataclasses.replace(run.sft, batch_size=rows),
+        dpo=dataclasses.replace(run.dpo, batch_size=rows),
+    )
+    loss, batch = training_objectives(run)[a.objective]
+    config = ModelConfig(
+        vocab_size=4096,
+        hidden_size=a.hidden_size,
+        num_layers=a.layers,
+        num_heads=a.hidden_size // 64,
+        num_kv_heads=max(a.hidden_size // 128, 1),
+        head_dim=64,
+        intermediate_size=4 * a.hidden_size,
+        max_length=a.length,
+    )
+    sizes = {"data": 1, "fsdp": 1} | {a.axis: a.devices}
+    mesh = make_mesh(MeshConfig(**sizes))
+    steps = make_steps(config, mesh, loss, OptimizerConfig().to_optax())
+    with jax.set_mesh(mesh):
+        rate = jax.ShapeDtypeStruct((), "float32")
+        return steps.train.lower(steps.abstract_state, batch, rate), steps.abstract_state
+
+
+def compile_once(a: Arguments) -> dict[str, float]:
+    """What XLA says of the step on `a.devices` devices."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", a.devices)
+    lowered, state = lowered_step(a)
+    compiled = lowered.compile()
+    costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    shares = [
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
+    ]
+    found = collective_bytes(compiled.as_text())
+    return {
+        "flops": costs["flops"] * 1.0,
+        "state_bytes": sum(shares),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "parameter_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state[0])),
+        **{name.replace("-", "_"): sent for name, sent in found.items()},
+    }
+
+
+COLLECTIVE = re.compile(
+    r"= (?P<result>\(?[a-z0-9]+\[.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|"
+    r"collective-permute)(?:-start)?\("
+)
+ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
+COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
+LOOP = re.compile(r"while\(.*body=%?([\w.-]+)")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+GROUP = re.compile(r"replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]+)\})")
+
+
+def collective_bytes(text: str) -> dict[str, float]:
+    """Bytes that a device sends in one run of an optimised program, by kind of collective.
+
+    A ring is assumed: of n devices each sends (n - 1) / n of what is gathered or scattered, and
+    twice that of what is summed everywhere.
+    """
+    times = _runs(text)
+    sent: dict[str, float] = {}
+    for computation, line in _lines(text):
+        found = COLLECTIVE.search(line)
+        if not found:
+            continue
+        kind, size, n = found["kind"], _array_bytes(found["result"]), _group_size(line)
+        share = (n - 1) / n
+        factor = {"all-reduce": 2 * share, "reduce-scatter": n * share}.get(kind, share)
+        sent[kind] = sent.get(kind, 0.0) + times.get(computation, 1) * size * factor
+    return sent
+
+
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """(computation, instruction) of an HLO module."""
+    name = ""
+    for line in text.splitlines():
+        head = COMPUTATION.match(line)
+        name = head[1] if head else name
+        yield name, line
+
+
+def _runs(text: str) -> dict[str, int]:
+    """How often the body of each loop runs, loops in loops multiplied."""
+    inside, trips = {}, {}
+    for computation, line in _lines(text):
+        loop, count = LOOP.search(line), TRIPS.search(line)
+        if loop:
+            if not count:
+                raise ValueError(f"a loop of unknown length: {line[:100]}")
+            inside[loop[1]], trips[loop[1]] = computation, int(count[1])
+
+    def runs(name: str) -> int:
+        return trips[name] * runs(inside[name]) if name in trips else 1
+
+    return {name: runs(name) for name in trips}
+
+
+def _array_bytes(shapes: str) -> int:
+    return sum(
+        ITEM_BYTES[kind] * math.prod(int(n) for n in sizes.split(",") if n)
+        for kind, sizes in ARRAY.findall(shapes)
+    )
+
+
+def _group_size(line: str) -> int:
+    """Devices that take part in a collective together."""
+    group = GROUP.search(line)
+    if group is None:
+        return 1
+    return int(group[2]) if group[2] else len(group[3].split(","))
+
+
+def main(arguments: Arguments) -> None:
+    """Compile for every count, compare, report."""
+    a = arguments
+    if a.devices:
+        print(json.dumps(compile_once(a)))
+        return
+    found = {}
+    for count in COUNTS:
+        flags = [f"--{k.replace('_', '-')}={v}" for k, v in dataclasses.asdict(a).items()]
+        line = [sys.executable, __file__, *flags, f"--devices={count}"]
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+        ran = subprocess.run(line, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        found[count] = json.loads(ran.stdout.splitlines()[-1])
+    report = dataclasses.asdict(a) | {"by_devices": found, "flops_bound": FLOPS_BOUND}
+    one = found[1]
+    report["flops_ratio"] = {n: f["flops"] / one["flops"] for n, f in found.items()}
+    report["within_bound"] = all(abs(r - 1) <= FLOPS_BOUND for r in report["flops_ratio"].values())
+    report["state_ratio"] = {n: f["state_bytes"] / one["state_bytes"] for n, f in found.items()}
+    report["sent_over_parameters"] = {
+        n: sum(f.get(kind, 0.0) for kind in KINDS) / (one["parameter_bytes"] * (n - 1) / n)
+        for n, f in found.items()
+        if n > 1
+    }
+    report["theory"] = {"data": 2.0, "fsdp": 3.0}[a.axis]
+    print(json.dumps(report))
+
+
+KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "collective_permute")
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))
