@@ -8,7 +8,8 @@ device. How much of it is stored depends on how the blocks are compiled:
 - unrolled, the compiler sees both passes at once: views are free, and an elementwise function that
   the forward pass has no use for is computed in the backward pass;
 - with rematerialisation a block's input is stored (and, for `dots`, its products with weights), and
-  one block's arrays exist at a time.
+  one block's arrays exist at a time. (XLA's CPU backend merges what is computed again with what
+  was computed, where blocks are unrolled: there nothing is saved.)
 
 `tests/training/test_memory.py` and `benchmarks/memory.py` hold this against what XLA allocates.
 docs/scaling.md has the account in words.
@@ -65,7 +66,7 @@ class StepMemory:
     activations: int
     """What the backward pass is given of the blocks."""
     working: int
-    """One block in the backward pass: arrays that are computed again, and the largest gradient."""
+    """One block in the backward pass: its arrays, computed again, or its largest gradient."""
     logits: int
     """What it is given of the embedding and the LM head: scored logits above all."""
     logits_gradient: int
@@ -118,12 +119,13 @@ def step_memory(
     share, part = device_share(config, mesh), _batch_share(batch, mesh)
     one, two = (_Trace.of(loss, _shallow(share, depth), part) for depth in (1, 2))
     layer, head = two.fused - one.fused, one.fused - (two.fused - one.fused)
+    dots = two.dots - one.dots
     scored = [array for array in head if array[0][-1:] == (share.vocab_size,)]
     unrolled = config.num_layers <= FULL_UNROLL_LAYERS
     width = share.hidden_size * jnp.dtype(config.compute_dtype).itemsize
     kept = {
         "none": _bytes(layer) if unrolled else two.looped - one.looped,
-        "dots": _tokens(part) * width + _bytes(two.dots - one.dots),
+        "dots": _tokens(part) * width + _bytes(dots),
         "full": _tokens(part) * width,
     }[remat]
     return StepMemory(
@@ -133,7 +135,7 @@ def step_memory(
         batch=_bytes(_arrays(jax.tree.leaves(part))),
         gradients=placement.trained_bytes,
         activations=kept * config.num_layers,
-        working=_working(layer, unrolled=unrolled, remat=remat),
+        working=_working(layer, dots, unrolled=unrolled, remat=remat),
         logits=_bytes(head),
         logits_gradient=max((_bytes({array: 1}) for array in scored), default=0),
         gathered=_gathered(config, placement, mesh, unrolled=unrolled),
@@ -255,12 +257,13 @@ def _tokens(batch: Any) -> int:
     return max(math.prod(leaf.shape) for leaf in jax.tree.leaves(batch))
 
 
-def _working(layer: Arrays, *, unrolled: bool, remat: Remat) -> int:
-    """Of one block: in a loop the gradients of all weights are there while its own are computed."""
-    again = 0 if remat == "none" else _bytes(layer)
-    if unrolled and not again:
-        return 0
-    return again + max(_bytes({array: 1}) for array in layer)
+def _working(layer: Arrays, dots: Arrays, *, unrolled: bool, remat: Remat) -> int:
+    """Of one block, while its backward pass goes on."""
+    if remat == "none":
+        # In a loop the gradients of all weights are there already; else they come when arrays go.
+        return 0 if unrolled else max(_bytes({array: 1}) for array in layer)
+    # Gradients take the places of arrays that are used up.
+    return _bytes(layer) - (_bytes(dots) if remat == "dots" else 0)
 
 
 def _gathered(config: ModelConfig, placement: Placement, mesh: AnyMesh, *, unrolled: bool) -> int:

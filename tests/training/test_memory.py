@@ -6,8 +6,9 @@ import dataclasses
 
 import jax
 import pytest
+from flax import nnx
 
-from ixjax.models import LoraConfig, ModelConfig
+from ixjax.models import LoraConfig, ModelConfig, transformer
 from ixjax.parallel import MeshConfig, abstract_mesh, make_mesh
 from ixjax.pipeline import RunConfig
 from ixjax.pipeline.plan import training_objectives
@@ -79,6 +80,30 @@ def test_a_step_takes_what_was_planned(changes, stage, rows, length):
 def test_each_of_eight_devices_takes_what_was_planned(sizes, layers):
     config = dataclasses.replace(CONFIG, num_layers=layers)
     assert_planned(config, sizes, "sft", rows=16, length=256)
+
+
+POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+@pytest.mark.parametrize("remat", POLICIES)
+def test_a_step_that_computes_blocks_again_takes_what_was_planned(remat, monkeypatch):
+    config, mesh = dataclasses.replace(CONFIG, num_layers=16), MeshConfig()
+    loss, batch = objective("sft", rows=4, length=256)
+    planned = step_memory(config, abstract_mesh(mesh, 1), loss, batch, remat=remat)
+    plain = transformer.block
+
+    def block(config, w, x, rotary, chosen, attend):
+        graph, weights = nnx.split(w)
+        again = lambda weights, x: plain(
+            config, nnx.merge(graph, weights), x, rotary, chosen, attend
+        )
+        return jax.checkpoint(again, policy=POLICIES[remat])(weights, x)
+
+    monkeypatch.setattr(transformer, "block", block)
+    real = make_mesh(mesh, devices=jax.devices()[:1])
+    # Another function object, or the compiled step of other tests would be taken.
+    _, temporary = allocated(config, real, lambda *given: loss(*given), batch)
+    assert planned.temporary == pytest.approx(temporary, rel=WITHIN)
 
 
 def test_rematerialisation_leaves_block_inputs_and_one_block():
