@@ -8,7 +8,6 @@ import json
 from rich.console import Console
 
 from ixjax.commands.summary import print_plan
-from ixjax.io import InputError
 from ixjax.pipeline import PlanConfig, RunConfig, make_plan
 
 SUMMARY = "Memory, arithmetic and time that a run would take on devices that need not exist."
@@ -25,16 +24,15 @@ class Settings(RunConfig):
     json: bool = False
     """Print one JSON object in place of the tables."""
 
-    def __post_init__(self) -> None:
-        """Refuse a run on nothing."""
-        if self.devices < 1:
-            raise InputError(f"devices is {self.devices}; expected 1 or more")
-
 
 def execute(settings: Settings, console: Console) -> None:
     """Plan, and print it."""
     plan = make_plan(settings, settings.plan, devices=settings.devices)
     if settings.json:
-        print(json.dumps(dataclasses.asdict(plan)))
+        record = dataclasses.asdict(plan)
+        for kind, stages in (("training", plan.training), ("play", plan.play)):
+            for stage, memory in stages.items():
+                record[kind][stage]["peak"] = memory.peak
+        print(json.dumps(record))
     else:
         print_plan(console, plan)

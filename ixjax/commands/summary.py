@@ -209,8 +209,8 @@ def print_plan(console: Console, plan: Plan) -> None:
             (
                 e.work.stage,
                 *(round(n) for n in (e.work.trained, e.work.read, e.work.sampled)),
-                f"{e.flops / 1e15:,.3g}",
-                None if e.seconds is None else f"{e.seconds / 3600:,.3g}",
+                f"{e.flops / 1e15:,.2f}",
+                None if e.seconds is None else f"{e.seconds / 3600:,.2f}",
             )
             for e in plan.estimates
         ),

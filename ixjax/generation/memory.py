@@ -77,6 +77,7 @@ def play_memory(
 def cache_bytes(config: ModelConfig, mesh: AnyMesh, rows: int, columns: int) -> int:
     """Bytes that a cache of so many rows and columns takes on one device."""
     share, parts = device_share(config, mesh), mesh.shape["data"] * mesh.shape["fsdp"]
+    share = dataclasses.replace(share, vocab_size=config.vocab_size)  # rows' logits are whole
     if rows % parts == 0:  # else they lie on every device, see `parallel.partition_spec`
         rows //= parts
     return _bytes(jax.eval_shape(lambda: kv.allocate(share, rows, columns)))

@@ -28,6 +28,7 @@ from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.evaluate import look_ahead
 from ixjax.pipeline.run import Run
 from ixjax.pipeline.workload import Corpus, Work, count_corpus, stage_work
+from ixjax.search import SearchConfig
 from ixjax.training.batching import RESPONSE_STEP, Pairs, Rows
 from ixjax.training.dpo import PairBatch, pair_loss
 from ixjax.training.memory import StepMemory, step_memory
@@ -125,9 +126,11 @@ def make_plan(config: RunConfig, settings: PlanConfig, *, devices: int) -> Plan:
         devices: in training; search and evaluation share them among `processes.count`.
 
     Raises:
-        InputError: the mesh does not fit the devices, or the checkpoint's config.json can't be
-            read.
+        InputError: there is no device, the mesh does not fit, or the checkpoint's config.json
+            can't be read.
     """
+    if devices < 1:
+        raise io.InputError(f"devices is {devices}; expected 1 or more")
     run = Run(config, io.RunDirectory(Path(config.out)))
     model, corpus = _model(run), count_corpus(run)
     mesh = abstract_mesh(config.mesh, devices)
@@ -211,13 +214,17 @@ def _dpo_loss(config: RunConfig) -> Any:
     return pair_loss(config.dpo.beta, config.dpo.variant, config.dpo.label_smoothing)
 
 
+def _ahead(config: RunConfig) -> SearchConfig:
+    """The search of the method of the evaluation that takes most."""
+    return look_ahead(config, max(config.evaluation.think, 1))
+
+
 def _play(
     config: RunConfig, settings: PlanConfig, model: ModelConfig, mesh: AnyMesh
 ) -> dict[str, PlayMemory]:
-    """The search, and the method of the evaluation that takes most, with a user of its own."""
+    """The search, and the evaluation's look-ahead with a user of its own."""
     kernel = settings.device is not None and mesh.size == 1
     apart = kernel or model.num_layers <= FULL_UNROLL_LAYERS
-    ahead = look_ahead(config, max(config.evaluation.think, 1))
     found = {
         stage: play_memory(
             model,
@@ -228,7 +235,7 @@ def _play(
             apart=apart,
             models=models,
         )
-        for stage, search, models in (("search", config.search, 2), ("evaluate", ahead, 3))
+        for stage, search, models in (("search", config.search, 2), ("evaluate", _ahead(config), 3))
     }
     columns = columns_of(model, config.engine)
     user = cache_bytes(model, mesh, config.evaluation.batch, columns)
@@ -280,7 +287,8 @@ def _decode_seconds(
     bandwidth = settings.figure("bandwidth_gb")
     if bandwidth is None:
         return None
-    rows = min(config.engine.rows, config.search.trees * config.search.games)
+    search = config.search if work.stage == "search" else _ahead(config)
+    rows = min(config.engine.rows, search.trees * search.games)
     steps = work.sampled / config.processes.count / (rows * OCCUPANCY)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     keys = rows / parts * context * kv_bytes(device_share(model, mesh))
