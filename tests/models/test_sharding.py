@@ -67,6 +67,19 @@ def test_sharded_params_give_the_single_device_logits():
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_hidden_states_that_are_split_as_the_batch_give_the_same_logits():
+    model = random_model(CONFIG)
+    expected = np.asarray(logits(model, TOKENS))
+    graph, params = nnx.split(model)
+    sharded = nnx.merge(graph, jax.device_put(params, param_shardings(CONFIG, MESH)))
+    tokens = jax.device_put(TOKENS, batch_sharding(MESH))
+    with jax.set_mesh(MESH):
+        split = jax.jit(lambda model, tokens: model.hidden(tokens))(sharded, tokens)
+        found = logits(sharded, tokens)
+    assert split.sharding.shard_shape(split.shape) == (2, 6, 16)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_abstract_params_describe_the_real_ones():
     real = jax.eval_shape(lambda: nnx.state(Transformer(CONFIG, rngs=nnx.Rngs(0)), nnx.Param))
     described = jax.tree.map(lambda x: (x.shape, x.dtype), abstract_params(CONFIG))

@@ -16,6 +16,7 @@ from ixjax.parallel import MeshConfig
 from ixjax.pipeline import PlanConfig, make_plan
 from ixjax.pipeline.config import ProcessesConfig
 from ixjax.pipeline.workload import count_corpus, stage_work
+from ixjax.search import run as search
 from tests.end_to_end.tiny import tiny_run
 from tests.test_docs import LLAMA_8B
 
@@ -49,10 +50,8 @@ def test_a_prepared_run_is_counted_and_another_is_assumed(untrained, tmp_path):
     assert "no prepared run at out" not in make_plan(untrained.config, SMALL, devices=1).assumed[0]
 
 
-def test_a_search_takes_no_more_than_was_planned(untrained, monkeypatch):
+def test_a_search_takes_no_more_than_was_planned(untrained):
     """Against the engines' own account of a whole search with these settings."""
-    from ixjax.search import run as search
-
     roots = untrained.roots("train")[:4]
     config = untrained.config.search
     policy = untrained.speaker(untrained.directory.policy_sft, "policy")
