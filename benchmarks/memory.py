@@ -25,7 +25,7 @@ from ixjax.pipeline import RunConfig
 from ixjax.pipeline.plan import training_objectives
 from ixjax.training import OptimizerConfig
 from ixjax.training.memory import step_memory
-from ixjax.training.trainer import make_steps
+from ixjax.training.steps import make_steps
 
 WITHIN = 0.15
 
@@ -64,7 +64,7 @@ def main(arguments: Arguments) -> None:
         sft=dataclasses.replace(run.sft, batch_size=a.rows),
         dpo=dataclasses.replace(run.dpo, batch_size=a.rows),
     )
-    loss, shapes = training_objectives(run)[a.objective]
+    objective, shapes = training_objectives(run)[a.objective]
     config = ModelConfig(
         vocab_size=a.vocab_size,
         hidden_size=a.hidden_size,
@@ -76,20 +76,19 @@ def main(arguments: Arguments) -> None:
         max_length=a.length,
     )
     mesh = make_mesh(devices=jax.devices()[:1])
-    planned = step_memory(config, mesh, loss, shapes).peak
-    steps = make_steps(config, mesh, loss, OptimizerConfig().to_optax())
-    with jax.set_mesh(mesh):
-        rate = jax.ShapeDtypeStruct((), "float32")
-        compiled = steps.train.lower(steps.abstract_state, shapes, rate).compile()
-        found = compiled.memory_analysis()
-        before = peak_bytes()
-        state: Any = jax.tree.map(
-            lambda x: jax.device_put(np.ones(x.shape, x.dtype), x.sharding), steps.abstract_state
-        )
-        batch = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
-        for _ in range(a.steps):
-            state, _ = compiled(state, jax.device_put(batch), np.float32(1e-3))
-        jax.block_until_ready(state)
+    planned = step_memory(config, mesh, objective, shapes).peak
+    steps = make_steps(config, mesh, objective, OptimizerConfig().to_optax())
+    rate = jax.ShapeDtypeStruct((), "float32")
+    compiled = steps.train.lower(steps.abstract_state, {}, shapes, rate).compile()
+    found = compiled.memory_analysis()
+    before = peak_bytes()
+    state: Any = jax.tree.map(
+        lambda x: jax.device_put(np.ones(x.shape, x.dtype), x.sharding), steps.abstract_state
+    )
+    batch = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    for _ in range(a.steps):
+        state, _ = compiled(state, {}, jax.device_put(batch), np.float32(1e-3))
+    jax.block_until_ready(state)
     report = dataclasses.asdict(a) | {
         "planned_bytes": planned,
         "xla_bytes": found.argument_size_in_bytes + found.temp_size_in_bytes,

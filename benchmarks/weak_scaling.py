@@ -67,7 +67,7 @@ def lowered_step(a: Arguments) -> tuple[Any, Any]:
     from ixjax.pipeline import RunConfig
     from ixjax.pipeline.plan import training_objectives
     from ixjax.training import OptimizerConfig
-    from ixjax.training.trainer import make_steps
+    from ixjax.training.steps import make_steps
 
     run = RunConfig()
     rows = a.rows * a.devices
@@ -77,7 +77,7 @@ def lowered_step(a: Arguments) -> tuple[Any, Any]:
         sft=dataclasses.replace(run.sft, batch_size=rows),
         dpo=dataclasses.replace(run.dpo, batch_size=rows),
     )
-    loss, batch = training_objectives(run)[a.objective]
+    objective, batch = training_objectives(run)[a.objective]
     config = ModelConfig(
         vocab_size=4096,
         hidden_size=a.hidden_size,
@@ -90,10 +90,9 @@ def lowered_step(a: Arguments) -> tuple[Any, Any]:
     )
     sizes = {"data": 1, "fsdp": 1} | {a.axis: a.devices}
     mesh = make_mesh(MeshConfig(**sizes))
-    steps = make_steps(config, mesh, loss, OptimizerConfig().to_optax())
-    with jax.set_mesh(mesh):
-        rate = jax.ShapeDtypeStruct((), "float32")
-        return steps.train.lower(steps.abstract_state, batch, rate), steps.abstract_state
+    steps = make_steps(config, mesh, objective, OptimizerConfig().to_optax())
+    rate = jax.ShapeDtypeStruct((), "float32")
+    return steps.train.lower(steps.abstract_state, {}, batch, rate), steps.abstract_state
 
 
 def compile_once(a: Arguments) -> dict[str, float]:

@@ -6,6 +6,7 @@ the batch on, `tensor` splits heads and the MLP. One device is a mesh of one: no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -112,8 +113,15 @@ def partition_spec(
     return PartitionSpec(*(over[0] if len(over) == 1 else over or None for over in placed))
 
 
+def on(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """What is traced within lays its activations out on this mesh (`constrain`)."""
+    if mesh.size == 1:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """An activation, laid out as the rules say on the mesh in use (`jax.set_mesh`), if any.
+    """An activation, laid out as the rules say on the mesh in use (`on`), if any.
 
     Weights and batch are both split over `fsdp`, and a compiler that is not told which of them to
     gather has been seen to gather the batch: activations then take as much on every device as on

@@ -14,12 +14,9 @@ References:
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 from ixjax.models.config import ModelConfig
-from ixjax.models.transformer import weight_specs
-
-Remat = Literal["none", "dots", "full"]
+from ixjax.models.transformer import Remat, weight_specs
 
 
 def block_weights(config: ModelConfig) -> int:

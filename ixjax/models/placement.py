@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,10 +15,11 @@ from flax import nnx
 
 from ixjax.models.config import ModelConfig
 from ixjax.models.sharding import param_shardings, path_name
-from ixjax.models.transformer import weight_specs
+from ixjax.models.transformer import WeightSpec, weight_specs
 from ixjax.parallel import AnyMesh
 
-MOMENTS = 2  # of AdamW, each of a parameter's shape and type, lying as it does
+MOMENTS = 2  # of AdamW, each of a parameter's shape, lying as it does
+FLOAT32_BYTES = 4  # of moments and gradients, whatever the parameters are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +30,16 @@ class PlacedWeight:
     shape: of the whole.
     axes: logical axes.
     mesh_axes: mesh axes of each dimension, None where it is whole.
+    device_numbers: in the largest share.
     device_bytes: of the largest share.
-    trained: whether it has a gradient and moments: all weights, or adapters where there are any.
+    trained: whether it learns.
     """
 
     name: str
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     mesh_axes: tuple[Any, ...]
+    device_numbers: int
     device_bytes: int
     trained: bool
 
@@ -53,35 +57,51 @@ class Placement:
 
     @property
     def trained_bytes(self) -> int:
-        """Those that are trained; their gradients take as much."""
+        """Those that learn."""
         return sum(weight.device_bytes for weight in self.weights if weight.trained)
 
     @property
+    def gradient_bytes(self) -> int:
+        """Their gradients, in float32."""
+        return FLOAT32_BYTES * sum(w.device_numbers for w in self.weights if w.trained)
+
+    @property
     def state_bytes(self) -> int:
-        """AdamW's moments on one device."""
-        return MOMENTS * self.trained_bytes
+        """AdamW's moments on one device, in float32."""
+        return MOMENTS * self.gradient_bytes
 
 
-def describe_sharding(config: ModelConfig, mesh: AnyMesh) -> Placement:
-    """Each weight with its logical axes, its mesh axes and its bytes on one device."""
+def describe_sharding(
+    config: ModelConfig, mesh: AnyMesh, *, trained: Collection[str] | None = None
+) -> Placement:
+    """Each weight with its logical axes, its mesh axes and its bytes on one device.
+
+    Args:
+        config: of the model.
+        mesh: real or abstract.
+        trained: paths of the weights that learn; default all, or adapters where there are any.
+    """
+    if trained is None:
+        trained = [n for n in weight_specs(config) if config.lora is None or "_lora_" in n]
     shardings = {
         path_name(path): leaf.get_value()
         for path, leaf in nnx.to_flat_state(param_shardings(config, mesh))
     }
     size = jnp.dtype(config.param_dtype).itemsize
-    return Placement(
-        tuple(
-            PlacedWeight(
-                name=name,
-                shape=spec.shape,
-                axes=spec.axes,
-                mesh_axes=tuple(shardings[name].spec),
-                device_bytes=size * math.prod(shardings[name].shard_shape(spec.shape)),
-                trained=config.lora is None or "_lora_" in name,
-            )
-            for name, spec in weight_specs(config).items()
+
+    def placed(name: str, spec: WeightSpec) -> PlacedWeight:
+        numbers = math.prod(shardings[name].shard_shape(spec.shape))
+        return PlacedWeight(
+            name=name,
+            shape=spec.shape,
+            axes=spec.axes,
+            mesh_axes=tuple(shardings[name].spec),
+            device_numbers=numbers,
+            device_bytes=numbers * size,
+            trained=name in trained,
         )
-    )
+
+    return Placement(tuple(placed(name, spec) for name, spec in weight_specs(config).items()))
 
 
 def device_share(config: ModelConfig, mesh: AnyMesh) -> ModelConfig:

@@ -20,25 +20,25 @@ from ixjax.generation.buckets import round_up
 from ixjax.generation.executor import columns_of
 from ixjax.generation.memory import PlayMemory, cache_bytes, play_memory
 from ixjax.models import FULL_UNROLL_LAYERS, ModelConfig
-from ixjax.models.costs import Remat, decode_flops, forward_flops, kv_bytes, training_flops
+from ixjax.models.costs import decode_flops, forward_flops, kv_bytes, training_flops
 from ixjax.models.hf_config import CONFIG, read_config
-from ixjax.models.placement import describe_sharding, device_share
+from ixjax.models.placement import MOMENTS, describe_sharding, device_share
 from ixjax.parallel import AnyMesh, abstract_mesh
 from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.evaluate import look_ahead
 from ixjax.pipeline.run import Run
-from ixjax.pipeline.workload import Corpus, Work, count_corpus, stage_work
+from ixjax.pipeline.workload import Corpus, Work, count_corpus, pair_tokens, stage_work
 from ixjax.search import SearchConfig
-from ixjax.training.batching import RESPONSE_STEP, Pairs, Rows
-from ixjax.training.dpo import PairBatch, pair_loss
+from ixjax.training.batching import Rows
+from ixjax.training.dpo import DPOConfig, PairObjective
 from ixjax.training.memory import StepMemory, step_memory
-from ixjax.training.sft import packed_loss
+from ixjax.training.pair_rows import LENGTH_STEP, PairRows
+from ixjax.training.sft import SFTConfig, SFTObjective
+from ixjax.training.steps import trained_paths
 
 OCCUPANCY = 0.85  # of the decode batch; docs/benchmarks.md has 87 to 92 %
 USABLE = 0.9  # of a device's memory; the rest is the runtime's and lost between buffers
 GB = 1e9
-# Models beside the one that is trained: the one that training began from; in SFT the best one yet.
-COPIES = {"sft": 2, "dpo": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,6 @@ class PlanConfig:
     """Share of the peak that training and reading reach."""
     bandwidth_utilisation: float = 0.6
     """Share of the bandwidth that decoding reaches."""
-    remat: Remat = "none"
-    """What training computes again in the backward pass: none, dots (all but products with
-    weights) or full."""
 
     def __post_init__(self) -> None:
         """Refuse what no device has."""
@@ -140,10 +137,7 @@ def make_plan(config: RunConfig, settings: PlanConfig, *, devices: int) -> Plan:
             f"devices is {devices}; processes.count ({config.processes.count}) does not divide it"
         )
     play_mesh = abstract_mesh(config.mesh, per_process)
-    training = {
-        stage: step_memory(model, mesh, loss, batch, remat=settings.remat, copies=COPIES[stage])
-        for stage, (loss, batch) in training_objectives(config).items()
-    }
+    training = _training(config, model, mesh)
     play = _play(config, settings, model, play_mesh)
     estimates = [
         _estimate(work, config, settings, model, (mesh, play_mesh), corpus)
@@ -176,19 +170,44 @@ def _model(run: Run) -> ModelConfig:
 
 
 def training_objectives(config: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """The loss and the batch (as shapes) of a step of each training stage."""
-    return {
-        "sft": (packed_loss, _sft_batch(config)),
-        "dpo": (_dpo_loss(config), _dpo_batch(config)),
-    }
+    """What a step of each training stage minimises, without rematerialisation, and its batch."""
+    dpo = dataclasses.replace(PairObjective.of(config.dpo), remat="none")
+    return {"sft": (SFTObjective(), _sft_batch(config)), "dpo": (dpo, _dpo_batch(config))}
 
 
-def _rows(*lead: int, length: int, scored: int) -> Rows:
+def _training(config: RunConfig, model: ModelConfig, mesh: AnyMesh) -> dict[str, StepMemory]:
+    """A step of each training stage, by its own settings."""
+    # Beside what learns lie the model that training began from, and the best one yet.
+    copies = {"sft": 2, "dpo": 1 + (config.dpo.validation_fraction > 0)}
+    found = {}
+    for stage, (objective, batch) in training_objectives(config).items():
+        settings = getattr(config, stage)
+        learning = _learning(model, settings)
+        found[stage] = step_memory(
+            learning,
+            mesh,
+            objective,
+            batch,
+            remat=settings.remat,
+            trained=trained_paths(learning, settings.frozen),
+            micro_batches=settings.micro_batches,
+            moments=MOMENTS if settings.optimizer.kind == "adamw" else 0,
+            copies=copies[stage],
+        )
+    return found
+
+
+def _learning(model: ModelConfig, settings: SFTConfig | DPOConfig) -> ModelConfig:
+    """The model that a stage trains, with its adapters."""
+    return dataclasses.replace(model, lora=settings.lora.to_config())
+
+
+def _rows(count: int, *, length: int, scored: int) -> Rows:
     """Token rows as shapes."""
-    tokens = jax.ShapeDtypeStruct((*lead, length), jnp.int32)
-    targets = jax.ShapeDtypeStruct((*lead, scored), jnp.int32)
-    weights = jax.ShapeDtypeStruct((*lead, scored), jnp.float32)
-    return Rows(tokens, tokens, tokens, targets, targets, weights)
+    tokens = jax.ShapeDtypeStruct((count, length), jnp.int32)
+    targets = jax.ShapeDtypeStruct((count, scored), jnp.int32)
+    weights = jax.ShapeDtypeStruct((count, scored), jnp.float32)
+    return Rows(tokens, tokens, tokens, tokens, targets, targets, weights)
 
 
 def _sft_batch(config: RunConfig) -> Rows:
@@ -197,21 +216,23 @@ def _sft_batch(config: RunConfig) -> Rows:
     return _rows(config.sft.batch_size, length=length, scored=length)
 
 
-def _dpo_batch(config: RunConfig) -> PairBatch:
-    """Pairs of the longest bucket, with responses as long as a turn may be."""
-    pairs, length = config.dpo.batch_size, config.model.max_length
-    rows = _rows(pairs, 2, length=length, scored=_response_tokens(config))
-    weights = jax.ShapeDtypeStruct((pairs,), jnp.float32)
-    return PairBatch(Pairs(rows, weights), jax.ShapeDtypeStruct((pairs, 2), jnp.float32))
+def _dpo_batch(config: RunConfig) -> PairRows:
+    """A row for each pair, as long as the longest pair may be; shorter ones share rows."""
+    count, scored = config.dpo.batch_size, 2 * _response_tokens(config)
+    rows = _rows(count, length=pair_tokens(config), scored=scored)
+    which = jax.ShapeDtypeStruct((count, 1), jnp.int32)
+    return PairRows(
+        rows=rows,
+        segments=rows.targets,
+        chosen=which,
+        rejected=which,
+        reference=jax.ShapeDtypeStruct((count, 1, 2), jnp.float32),
+        weights=jax.ShapeDtypeStruct((count, 1), jnp.float32),
+    )
 
 
 def _response_tokens(config: RunConfig) -> int:
-    longest = round_up(config.sampling.max_new_tokens, RESPONSE_STEP)
-    return min(longest, config.model.max_length)
-
-
-def _dpo_loss(config: RunConfig) -> Any:
-    return pair_loss(config.dpo.beta, config.dpo.variant, config.dpo.label_smoothing)
+    return min(round_up(config.sampling.max_new_tokens, LENGTH_STEP), config.model.max_length)
 
 
 def _ahead(config: RunConfig) -> SearchConfig:
@@ -253,17 +274,21 @@ def _estimate(
     corpus: Corpus,
 ) -> Estimate:
     """Operations and time of one stage."""
-    length, mesh = model.max_length, meshes[0]
-    share = _response_tokens(config) / length if work.stage == "dpo" else 1.0
+    mesh, is_dpo = meshes[0], work.stage == "dpo"
+    length = pair_tokens(config) if is_dpo else model.max_length
+    share = 2 * _response_tokens(config) / length if is_dpo else 1.0
     context = min(corpus.root_tokens + config.search.max_turns * corpus.turn_tokens, length)
+    stage = config.dpo if is_dpo else config.sft
     trained = training_flops(
-        model, work.trained, length, scored=share * work.trained, remat=settings.remat
+        _learning(model, stage),
+        work.trained,
+        length,
+        scored=share * work.trained,
+        remat=stage.remat,
     )
     # Turns are read behind what is there: the head is applied to the last token of each alone.
-    scored = share * work.read if work.stage == "dpo" else work.read / corpus.turn_tokens
-    read = forward_flops(
-        model, work.read, length if work.stage == "dpo" else context, scored=scored
-    )
+    scored = share * work.read if is_dpo else work.read / corpus.turn_tokens
+    read = forward_flops(model, work.read, length if is_dpo else context, scored=scored)
     sampled = decode_flops(model, work.sampled, context)
     peak, seconds = settings.figure("peak_tflops"), None
     if peak is not None:
@@ -327,9 +352,10 @@ _TRAINING_REMEDIES = {
     "moments": _MORE_SHARDS,
     "gradients": _MORE_SHARDS,
     "gathered": "--mesh.tensor",
-    "activations": "remat dots or full (--plan.remat shows what it saves), or a smaller "
-    "--{stage}.batch-size",
-    "logits": "a smaller --{stage}.batch-size, or --mesh.tensor",
+    "sums": _MORE_SHARDS,
+    "activations": "--{stage}.remat dots or full, or --{stage}.micro-batches",
+    "working": "--{stage}.micro-batches, or --mesh.tensor",
+    "logits": "--{stage}.micro-batches, or --mesh.tensor",
 }
 _ROWS = {
     "search": "--search.trees, --search.contexts",
@@ -350,7 +376,8 @@ def _assumptions(config: RunConfig, settings: PlanConfig, corpus: Corpus) -> lis
         *corpus.assumed,
         f"turns of {corpus.turn_tokens:.0f} tokens; no dialogue ends and no tree stops before its "
         "limit, no training before its last step",
-        f"rows of {config.model.max_length} tokens in training, pairs too, padding included",
+        f"rows of {config.model.max_length} tokens in SFT, and of {pair_tokens(config)} for a pair "
+        "in DPO, the most that there can be",
         f"{settings.utilisation:.0%} of the peak, {settings.bandwidth_utilisation:.0%} of the "
         f"bandwidth, decode batches {OCCUPANCY:.0%} full; no time for the host, compilation, files",
     ]

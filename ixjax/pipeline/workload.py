@@ -10,10 +10,12 @@ import dataclasses
 import itertools
 import statistics
 
+from ixjax.generation.buckets import round_up
 from ixjax.generation.outcomes import OUTCOME_TOKENS
 from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.inputs import SIMULATORS, SOURCES, SPEAKERS
 from ixjax.pipeline.run import Run
+from ixjax.training.pair_rows import LENGTH_STEP
 
 SAMPLED_DIALOGUES = 64  # of which turns are counted
 
@@ -96,13 +98,17 @@ def _sft(config: RunConfig) -> Work:
 
 
 def _dpo(config: RunConfig) -> Work:
-    sides, length = 2 * len(SOURCES), config.model.max_length
-    pairs = min(config.dpo.max_pairs, config.dpo.steps * config.dpo.batch_size)
-    return Work(
-        "dpo",
-        trained=sides * config.dpo.steps * config.dpo.batch_size * length,
-        read=sides * pairs * length,  # by the reference
-    )
+    steps = len(SOURCES) * config.dpo.steps * config.dpo.batch_size
+    pairs = len(SOURCES) * min(config.dpo.max_pairs, config.dpo.steps * config.dpo.batch_size)
+    length = pair_tokens(config)
+    return Work("dpo", trained=steps * length, read=pairs * length)  # by the reference
+
+
+def pair_tokens(config: RunConfig) -> int:
+    """Of the longest pair that there can be: its prompt stands there once, or before each side."""
+    turn = min(config.sampling.max_new_tokens, config.model.max_length)
+    longest = config.model.max_length + (config.model.max_length, turn)[config.dpo.share != "none"]
+    return round_up(longest, LENGTH_STEP)
 
 
 def _search(config: RunConfig, corpus: Corpus) -> Work:

@@ -20,18 +20,18 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ixjax.models import FULL_UNROLL_LAYERS, ModelConfig
-from ixjax.models.costs import Remat
-from ixjax.models.placement import Placement, describe_sharding, device_share
+from ixjax.models import FULL_UNROLL_LAYERS, ModelConfig, Remat
+from ixjax.models.placement import MOMENTS, Placement, describe_sharding, device_share
 from ixjax.models.sharding import model_of
 from ixjax.models.transformer import weight_specs
 from ixjax.parallel import AnyMesh
+from ixjax.training.steps import Objective, trained_paths
 
 # (shape, dtype) -> how many such arrays
 Arrays = collections.Counter
@@ -46,9 +46,6 @@ STORED = {
 FREE = {"broadcast_in_dim", "iota", "convert_element_type", "and", "or", "eq", "lt", "ge", "gt"}
 
 
-Loss = Callable[..., tuple[jax.Array, jax.Array, Any]]
-
-
 @dataclasses.dataclass(frozen=True)
 class StepMemory:
     """Bytes on one device while a step runs."""
@@ -56,13 +53,15 @@ class StepMemory:
     weights: int
     """Parameters, frozen ones included."""
     copies: int
-    """Models of the same shape beside them."""
+    """Other values of what learns, beside it."""
     moments: int
-    """AdamW's moments of what is trained."""
+    """AdamW's moments of what learns."""
     batch: int
     """The step's token arrays."""
     gradients: int
-    """Of what is trained."""
+    """Of what learns, in float32."""
+    sums: int
+    """Of the gradients of parts of a batch, where it is taken in several."""
     activations: int
     """What the backward pass is given of the blocks."""
     working: int
@@ -86,7 +85,7 @@ class StepMemory:
         The backward pass begins with the gradient of the logits, and goes on with those of the
         weights, block by block; the update holds gradients and what they become.
         """
-        backward = self.activations + self.logits + self.gathered
+        backward = self.sums + self.activations + self.logits + self.gathered
         backward += max(self.logits_gradient, self.gradients + self.working)
         return max(backward, 2 * self.gradients)
 
@@ -99,25 +98,32 @@ class StepMemory:
 def step_memory(
     config: ModelConfig,
     mesh: AnyMesh,
-    loss: Loss,
+    objective: Objective,
     batch: Any,
     *,
     remat: Remat = "none",
+    trained: tuple[str, ...] | None = None,
+    micro_batches: int = 1,
+    moments: int = MOMENTS,
     copies: int = 0,
 ) -> StepMemory:
     """Bytes that a training step takes on one device.
 
     Args:
-        config: of the model; with adapters they alone are trained.
+        config: of the model.
         mesh: real or abstract.
-        loss: (model, batch) to (sum, weight, metrics), without rematerialisation.
+        objective: what is minimised, itself without rematerialisation.
         batch: of a step, as arrays or shapes; rows lead.
         remat: what of a block is computed again in the backward pass.
-        copies: models that lie beside it: the one that training began from, the best one yet.
+        trained: see `ixjax.training.steps.make_steps`.
+        micro_batches: parts that the batch is taken in.
+        moments: numbers that the optimiser keeps for each that learns: 2 of AdamW, 0 of SGD.
+        copies: of what learns, beside it: where training began, the best yet.
     """
-    placement = describe_sharding(config, mesh)
-    share, part = device_share(config, mesh), _batch_share(batch, mesh)
-    one, two = (_Trace.of(loss, _shallow(share, depth), part) for depth in (1, 2))
+    trained = trained_paths(config) if trained is None else trained
+    placement, share = describe_sharding(config, mesh, trained=trained), device_share(config, mesh)
+    part = _batch_share(batch, mesh, parts=micro_batches)
+    one, two = (_Trace.of(objective, _shallow(share, n), part, trained) for n in (1, 2))
     layer, head = two.fused - one.fused, one.fused - (two.fused - one.fused)
     dots = two.dots - one.dots
     scored = [array for array in head if array[0][-1:] == (share.vocab_size,)]
@@ -130,10 +136,11 @@ def step_memory(
     }[remat]
     return StepMemory(
         weights=placement.weight_bytes,
-        copies=copies * placement.weight_bytes,
-        moments=placement.state_bytes,
-        batch=_bytes(_arrays(jax.tree.leaves(part))),
-        gradients=placement.trained_bytes,
+        copies=copies * placement.trained_bytes,
+        moments=moments * placement.gradient_bytes,
+        batch=micro_batches * _bytes(_arrays(jax.tree.leaves(part))),
+        gradients=placement.gradient_bytes,
+        sums=placement.gradient_bytes if micro_batches > 1 else 0,
         activations=kept * config.num_layers,
         working=_working(layer, dots, unrolled=unrolled, remat=remat),
         logits=_bytes(head),
@@ -156,26 +163,29 @@ class _Trace:
     dots: Arrays
 
     @classmethod
-    def of(cls, loss: Loss, config: ModelConfig, batch: Any) -> _Trace:
+    def of(
+        cls, objective: Objective, config: ModelConfig, batch: Any, trained: Collection[str]
+    ) -> _Trace:
         size = jnp.dtype(config.param_dtype)
         weights = {
             name: jax.ShapeDtypeStruct(spec.shape, size)
             for name, spec in weight_specs(config).items()
         }
-        trained = {n: w for n, w in weights.items() if config.lora is None or "_lora_" in n}
+        learning = {name: weights[name] for name in trained}
 
-        def needed(trained: Any, weights: Any, batch: Any) -> list[jax.Array]:
-            def mean(trained: Any) -> jax.Array:
-                total, count, _ = loss(model_of(config, weights | trained), batch)
-                return total / jnp.maximum(count, 1.0)
+        def needed(learning: Any, weights: Any, batch: Any) -> list[jax.Array]:
+            weight = jax.tree.map(lambda w: jnp.maximum(w, 1.0), objective.weight(batch))
 
-            return jax.tree.leaves(jax.vjp(mean, trained)[1])
+            def loss(learning: Any) -> jax.Array:
+                return objective(model_of(config, weights | learning), batch, weight)[0]
+
+            return jax.tree.leaves(jax.vjp(loss, learning)[1])
 
         def made(*arguments: Any) -> list[jax.Array]:
             given = {id(x) for x in jax.tree.leaves(arguments)}
             return [x for x in needed(*arguments) if id(x) not in given]
 
-        arguments = (trained, weights, batch)
+        arguments = (learning, weights, batch)
         looped = _bytes(_arrays(jax.eval_shape(made, *arguments)))
         with jax.disable_jit():  # loops and calls are written out
             flat = _Program(jax.make_jaxpr(needed)(*arguments).jaxpr)
@@ -244,9 +254,9 @@ def _shallow(config: ModelConfig, depth: int) -> ModelConfig:
     return dataclasses.replace(config, num_layers=depth, local_layers=config.local_layers[:depth])
 
 
-def _batch_share(batch: Any, mesh: AnyMesh) -> Any:
-    """A device's rows of a batch, as shapes."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+def _batch_share(batch: Any, mesh: AnyMesh, *, parts: int) -> Any:
+    """A device's rows of a part of a batch, as shapes."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"] * parts
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((-(-x.shape[0] // shards), *x.shape[1:]), x.dtype), batch
     )

@@ -16,7 +16,7 @@ from ixjax.models import (
     param_shardings,
 )
 from ixjax.models.transformer import weight_specs
-from ixjax.parallel import MeshConfig, batch_sharding, make_mesh
+from ixjax.parallel import MeshConfig, batch_sharding, make_mesh, on
 from tests.models.tiny import random_model
 
 CONFIG = ModelConfig(
@@ -73,9 +73,13 @@ def test_hidden_states_that_are_split_as_the_batch_give_the_same_logits():
     graph, params = nnx.split(model)
     sharded = nnx.merge(graph, jax.device_put(params, param_shardings(CONFIG, MESH)))
     tokens = jax.device_put(TOKENS, batch_sharding(MESH))
-    with jax.set_mesh(MESH):
-        split = jax.jit(lambda model, tokens: model.hidden(tokens))(sharded, tokens)
-        found = logits(sharded, tokens)
+
+    @jax.jit
+    def both(model, tokens):
+        with on(MESH):
+            return model.hidden(tokens), model(tokens)
+
+    split, found = both(sharded, tokens)
     assert split.sharding.shard_shape(split.shape) == (2, 6, 16)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 

@@ -6,15 +6,14 @@ import dataclasses
 
 import jax
 import pytest
-from flax import nnx
 
-from ixjax.models import LoraConfig, ModelConfig, transformer
+from ixjax.models import LoraConfig, ModelConfig
 from ixjax.parallel import MeshConfig, abstract_mesh, make_mesh
 from ixjax.pipeline import RunConfig
 from ixjax.pipeline.plan import training_objectives
 from ixjax.training import OptimizerConfig
 from ixjax.training.memory import step_memory
-from ixjax.training.trainer import make_steps
+from ixjax.training.steps import make_steps, trained_paths
 
 WITHIN = 0.15
 CONFIG = ModelConfig(
@@ -39,12 +38,11 @@ def objective(stage: str, *, rows: int, length: int):
     return training_objectives(run)[stage]
 
 
-def allocated(config, mesh, loss, batch) -> tuple[int, int]:
+def allocated(config, mesh, loss, batch, **how) -> tuple[int, int]:
     """Bytes of the arguments of a compiled step, and of what it needs beside them."""
-    steps = make_steps(config, mesh, loss, OptimizerConfig().to_optax())
-    with jax.set_mesh(mesh):
-        rate = jax.ShapeDtypeStruct((), "float32")
-        compiled = steps.train.lower(steps.abstract_state, batch, rate).compile()
+    steps = make_steps(config, mesh, loss, OptimizerConfig().to_optax(), **how)
+    rate = jax.ShapeDtypeStruct((), "float32")
+    compiled = steps.train.lower(steps.abstract_state, {}, batch, rate).compile()
     found = compiled.memory_analysis()
     return found.argument_size_in_bytes, found.temp_size_in_bytes
 
@@ -82,27 +80,23 @@ def test_each_of_eight_devices_takes_what_was_planned(sizes, layers):
     assert_planned(config, sizes, "sft", rows=16, length=256)
 
 
-POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-
-
-@pytest.mark.parametrize("remat", POLICIES)
-def test_a_step_that_computes_blocks_again_takes_what_was_planned(remat, monkeypatch):
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_a_step_that_computes_blocks_again_takes_what_was_planned(remat):
     config, mesh = dataclasses.replace(CONFIG, num_layers=16), MeshConfig()
     loss, batch = objective("sft", rows=4, length=256)
     planned = step_memory(config, abstract_mesh(mesh, 1), loss, batch, remat=remat)
-    plain = transformer.block
-
-    def block(config, w, x, rotary, chosen, attend):
-        graph, weights = nnx.split(w)
-        again = lambda weights, x: plain(
-            config, nnx.merge(graph, weights), x, rotary, chosen, attend
-        )
-        return jax.checkpoint(again, policy=POLICIES[remat])(weights, x)
-
-    monkeypatch.setattr(transformer, "block", block)
     real = make_mesh(mesh, devices=jax.devices()[:1])
-    # Another function object, or the compiled step of other tests would be taken.
-    _, temporary = allocated(config, real, lambda *given: loss(*given), batch)
+    again = dataclasses.replace(loss, remat=remat)
+    _, temporary = allocated(config, real, again, batch)
+    assert planned.temporary == pytest.approx(temporary, rel=WITHIN)
+
+
+def test_a_batch_taken_in_parts_takes_what_was_planned():
+    mesh, (loss, batch) = MeshConfig(), objective("sft", rows=8, length=256)
+    planned = step_memory(CONFIG, abstract_mesh(mesh, 1), loss, batch, micro_batches=4)
+    real = make_mesh(mesh, devices=jax.devices()[:1])
+    arguments, temporary = allocated(CONFIG, real, loss, batch, micro_batches=4)
+    assert planned.resident == pytest.approx(arguments, rel=0.01)
     assert planned.temporary == pytest.approx(temporary, rel=WITHIN)
 
 
@@ -131,6 +125,16 @@ def test_adapters_have_gradients_and_moments_alone():
     assert few.moments == 2 * few.gradients
     assert few.gradients < whole.gradients / 10
     assert few.weights == whole.weights + few.gradients
+
+
+def test_what_is_frozen_has_neither_gradient_nor_moments():
+    loss, batch = objective("sft", rows=2, length=128)
+    mesh = abstract_mesh(MeshConfig(), 1)
+    trained = trained_paths(CONFIG, ("embedding",))
+    found = step_memory(CONFIG, mesh, loss, batch, trained=trained)
+    assert found.gradients == found.weights - 4 * 1024 * 128
+    assert found.moments == 2 * found.gradients
+    assert step_memory(CONFIG, mesh, loss, batch, moments=0).moments == 0
 
 
 def test_models_beside_are_counted_as_often_as_they_lie_there():
