@@ -164,7 +164,50 @@ def test_the_guide_lists_every_architecture():
     assert all(f"`{name}`" in guide for name in FAMILIES)
 
 
+@pytest.mark.slow
+def test_the_plan_of_the_scaling_page_is_what_the_command_says(tmp_path, capsys):
+    """The table of the 8 B model, and the activations that do not fit before."""
+    page = (DOCS / "scaling.md").read_text()
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    plans = []
+    for code in re.findall(r"```bash\n(ixjax plan.*?)```", page, re.DOTALL):
+        line = code.replace("\\\n", "").replace("PATH/TO/Llama-3.1-8B-Instruct", str(tmp_path))
+        words = shlex.split(line)
+        commands.main(words[1], [*words[2:], "--json"])
+        plans.append(json.loads(capsys.readouterr().out))
+    before, after = plans
+    assert [w.partition(" ")[0] for w in before["warnings"]] == ["sft", "dpo", "evaluate"]
+    for stage, gigabytes in (("sft", "199.8"), ("dpo", "385.6")):
+        assert gigabytes in page
+        assert f"{before['training'][stage]['activations'] / 1e9:.1f}" == gigabytes
+    assert not after["warnings"]
+    compared, memory = [], [*after["training"].values(), *after["play"].values()]
+    for row in re.findall(r"^\| (\w[\w ]*?) \| ([\d.| ]+) \|$", page, re.MULTILINE):
+        name, shown = row[0].replace(" ", "_"), [cell.strip() for cell in row[1].split("|")]
+        if any(name in stage for stage in memory):
+            compared.append(name)
+            found = [f"{stage[name] / 1e9:.1f}" if name in stage else "" for stage in memory]
+            assert shown == found, name
+    assert len(compared) == 13
+
+
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "rope_theta": 500000.0,
+}
+
+
 def test_every_command_is_in_the_readme():
     readme = (DOCS.parent / "README.md").read_text()
-    for name in commands.STAGES | commands.TOOLS:
+    for name in commands.COMMANDS:
         assert f"| `ixjax {name}` |" in readme

@@ -1,7 +1,8 @@
 """The console command: `ixjax COMMAND [flags]`.
 
-A stage makes a part of a run, and takes every setting of the run. A tool uses what is there, and
-takes a few settings of its own (`ixjax.commands.tools`).
+A stage makes a part of a run, and takes every setting of the run. A preview takes them too, and
+makes nothing. A tool uses what is there, and takes a few settings of its own
+(`ixjax.commands.tools`).
 
 Bad input ends with one line and exit code 2, a full disk or a diverged training with 1, an
 interruption with 130; anything else is a bug and shows its traceback.
@@ -30,11 +31,13 @@ STAGES = {
     "evaluate": "compare the methods on held-out users",
     "pipeline": "all of them in turn",
 }
+PREVIEWS = {"plan": "memory, arithmetic and time that a run would take"}
 TOOLS = {
     "chat": "talk with a model in the terminal",
     "export": "a model as a Hugging Face folder",
     "parity": "compare what the engine and the trainer compute",
 }
+COMMANDS = STAGES | PREVIEWS | TOOLS
 BAD_PATHS = (
     FileNotFoundError,
     FileExistsError,
@@ -78,14 +81,14 @@ def main(command: str | None = None, arguments: Sequence[str] | None = None) -> 
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        hint = "" if command in TOOLS else "; run the same command again to continue"
+        hint = "" if command in TOOLS | PREVIEWS else "; run the same command again to continue"
         print(f"interrupted{hint}", file=sys.stderr)
         sys.exit(130)
 
 
 def _run(command: str, arguments: Sequence[str]) -> None:
-    if command not in STAGES | TOOLS:
-        known = ", ".join(STAGES | TOOLS)
+    if command not in COMMANDS:
+        known = ", ".join(COMMANDS)
         raise InputError(f"unknown command {command!r}; expected one of {known}")
     # Heavy imports wait until it is known that there is work to do.
     from rich.console import Console
@@ -95,7 +98,8 @@ def _run(command: str, arguments: Sequence[str]) -> None:
     # brackets and colons it has.
     width = None if sys.stdout.isatty() else 180
     console = Console(width=width, markup=False, emoji=False, highlight=False)
-    (_run_tool if command in TOOLS else _run_stage)(command, module, arguments, console)
+    run = {**dict.fromkeys(TOOLS, _run_tool), **dict.fromkeys(PREVIEWS, _run_preview)}
+    run.get(command, _run_stage)(command, module, arguments, console)
 
 
 def _run_stage(stage: str, module: Any, arguments: Sequence[str], console: Console) -> None:
@@ -112,6 +116,13 @@ def _run_stage(stage: str, module: Any, arguments: Sequence[str], console: Conso
         module.execute(run, reporter, console)
     finally:
         reporter.close()
+
+
+def _run_preview(preview: str, module: Any, arguments: Sequence[str], console: Console) -> None:
+    from ixjax.commands.arguments import parse
+
+    settings = parse(module.Settings, arguments, stage=preview, summary=module.SUMMARY)
+    module.execute(settings, console)
 
 
 def _run_tool(tool: str, module: Any, arguments: Sequence[str], console: Console) -> None:
@@ -148,8 +159,9 @@ def _version() -> str:
 
 def _usage() -> None:
     print("usage: ixjax STAGE [--config PATH-or-preset] [--out RUN] [flags]")
+    print("       ixjax PREVIEW [--config PATH-or-preset] [--out RUN] [flags]")
     print("       ixjax TOOL [--out RUN] [flags]")
-    for kind, commands in (("stages", STAGES), ("tools", TOOLS)):
+    for kind, commands in (("stages", STAGES), ("previews", PREVIEWS), ("tools", TOOLS)):
         print(f"\n{kind}:")
         for name, what in commands.items():
             print(f"  {name:<10} {what}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ixjax.evaluation import Parity
+from ixjax.models.placement import Placement
+from ixjax.pipeline import Plan
 
 WEAK_CORRELATION = 0.1  # Spearman, of foretold and recorded outcomes
 
@@ -162,6 +165,73 @@ def print_parity(console: Console, models: Mapping[str, Parity], tolerance: floa
         f"largest: {worst.size:.1e}, {name} on dialogue {worst.dialogue}, token {worst.token} "
         f"({worst.text!r}) as {worst.way}: engine {worst.engine:.6f}, trainer {worst.trainer:.6f}"
     )
+
+
+def print_sharding(console: Console, placement: Placement) -> None:
+    """Where each weight lies, and what that makes on a device."""
+    rows = [
+        (w.name, w.shape, _axes(w.axes), _axes(w.mesh_axes), _gigabytes(w.device_bytes))
+        for w in placement.weights
+    ]
+    rows += [
+        (what, "", "", "", _gigabytes(size))
+        for what, size in (
+            ("all weights", placement.weight_bytes),
+            ("optimiser state", placement.state_bytes),
+        )
+    ]
+    _print(console, "Sharding", ("weight", "shape", "axes", "over", "GB on a device"), rows)
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """Memory by stage, work by stage, and what does not fit."""
+    layout = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
+    console.print(
+        f"{plan.parameters:,} parameters; training on {layout}, "
+        f"{_counted(plan.play_devices, 'device')} to each process that searches\n"
+    )
+    for title, stages in (("Training", plan.training), ("Play", plan.play)):
+        parts = [field.name for field in dataclasses.fields(next(iter(stages.values())))]
+        _print(
+            console,
+            f"{title}: GB on a device",
+            ("what", *stages),
+            (
+                (part.replace("_", " "), *(_gigabytes(getattr(m, part)) for m in stages.values()))
+                for part in [*parts, "peak"]
+            ),
+        )
+    _print(
+        console,
+        "Work, at the most",
+        ("stage", "tokens trained on", "read", "sampled", "PFLOP", "hours"),
+        (
+            (
+                e.work.stage,
+                *(round(n) for n in (e.work.trained, e.work.read, e.work.sampled)),
+                f"{e.flops / 1e15:,.2f}",
+                None if e.seconds is None else f"{e.seconds / 3600:,.2f}",
+            )
+            for e in plan.estimates
+        ),
+    )
+    for line in plan.assumed:
+        console.print(f"assumed: {line}")
+    for line in plan.warnings:
+        console.print(f"does not fit: {line}")
+
+
+def _axes(axes: Sequence[Any]) -> str:
+    """Axis names, `-` for a dimension that is whole."""
+    return ", ".join("+".join(a) if isinstance(a, tuple) else a or "-" for a in axes)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.3f}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _by_rule(what: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -8,6 +8,7 @@ from ixjax.pipeline.dpo import align
 from ixjax.pipeline.evaluate import evaluate
 from ixjax.pipeline.export import export
 from ixjax.pipeline.opening import open_run
+from ixjax.pipeline.plan import Plan, PlanConfig, make_plan
 from ixjax.pipeline.prepare import prepare
 from ixjax.pipeline.run import Reporter, Run
 from ixjax.pipeline.search import search
@@ -15,6 +16,8 @@ from ixjax.pipeline.sft import train_speakers
 
 __all__ = [
     "Checkpoint",
+    "Plan",
+    "PlanConfig",
     "Reporter",
     "Run",
     "RunConfig",
@@ -22,6 +25,7 @@ __all__ = [
     "evaluate",
     "export",
     "find_checkpoint",
+    "make_plan",
     "open_run",
     "prepare",
     "run_all",

@@ -12,6 +12,7 @@ from ixjax.dialogue.scenarios import sandbox
 from ixjax.dialogue.types import Dialogue
 from ixjax.evaluation import Played, cell_metrics, fidelity, play
 from ixjax.generation import Speaker, User
+from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.dpo import policy_directory
 from ixjax.pipeline.inputs import SIMULATORS, SPEAKERS, pair_sources
 from ixjax.pipeline.run import Reporter, Run
@@ -94,24 +95,12 @@ def _methods(run: Run) -> dict[str, Callable[[], Speaker]]:
     """Each method as something that makes its policy when its turn has come."""
     policy = functools.partial(run.speaker, role="policy", seed_offset=EVALUATION_SEED)
 
-    settings = run.config.evaluation
-
     def searching(iterations: int) -> Speaker:
-        config = SearchConfig(
-            iterations=iterations,
-            width=settings.candidates,
-            reactions=settings.rollouts,
-            max_turns=settings.max_turns,
-            trees=settings.batch,
-            c_uct=run.config.search.c_uct,
-            # What is tried again meets other reactions: a lucky one alone decides nothing.
-            widening_exponent=0.8 if iterations > 1 else 0.0,
-        )
         return SearchingPolicy(
             policy(run.directory.policy_sft),
             run.speaker(run.directory.simulator, "user", seed_offset=2 * EVALUATION_SEED),
             run.scenario,
-            config,
+            look_ahead(run.config, iterations),
             choose="value",
             reuse=iterations > 1,
         )
@@ -120,11 +109,26 @@ def _methods(run: Run) -> dict[str, Callable[[], Speaker]]:
         REFERENCE_METHOD: functools.partial(policy, run.directory.policy_sft),
         "best_of_n": functools.partial(searching, 1),
     }
-    if settings.think:
-        methods["imcts"] = functools.partial(searching, settings.think)
+    if run.config.evaluation.think:
+        methods["imcts"] = functools.partial(searching, run.config.evaluation.think)
     for source in pair_sources(run.config):
         methods[f"dpo_{source}"] = functools.partial(policy, policy_directory(run, source))
     return methods
+
+
+def look_ahead(config: RunConfig, iterations: int) -> SearchConfig:
+    """The search of a method that looks ahead before each turn; of one iteration: best of n."""
+    settings = config.evaluation
+    return SearchConfig(
+        iterations=iterations,
+        width=settings.candidates,
+        reactions=settings.rollouts,
+        max_turns=settings.max_turns,
+        trees=settings.batch,
+        c_uct=config.search.c_uct,
+        # What is tried again meets other reactions: a lucky one alone decides nothing.
+        widening_exponent=0.8 if iterations > 1 else 0.0,
+    )
 
 
 def _users(run: Run) -> dict[str, Callable[[], User]]:
