@@ -177,7 +177,7 @@ def test_the_plan_of_the_scaling_page_is_what_the_command_says(tmp_path, capsys)
         plans.append(json.loads(capsys.readouterr().out))
     before, after = plans
     assert [w.partition(" ")[0] for w in before["warnings"]] == ["sft", "dpo", "evaluate"]
-    for stage, gigabytes in (("sft", "199.8"), ("dpo", "385.6")):
+    for stage, gigabytes in (("sft", "158.4"), ("dpo", "171.3")):
         assert gigabytes in page
         assert f"{before['training'][stage]['activations'] / 1e9:.1f}" == gigabytes
     assert not after["warnings"]
@@ -188,7 +188,7 @@ def test_the_plan_of_the_scaling_page_is_what_the_command_says(tmp_path, capsys)
             compared.append(name)
             found = [f"{stage[name] / 1e9:.1f}" if name in stage else "" for stage in memory]
             assert shown == found, name
-    assert len(compared) == 13
+    assert len(compared) == 12
 
 
 LLAMA_8B = {
