@@ -9,6 +9,7 @@ from ixjax.pipeline.evaluate import evaluate
 from ixjax.pipeline.export import export
 from ixjax.pipeline.opening import open_run
 from ixjax.pipeline.prepare import prepare
+from ixjax.pipeline.rating import export_rating, score_ratings
 from ixjax.pipeline.run import Reporter, Run
 from ixjax.pipeline.search import search
 from ixjax.pipeline.sft import train_speakers
@@ -21,11 +22,13 @@ __all__ = [
     "align",
     "evaluate",
     "export",
+    "export_rating",
     "find_checkpoint",
     "open_run",
     "prepare",
     "run_all",
     "run_checkpoints",
+    "score_ratings",
     "search",
     "train_speakers",
 ]

@@ -34,6 +34,7 @@ STAGE_FOLDERS = (
     "pairs_llama_factory",
     "policy_dpo",
     "evaluation",
+    "rating",
 )
 
 
