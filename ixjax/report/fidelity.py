@@ -1,0 +1,82 @@
+"""How far the simulated users can be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ixjax.report import figures
+from ixjax.report.blocks import Block, Gap, Plot, Plots, Section, Table, Text
+from ixjax.report.files import RunFiles
+from ixjax.report.formats import is_weak
+from ixjax.report.layout import named, run_column, run_row
+from ixjax.report.names import user_name
+
+
+def fidelity(runs: Sequence[RunFiles]) -> Section:
+    """How well each simulator foretells what was recorded of people."""
+    several = len(runs) > 1
+    rows: list[list[Any]] = []
+    plots: list[Plot] = []
+    blocks: list[Block] = []
+    for run in runs:
+        if run.evaluation is None:
+            text = "not measured yet; `ixjax evaluate` measures it."
+            blocks.append(Gap(named(several, run, text)))
+            continue
+        found = run.evaluation["fidelity"]
+        rows += [run_row(several, run, _fidelity_row(one)) for one in found]
+        plots.append(_calibration_plot(run, several))
+    if rows:
+        blocks = [
+            Text(
+                "Measured on held-out human dialogues: what the simulator foretells of how they "
+                "turned out, against what was recorded. One that does no better than the mean does "
+                "not know what helps people, and a gain with it means little."
+            ),
+            Plots(plots),
+            Table("Simulators, on held-out human dialogues", _fidelity_columns(several), rows),
+            *blocks,
+        ]
+    return Section("fidelity", "Simulator fidelity", blocks)
+
+
+def _fidelity_columns(several: bool) -> list[str]:
+    columns = (
+        *("simulator", "dialogues", "utterance NLL", "outcome MAE", "MAE of the mean"),
+        *("Spearman", "Spearman half-way", "calibration error", "knows who is helped"),
+    )
+    return run_column(several, columns)
+
+
+def _fidelity_row(found: Mapping[str, Any]) -> list[Any]:
+    return [
+        user_name(found["simulator"]),
+        found["dialogues"],
+        found["utterance_nll"],
+        found["outcome_mae"],
+        found["outcome_mae_baseline"],
+        found["outcome_spearman"],
+        found["outcome_spearman_half"],
+        found["calibration_error"],
+        "no" if is_weak(found) else "yes",
+    ]
+
+
+def _calibration_plot(run: RunFiles, several: bool) -> Plot:
+    series = [
+        figures.Series(
+            user_name(found["simulator"]),
+            x=[one["predicted"] for one in found["calibration"]],
+            y=[one["recorded"] for one in found["calibration"]],
+            sizes=[one["count"] for one in found["calibration"]],
+            color=color,
+        )
+        for color, found in enumerate((run.evaluation or {})["fidelity"])
+    ]
+    return Plot(
+        f"Calibration, {run.name}" if several else "Calibration",
+        figures.calibration(series),
+        "Each point is a bin of dialogues by what was foretold, the larger the more there are. "
+        "On the dashed line the simulator is right on average.",
+    )
