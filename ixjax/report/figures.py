@@ -111,6 +111,7 @@ def dots(
         "ticktext": [label(name) for name in rows],
         "range": [len(rows) - 0.5, -0.5],
         "showgrid": False,
+        "zeroline": False,
     }
     return figure
 
