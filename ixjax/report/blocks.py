@@ -36,11 +36,13 @@ class Gap:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table: the first column names the row, the others hold figures."""
+    """A table: its first columns name the row, the others hold figures."""
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
+    names: int = 1
+    """How many columns name the row."""
     words: bool = False
     """Whether the other columns hold words, which are set to the left."""
 

@@ -9,20 +9,20 @@ from ixjax.report import figures
 from ixjax.report.blocks import Block, Code, Gap, Plot, Section, Table, Text
 from ixjax.report.files import RunFiles
 from ixjax.report.formats import percent
-from ixjax.report.layout import named, run_column, run_row
+from ixjax.report.layout import named, run_table, titled
 
 
 def cost(runs: Sequence[RunFiles]) -> Section:
     """Seconds and tokens, stage by stage."""
     several, blocks = len(runs) > 1, []
-    rows = [row for run in runs for row in _stage_rows(run, several)]
+    rows = [(run, row) for run in runs for row in _stage_rows(run)]
     if not rows:
         gap = Gap("no stage is finished; `ixjax pipeline` does them all.")
         return Section("cost", "Cost", [gap])
     for run in runs:
         seconds = sum(_seconds(run).values())
         text = f"{len(_seconds(run))} finished stages took {_duration(seconds)}."
-        blocks.append(Text(named(several, run, text[0].upper() + text[1:])))
+        blocks.append(Text(named(several, run, text)))
     columns = ("stage", "seconds", "share", "tokens sampled", "tokens/s", "compile seconds")
     return Section(
         "cost",
@@ -30,7 +30,7 @@ def cost(runs: Sequence[RunFiles]) -> Section:
         [
             *blocks,
             _seconds_plot(runs),
-            Table("Stages", run_column(several, columns), rows),
+            run_table(several, "Stages", columns, rows),
             Text(
                 "Seconds are those of the last start of a stage: of one that was interrupted, what "
                 "was done before is not in them. Tokens/s of a training counts what was learnt "
@@ -48,7 +48,7 @@ def _seconds(run: RunFiles) -> dict[str, float]:
     }
 
 
-def _stage_rows(run: RunFiles, several: bool) -> list[list[Any]]:
+def _stage_rows(run: RunFiles) -> list[list[Any]]:
     seconds = _seconds(run)
     total = sum(seconds.values())
     rows = []
@@ -56,18 +56,14 @@ def _stage_rows(run: RunFiles, several: bool) -> list[list[Any]]:
         facts, engine = run.facts(stage) or {}, _engine(run, stage)
         sampled = [facts[f"{side}_tokens"] for side in ("policy", "simulator") if _has(facts, side)]
         rows.append(
-            run_row(
-                several,
-                run,
-                [
-                    stage,
-                    f"{spent:,.1f}",
-                    percent(spent / total if total else None),
-                    f"{sum(sampled):,}" if sampled else "",
-                    _rate(facts.get("tokens_per_second", engine.get("tokens_per_second"))),
-                    f"{engine['compile_seconds']:,.1f}" if "compile_seconds" in engine else "",
-                ],
-            )
+            [
+                stage,
+                f"{spent:,.1f}",
+                percent(spent / total if total else None),
+                f"{sum(sampled):,}" if sampled else "",
+                _rate(facts.get("tokens_per_second", engine.get("tokens_per_second"))),
+                f"{engine['compile_seconds']:,.1f}" if "compile_seconds" in engine else "",
+            ]
         )
     return rows
 
@@ -109,7 +105,7 @@ def settings(runs: Sequence[RunFiles]) -> Section:
     for run in runs:
         blocks.append(_versions(run, several))
     for run in runs:
-        blocks.append(Code(named(several, run, "config.yaml"), run.config_text, "yaml"))
+        blocks.append(Code(titled(several, run, "config.yaml"), run.config_text, "yaml"))
     return Section("settings", "Settings and versions", blocks)
 
 
@@ -140,5 +136,4 @@ def _versions(run: RunFiles, several: bool) -> Block:
     names = sorted({name for group in groups for name, _ in group})
     columns = ["all stages"] if len(groups) == 1 else [", ".join(s) for s in groups.values()]
     rows = [[name, *(dict(group).get(name, "") for group in groups)] for name in names]
-    title = named(several, run, "made with")
-    return Table(title[0].upper() + title[1:], ("what", *columns), rows, words=True)
+    return Table(titled(several, run, "Made with"), ("what", *columns), rows, words=True)

@@ -12,7 +12,7 @@ from ixjax.report.blocks import Block, Gap, Section, Text, Transcript, Widget
 from ixjax.report.explorer import Limits
 from ixjax.report.files import Record, RunFiles
 from ixjax.report.formats import show
-from ixjax.report.layout import named
+from ixjax.report.layout import named, titled
 from ixjax.report.names import REFERENCE, aligned_method, believed_user, method_name, user_name
 
 TRANSCRIPTS = 2  # of a run, in Markdown
@@ -103,10 +103,10 @@ def _transcripts(run: RunFiles, found: Mapping[str, Any], several: bool) -> list
     transcripts = []
     for i, condition in enumerate(found["conditions"][:TRANSCRIPTS]):
         both = [sides[method][i] for method in methods if i < len(sides[method])]
-        title = named(several, run, f"condition {condition['id']}, with {user_name(user)}")
+        title = titled(several, run, f"Condition {condition['id']}, with {user_name(user)}")
         transcripts.append(
             Transcript(
-                title[0].upper() + title[1:],
+                title,
                 [
                     (
                         f"{method_name(method)}: engagement {show(one['engagement'])}",

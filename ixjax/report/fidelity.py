@@ -6,17 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ixjax.report import figures
-from ixjax.report.blocks import Block, Gap, Plot, Plots, Section, Table, Text
+from ixjax.report.blocks import Block, Gap, Plot, Plots, Section, Text
 from ixjax.report.files import RunFiles
 from ixjax.report.formats import is_weak
-from ixjax.report.layout import named, run_column, run_row
+from ixjax.report.layout import named, run_table, titled
 from ixjax.report.names import user_name
+
+COLUMNS = (
+    *("simulator", "dialogues", "utterance NLL", "outcome MAE", "MAE of the mean"),
+    *("Spearman", "Spearman half-way", "calibration error", "knows who is helped"),
+)
 
 
 def fidelity(runs: Sequence[RunFiles]) -> Section:
     """How well each simulator foretells what was recorded of people."""
     several = len(runs) > 1
-    rows: list[list[Any]] = []
+    rows: list[tuple[RunFiles, list[Any]]] = []
     plots: list[Plot] = []
     blocks: list[Block] = []
     for run in runs:
@@ -25,7 +30,7 @@ def fidelity(runs: Sequence[RunFiles]) -> Section:
             blocks.append(Gap(named(several, run, text)))
             continue
         found = run.evaluation["fidelity"]
-        rows += [run_row(several, run, _fidelity_row(one)) for one in found]
+        rows += [(run, _fidelity_row(one)) for one in found]
         plots.append(_calibration_plot(run, several))
     if rows:
         blocks = [
@@ -35,18 +40,10 @@ def fidelity(runs: Sequence[RunFiles]) -> Section:
                 "not know what helps people, and a gain with it means little."
             ),
             Plots(plots),
-            Table("Simulators, on held-out human dialogues", _fidelity_columns(several), rows),
+            run_table(several, "Simulators, on held-out human dialogues", COLUMNS, rows),
             *blocks,
         ]
     return Section("fidelity", "Simulator fidelity", blocks)
-
-
-def _fidelity_columns(several: bool) -> list[str]:
-    columns = (
-        *("simulator", "dialogues", "utterance NLL", "outcome MAE", "MAE of the mean"),
-        *("Spearman", "Spearman half-way", "calibration error", "knows who is helped"),
-    )
-    return run_column(several, columns)
 
 
 def _fidelity_row(found: Mapping[str, Any]) -> list[Any]:
@@ -75,7 +72,7 @@ def _calibration_plot(run: RunFiles, several: bool) -> Plot:
         for color, found in enumerate((run.evaluation or {})["fidelity"])
     ]
     return Plot(
-        f"Calibration, {run.name}" if several else "Calibration",
+        titled(several, run, "Calibration"),
         figures.calibration(series),
         "Each point is a bin of dialogues by what was foretold, the larger the more there are. "
         "On the dashed line the simulator is right on average.",

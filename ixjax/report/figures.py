@@ -24,7 +24,8 @@ class Series:
     x, y: as many of each; None leaves a gap.
     low, high: ends of the interval around each x (of `dots` alone).
     color: number of the colour.
-    dashed: whether the line is dashed.
+    dotted: whether the line is dotted.
+    listed: whether the legend has it.
     sizes: area of each point, in any unit (of `calibration` alone).
     """
 
@@ -34,7 +35,8 @@ class Series:
     low: Sequence[float | None] = ()
     high: Sequence[float | None] = ()
     color: int = 0
-    dashed: bool = False
+    dotted: bool = False
+    listed: bool = True
     sizes: Sequence[float] = ()
 
 
@@ -54,13 +56,13 @@ def lines(
             mode="lines+markers" if len(one.x) < FEW_POINTS else "lines",
             x=list(one.x),
             y=list(one.y),
-            line={"dash": "dot" if one.dashed else "solid", "width": 2},
+            line={"dash": "dot" if one.dotted else "solid", "width": 2},
         )
         for one in series
     ]
     figure = _figure(traces, x_title=x_title, y_title=y_title, legend=len(series) > 1)
     if log:
-        figure["layout"]["yaxis"]["type"] = "log"
+        figure["layout"]["yaxis"] |= {"type": "log", "dtick": "D2"}  # 1, 2 and 5
     return figure
 
 
@@ -171,7 +173,8 @@ def calibration(series: Sequence[Series]) -> dict[str, Any]:
 
 
 def _trace(series: Series, **more: Any) -> dict[str, Any]:
-    return {"name": label(series.name), "meta": {"color": series.color}, **more}
+    look = {"meta": {"color": series.color}, "showlegend": series.listed}
+    return {"name": label(series.name), **look, **more}
 
 
 def _figure(

@@ -78,13 +78,9 @@ class RunFiles:
     def evaluation(self) -> Record | None:
         """The comparison; None where there is none yet."""
         path = self.directory.evaluation
-        if not path.exists():
+        content = _document(path, io.EVALUATION_SCHEMA, shapes.EVALUATION)
+        if content is None:
             return None
-        content = io.read_json(path)
-        found = content.get("schema") if isinstance(content, dict) else None
-        if found != io.EVALUATION_SCHEMA:
-            raise InputError(f"{path}: expected schema {io.EVALUATION_SCHEMA}, found {found}")
-        check(content, shapes.EVALUATION, str(path))
         for kind, shape in (("cells", shapes.CELL), ("fidelity", shapes.FIDELITY)):
             for i, record in enumerate(content[kind]):
                 check(record, shape, f"{path}: {kind}[{i}]")
@@ -92,6 +88,13 @@ class RunFiles:
             for j, found in enumerate(record["calibration"]):
                 check(found, shapes.BIN, f"{path}: fidelity[{i}].calibration[{j}]")
         return content
+
+    @functools.cached_property
+    def rating_scores(self) -> Record | None:
+        """What people made of two methods; None where nobody was asked."""
+        return _document(
+            self.directory.rating_scores, io.RATING_SCORES_SCHEMA, shapes.RATING_SCORES
+        )
 
     @functools.cached_property
     def pairs(self) -> list[Record] | None:
@@ -167,6 +170,18 @@ def check_dialogue(dialogue: Record, where: str) -> None:
     check(dialogue, shapes.DIALOGUE, where)
     for i, turn in enumerate(dialogue["turns"]):
         check(turn, shapes.TURN, f"{where}: turn {i}")
+
+
+def _document(path: Path, schema: str, shape: shapes.Shape) -> Record | None:
+    """A file that is one object of ours; None where there is none."""
+    if not path.exists():
+        return None
+    content = io.read_json(path)
+    found = content.get("schema") if isinstance(content, dict) else None
+    if found != schema:
+        raise InputError(f"{path}: expected schema {schema}, found {found}")
+    check(content, shape, str(path))
+    return content
 
 
 def _records(path: Path, schema: str, shape: shapes.Shape) -> Iterator[Record]:

@@ -75,7 +75,7 @@ def _table(table: Table) -> str:
         f"**{plain(table.caption)}**",
         "",
         _row(table.columns),
-        _line([":--", *[other] * (len(table.columns) - 1)]),
+        _line([":--"] * table.names + [other] * (len(table.columns) - table.names)),
         *(_row([show(cell) for cell in row]) for row in table.rows),
     ]
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from ixjax.report import figures
 from ixjax.report.blocks import Block, Gap, Plot, Plots, Section, Table, Text
 from ixjax.report.files import Record, RunFiles
 from ixjax.report.formats import interval, percent, show
-from ixjax.report.layout import named, run_column, run_row
+from ixjax.report.layout import named, run_table
 from ixjax.report.names import (
     REFERENCE,
     aligned_method,
@@ -30,6 +30,8 @@ def result(runs: Sequence[RunFiles]) -> Section:
             blocks.append(Gap(named(several, run, text)))
         else:
             blocks.append(Text(named(several, run, _headline(run.evaluation)), lead=True))
+        if run.rating_scores is not None:
+            blocks.append(Text(named(several, run, _peoples_verdict(run.rating_scores))))
     evaluated = [run for run in runs if run.evaluation is not None]
     if evaluated:
         users = _in_order(run.evaluation["users"] for run in evaluated if run.evaluation)
@@ -38,10 +40,11 @@ def result(runs: Sequence[RunFiles]) -> Section:
         blocks += [_cells_table(evaluated, user, several) for user in users]
         blocks.append(
             Text(
-                "Intervals are 95 % bootstrap intervals over held-out conditions. A gain is "
-                "paired: both methods met the same user under the same condition with the same "
-                "draws. Full success is the scenario's own (relief, a donation); win rate is the "
-                "share of dialogues that end better than SFT's own, a tie counting half."
+                "Intervals are 95 % bootstrap intervals over held-out conditions. A gain is over "
+                "SFT, and paired: both methods met the same user under the same condition with "
+                "the same draws. Full success is the scenario's own (relief, a donation); win "
+                "rate is the share of dialogues that end better than SFT's own, a tie counting "
+                "half."
             )
         )
     return Section("result", "Result", blocks)
@@ -67,6 +70,17 @@ def _headline(evaluation: Record) -> str:
         more = "more" if cell["relative_gain"] >= 0 else "less"
         sentence += f", {percent(abs(cell['relative_gain']))} {more} than SFT"
     return f"{sentence}. {evaluation['conditions']} held-out conditions were played."
+
+
+def _peoples_verdict(scores: Record) -> str:
+    first, second = (method_name(method) for method in scores["methods"])
+    count, kappa = scores["raters"], scores["fleiss"].get("kappa")
+    agreement = "" if kappa is None else f", Fleiss' kappa {show(kappa)}"
+    return (
+        f"{count} {'person' if count == 1 else 'people'} compared {scores['items']} pairs of "
+        f"dialogues blindly: {second} wins {percent(scores['win_rate'])} against {first} (95 %: "
+        f"{percent(scores['low'])} to {percent(scores['high'])}; ties are half{agreement})."
+    )
 
 
 def _in_order(lists: Iterable[Sequence[str]]) -> list[str]:
@@ -114,17 +128,17 @@ def _engagement_plot(runs: Sequence[RunFiles], user: str, span: tuple[float, flo
 
 def _cells_table(runs: Sequence[RunFiles], user: str, several: bool) -> Table:
     columns = (
-        *("method", "engagement", "95 % interval", "gain over SFT", "95 % interval"),
+        *("method", "engagement", "95 % interval", "gain", "95 % interval"),
         *("relative", "full success", "win rate", "turns", "distinct-1/2", "tokens a turn"),
         "unreadable",
     )
     rows = [
-        run_row(several, run, _cell_row(cell))
+        (run, _cell_row(cell))
         for run in runs
         for cell in (run.evaluation or {}).get("cells", [])
         if cell["user"] == user
     ]
-    return Table(f"Engagement with {user_name(user)}", run_column(several, columns), rows)
+    return run_table(several, f"Engagement with {user_name(user)}", columns, rows)
 
 
 def _cell_row(cell: Mapping[str, Any]) -> list[Any]:

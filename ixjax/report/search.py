@@ -10,7 +10,7 @@ from typing import Any
 from ixjax.report import figures
 from ixjax.report.blocks import Block, Gap, Plot, Plots, Section, Table
 from ixjax.report.files import Record, RunFiles
-from ixjax.report.layout import named
+from ixjax.report.layout import named, titled
 
 COUNTS = (
     *("trees", "nodes", "simulations", "unreadable", "duplicates", "collisions", "silent"),
@@ -117,8 +117,8 @@ def pairs(runs: Sequence[RunFiles]) -> Section:
             text = "no pairs yet; `ixjax search` takes them from its trees."
             blocks.append(Gap(named(several, run, text)))
         else:
-            title = named(several, run, "which rule kept how many out")
-            blocks.append(Table(title[0].upper() + title[1:], ("what", "count"), _rules(facts)))
+            title = titled(several, run, "Which rule kept how many out")
+            blocks.append(Table(title, ("what", "count"), _rules(facts)))
     return Section("pairs", "Preference pairs", blocks)
 
 

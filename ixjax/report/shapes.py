@@ -88,6 +88,16 @@ FIDELITY: Shape = {
     ),
 }
 BIN: Shape = {"count": COUNT, "predicted": NUMBER, "recorded": NUMBER}
+RATING_SCORES: Shape = {
+    "methods": LIST,
+    "user": TEXT,
+    "raters": COUNT,
+    "items": COUNT,
+    "win_rate": MAYBE,
+    "low": MAYBE,
+    "high": MAYBE,
+    "fleiss": OBJECT,
+}
 LOGGED: Shape = {"stage": TEXT}
 SURROGATE = re.compile("[\ud800-\udfff]")
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ixjax.report import figures
-from ixjax.report.blocks import Block, Gap, Plot, Plots, Section, Table, Text
+from ixjax.report.blocks import Block, Gap, Plot, Plots, Section, Text
 from ixjax.report.files import Record, RunFiles
-from ixjax.report.layout import named, run_column, run_row
+from ixjax.report.layout import named, run_table
 
 SPEAKERS = ("policy", "simulator", "simulator_heldout")
 SOURCES = ("human", "imcts", "mix")
@@ -46,7 +46,7 @@ def _sft(runs: Sequence[RunFiles]) -> list[Block]:
     plots = [_loss_plot(runs, name) for name in SPEAKERS if _any_steps(runs, f"sft/{name}")]
     fields = ("examples", "dropped_turns", "step", "loss", "validation_loss")
     rows = [
-        run_row(several, run, [SPEAKER_TITLES[name], *(facts.get(field) for field in fields)])
+        (run, [SPEAKER_TITLES[name], *(facts.get(field) for field in fields)])
         for run in runs
         for name in SPEAKERS
         if (facts := run.facts(f"sft/{name}")) is not None
@@ -57,7 +57,7 @@ def _sft(runs: Sequence[RunFiles]) -> list[Block]:
         blocks += [Text("Fine-tuning on the human dialogues, cross-entropy in nats per token.")]
         blocks += [Plots(plots)]
     if rows:
-        blocks.append(Table("Fine-tuning, at the end", run_column(several, columns), rows))
+        blocks.append(run_table(several, "Fine-tuning, at the end", columns, rows))
     return [*blocks, *gaps]
 
 
@@ -67,13 +67,13 @@ def _dpo(runs: Sequence[RunFiles]) -> list[Block]:
     blocks: list[Block] = []
     if any(_any_steps(runs, f"dpo/{name}") for name in SOURCES):
         blocks.append(Text("Alignment by DPO, a curve for each source of pairs."))
-        blocks.append(Plots([_dpo_plot(runs, *curve) for curve in DPO_CURVES]))
+        blocks.append(Plots(_dpo_plots(runs)))
     fields = (
         *("pairs", "step", "loss", "rewards/accuracies", "rewards/margins"),
         *("rewards/chosen", "rewards/rejected"),
     )
     rows = [
-        run_row(several, run, [SOURCE_TITLES[name], *(facts.get(field) for field in fields)])
+        (run, [SOURCE_TITLES[name], *(facts.get(field) for field in fields)])
         for run in runs
         for name in SOURCES
         if (facts := run.facts(f"dpo/{name}")) is not None
@@ -83,7 +83,7 @@ def _dpo(runs: Sequence[RunFiles]) -> list[Block]:
         *("reward of the chosen", "of the rejected"),
     )
     if rows:
-        blocks.append(Table("Alignment, at the end", run_column(several, columns), rows))
+        blocks.append(run_table(several, "Alignment, at the end", columns, rows))
     return [*blocks, *gaps]
 
 
@@ -103,40 +103,48 @@ def _any_steps(runs: Sequence[RunFiles], stage: str) -> bool:
 
 
 def _loss_plot(runs: Sequence[RunFiles], name: str) -> Plot:
+    """Training and validation; of several runs the latter is dotted, and not in the legend."""
     several, series = len(runs) > 1, []
     for i, run in enumerate(runs):
         steps = run.steps(f"sft/{name}")
-        series.append(_curve(steps, "loss", named(several, run, "training"), color=i))
-        series.append(
-            _curve(
-                steps,
-                "validation_loss",
-                named(several, run, "validation"),
-                color=i if several else 1,
-                dashed=several,
-            )
-        )
+        title = run.name if several else "training"
+        series.append(_curve(steps, "loss", title, color=i))
+        look = {"color": i, "dotted": True, "listed": False} if several else {"color": 1}
+        series.append(_curve(steps, "validation_loss", "validation", **look))
     return Plot(
         SPEAKER_TITLES[name],
         figures.lines(series, x_title="step", y_title="loss", log=True),
-        "Where validation rises while training falls, the model learns its examples by heart.",
+        f"{'Dotted: validation. ' if several else ''}Where validation rises while training falls, "
+        "the model learns its examples by heart.",
     )
 
 
-def _dpo_plot(runs: Sequence[RunFiles], field: str, title: str, says: str) -> Plot:
-    several, series = len(runs) > 1, []
-    for i, run in enumerate(runs):
-        for j, source in enumerate(SOURCES):
-            series.append(
+def _dpo_plots(runs: Sequence[RunFiles]) -> list[Plot]:
+    """A plot for each figure with a curve a source; of several runs, one for each source too."""
+    plots = []
+    for field, title, says in DPO_CURVES:
+        curves = {
+            source: [
                 _curve(
                     run.steps(f"dpo/{source}"),
                     field,
-                    named(several, run, SOURCE_TITLES[source]),
-                    color=len(SOURCES) * i + j,
+                    run.name if len(runs) > 1 else SOURCE_TITLES[source],
+                    color=i if len(runs) > 1 else j,
                 )
-            )
-    drawn = [one for one in series if one.x]
-    return Plot(title, figures.lines(drawn, x_title="step", y_title=title.lower()), says)
+                for i, run in enumerate(runs)
+            ]
+            for j, source in enumerate(SOURCES)
+        }
+        groups = (
+            {f"{title}, {SOURCE_TITLES[source]}": curves[source] for source in SOURCES}
+            if len(runs) > 1
+            else {title: [curve for found in curves.values() for curve in found]}
+        )
+        for name, series in groups.items():
+            drawn = [one for one in series if one.x]
+            figure = figures.lines(drawn, x_title="step", y_title=title.lower())
+            plots.append(Plot(name, figure, says))
+    return plots
 
 
 def _is_finite(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 
 import plotly.graph_objects as go
@@ -62,6 +63,20 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path):
     assert text.count("*Missing:*") == 10
 
 
+def test_what_people_said_stands_beside_the_result(tmp_path):
+    write_run(tmp_path)
+    scores = {
+        "schema": "ixjax.rating_scores", "version": 1, "user": "true", "raters": 2, "items": 50,
+        "methods": ["sft", "dpo_imcts"], "win_rate": 0.61, "low": 0.47, "high": 0.73,
+        "fleiss": {"items": 50, "kappa": 0.3},
+    }  # fmt: skip
+    (tmp_path / "rating_scores.json").write_text(json.dumps(scores))
+    assert (
+        "2 people compared 50 pairs of dialogues blindly: DPO on i×MCTS pairs wins 61.0 % against "
+        "SFT (95 %: 47.0 % to 73.0 %; ties are half, Fleiss' kappa 0.300)."
+    ) in section(report(tmp_path), "Result")
+
+
 def test_several_runs_stand_beside_each_other(tmp_path):
     one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other", stages=["sft"])
     (other / "config.yaml").write_text("scenario: sandbox\nseed: 7\n")
@@ -70,6 +85,9 @@ def test_several_runs_stand_beside_each_other(tmp_path):
     assert not (one / "report.html").exists()
     assert "one: With the true user" in section(text, "Result")
     assert "*Missing:* other: not evaluated" in section(text, "Result")
+    training = section(text, "Training curves")
+    rows = [line.split(" | ")[:2] for line in training.splitlines() if line.startswith("| Policy")]
+    assert rows == [["| Policy", "one"], ["| Policy", "other"]]
     settings = section(text, "Settings and versions")
     assert "| seed | 0 | 7 |" in settings
     assert "| search.width | 3 | not there |" in settings
@@ -83,8 +101,8 @@ def test_both_files_go_where_they_are_told(tmp_path):
     assert {path.parent for path in paths} == {tmp_path / "elsewhere"}
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_plotly_knows_every_property_of_the_figures(tmp_path, count):
+@pytest.mark.parametrize(("count", "plots"), [(1, 14), (2, 21)])
+def test_plotly_knows_every_property_of_the_figures(tmp_path, count, plots):
     roots = [str(write_run(tmp_path / str(i))) for i in range(count)]
     found = []
     for part in make_sections(open_runs(roots), Limits()):
@@ -93,7 +111,7 @@ def test_plotly_knows_every_property_of_the_figures(tmp_path, count):
                 found += block.plots
             elif isinstance(block, Plot):
                 found.append(block)
-    assert len(found) == 3 + count + 1 + 2 + 3 + 3 + 1
+    assert len(found) == plots
     for plot in found:
         figure = go.Figure(plot.figure)  # raises on a property that there is not
         assert figure.data, plot.title
