@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ixjax.report.blocks import Block, Gap, Section, Text, Transcript, Widget
-from ixjax.report.explorer import Limits
 from ixjax.report.files import Record, RunFiles
 from ixjax.report.formats import show
 from ixjax.report.layout import named, titled
+from ixjax.report.limits import Limits
 from ixjax.report.names import REFERENCE, aligned_method, believed_user, method_name, user_name
 
 TRANSCRIPTS = 2  # of a run, in Markdown

@@ -7,34 +7,13 @@ tree never have the same one.
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ixjax.io import InputError
 from ixjax.report.blocks import Block, Gap, Section, Text, Widget
 from ixjax.report.files import Record, RunFiles
 from ixjax.report.layout import named
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """How much of a large run goes into the page."""
-
-    trees: int = 24
-    """Trees in the explorer, the first ones of the search."""
-    nodes: int = 40_000
-    """Nodes of all these trees together; the first tree is there whatever its size."""
-    conditions: int = 12
-    """Held-out conditions whose dialogues can be read, the first ones of the evaluation."""
-
-    def __post_init__(self) -> None:
-        """Refuse what leaves nothing to see."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value < 1:
-                raise InputError(f"limits.{field.name} is {value}; expected 1 or more")
-
+from ixjax.report.limits import Limits
 
 # What is counted of a response: the pairs in which it was chosen, and those where it was rejected.
 Marks = Mapping[tuple[str, int, str], tuple[int, int]]  # by condition, decision node, text

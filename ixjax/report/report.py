@@ -10,9 +10,10 @@ from ixjax.report.blocks import Section
 from ixjax.report.cautions import cautions
 from ixjax.report.cost import cost, settings
 from ixjax.report.dialogues import dialogues
-from ixjax.report.explorer import Limits, explorer
+from ixjax.report.explorer import explorer
 from ixjax.report.fidelity import fidelity
 from ixjax.report.files import RunFiles, open_runs
+from ixjax.report.limits import Limits
 from ixjax.report.markdown import markdown
 from ixjax.report.page import page
 from ixjax.report.result import result

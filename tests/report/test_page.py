@@ -136,11 +136,11 @@ def test_of_a_large_tree_only_what_is_in_sight_is_there(opened, large_path):
     assert "5,000 rows are open" in watched.texts("[data-widget=explorer] > .status")[0]
     assert 20 < page.locator(".tree .row").count() < 60
     page.locator(".tree").evaluate("e => { e.scrollTop = e.scrollHeight }")
-    page.wait_for_function("document.querySelector('.tree [aria-posinset=\"5000\"]') !== null")
+    page.wait_for_function("document.querySelector('.tree [data-place=\"4999\"]') !== null")
     assert 20 < page.locator(".tree .row").count() < 60
     page.locator(".tree").focus()
     page.keyboard.press("End")
-    assert page.locator(".tree [aria-posinset='5000']").get_attribute("aria-selected") == "true"
+    assert page.locator(".tree [data-place='4999']").get_attribute("aria-selected") == "true"
     # The end of the chain below the last response, whose nodes are 3, 6, 9, ...
     last = [node for node in tree("user-0", LARGE, str)["nodes"] if node["id"] % 3 == 0][-1]
     assert page.locator(".reading li").count() == 1 + last["depth"]

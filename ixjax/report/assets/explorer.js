@@ -2,14 +2,15 @@
 /* The tree explorer. Only the rows in sight are elements; the map above them is one canvas. */
 
 const ROW = 28; // pixels, as in report.css
-const MAP_ROW = 12;
+const MAP_ROW = 12; // at the most, of a depth in the map
+const MAP = 240; // at the most, of the whole map
 
 class Explorer {
   constructor(place, data) {
     this.data = data;
     this.limits = { depth: Infinity, visits: 0, margin: 0, marked: false };
     this.rowsPlace = element("div", { class: "tree", role: "tree", tabindex: "0", "aria-label": "Tree" });
-    this.space = element("div");
+    this.space = element("div", { role: "none" });
     this.rowsPlace.append(this.space);
     this.reading = element("article", { class: "reading", tabindex: "0", "aria-label": "Dialogue" });
     this.status = element("p", { class: "status", role: "status" });
@@ -108,7 +109,7 @@ class Explorer {
     const matches = this.state.reduce((sum, state) => sum + (state === 2), 0);
     const size = this.tree.size.toLocaleString("en");
     this.status.textContent =
-      `${conditionText(this.tree.condition)} — ${size} nodes, ${matches.toLocaleString("en")} ` +
+      `${conditionText(this.tree.condition)}. ${size} nodes, ${matches.toLocaleString("en")} ` +
       `pass the filters, ${this.rows.length.toLocaleString("en")} rows are open.`;
     this.drawMap();
     this.draw();
@@ -155,16 +156,18 @@ class Explorer {
 
   row(node, place) {
     const tree = this.tree;
-    const inner = tree.children[node].some((child) => this.state[child]);
+    const shownOf = (nodes) => nodes.filter((one) => this.state[one]);
+    const inner = shownOf(tree.children[node]).length > 0;
+    const siblings = node === 0 ? [0] : shownOf(tree.children[tree.parent[node]]);
     const open = this.open.has(node);
     const q = tree.value[node];
     const made = element("div", {
       class: `row${tree.path.has(node) ? " on-path" : ""}${this.state[node] === 2 ? "" : " context"}`,
-      id: `row-${node}`, role: "treeitem", "data-node": node,
+      id: `row-${node}`, role: "treeitem", "data-node": node, "data-place": place,
       "aria-level": tree.depth[node] + 1,
       "aria-selected": node === this.chosen ? "true" : "false",
       "aria-expanded": inner ? String(open) : null,
-      "aria-posinset": place + 1, "aria-setsize": this.rows.length,
+      "aria-posinset": siblings.indexOf(node) + 1, "aria-setsize": siblings.length,
       "aria-label": `${this.speaker(node)}: ${this.said(node)}. Q ${shown(q, 2)}, ${tree.visits[node]} returns${this.markText(node)}`,
     });
     const indent = Math.min(tree.depth[node], 24) * (this.rowsPlace.clientWidth < 500 ? 7 : 14);
@@ -263,12 +266,13 @@ class Explorer {
   drawMap() {
     const css = getComputedStyle(document.documentElement);
     const color = (name) => css.getPropertyValue(name).trim();
-    const depths = Math.max(...this.tree.depth) + 1;
-    this.map.style.height = `${depths * MAP_ROW + 2}px`;
+    const { levels } = this.tree;
+    const step = this.mapRow();
+    this.map.style.height = `${levels * step + 2}px`;
     const scale = devicePixelRatio || 1;
     const width = this.map.clientWidth;
     this.map.width = width * scale;
-    this.map.height = (depths * MAP_ROW + 2) * scale;
+    this.map.height = (levels * step + 2) * scale;
     const pen = this.map.getContext("2d");
     pen.scale(scale, scale);
     const [fill, edge] = [color("--c0"), color("--accent")];
@@ -277,7 +281,7 @@ class Explorer {
       const span = Math.max(0.5, (right - left) * width - 1);
       pen.globalAlpha = (this.state[node] ? 1 : 0.25) * (0.12 + 0.88 * (this.tree.value[node] ?? 0));
       pen.fillStyle = fill;
-      pen.fillRect(left * width, this.tree.depth[node] * MAP_ROW + 1, span, MAP_ROW - 1);
+      pen.fillRect(left * width, this.tree.depth[node] * step + 1, span, Math.max(step - 1, step / 2));
     }
     pen.globalAlpha = 1;
     pen.strokeStyle = edge;
@@ -285,13 +289,17 @@ class Explorer {
     for (const node of this.chosen === undefined ? [] : this.tree.pathTo(this.chosen)) {
       const [left, right] = this.spans[node];
       pen.strokeRect(
-        left * width + 1, this.tree.depth[node] * MAP_ROW + 2,
-        Math.max(2, (right - left) * width - 3), MAP_ROW - 3);
+        left * width + 1, this.tree.depth[node] * step + 2,
+        Math.max(2, (right - left) * width - 3), Math.max(step - 3, 1));
     }
   }
 
+  mapRow() {
+    return Math.min(MAP_ROW, MAP / this.tree.levels);
+  }
+
   clickMap(event) {
-    const depth = Math.floor((event.offsetY - 1) / MAP_ROW);
+    const depth = Math.floor((event.offsetY - 1) / this.mapRow());
     const x = event.offsetX / this.map.clientWidth;
     const node = this.spans.findIndex(
       ([left, right], i) => this.tree.depth[i] === depth && left <= x && x < right);

@@ -12,6 +12,7 @@ class SearchTree {
       this.children[this.parent[node]].push(node);
       this.depth[node] = this.depth[this.parent[node]] + 1;
     }
+    this.levels = this.depth.reduce((most, depth) => Math.max(most, depth), 0) + 1;
     for (const list of this.children) list.sort((a, b) => this.visits[b] - this.visits[a] || a - b);
     this.margin = this.children.map((list) => this.spread(list));
     this.path = new Set(this.mostVisited());
@@ -62,7 +63,7 @@ class SearchTree {
     const state = new Uint8Array(this.size);
     for (let node = this.size - 1; node >= 0; node--) {
       const passes = this.depth[node] <= depth && this.visits[node] >= visits &&
-        (margin <= 0 || (this.marginAt(node) >= margin && (this.policy[node] || this.margin[node] > 0))) &&
+        (margin <= 0 || this.marginAt(node) >= margin) &&
         (!marked || this.marked(node));
       if (passes) state[node] = 2;
       if (state[node] && node > 0 && !state[this.parent[node]]) state[this.parent[node]] = 1;
