@@ -21,6 +21,10 @@ from ixjax.report.blocks import (
 from ixjax.report.formats import show
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
+WIDGETS = {
+    "explorer": "The trees can be walked through in the page.",
+    "dialogues": "The page has all of these, of any two methods. Here are the first ones:",
+}
 
 
 def markdown(title: str, sections: Sequence[Section]) -> str:
@@ -52,8 +56,10 @@ def _block(block: Block) -> str:
             return _code(block)
         case Transcript():
             return _transcript(block)
-        case Plot() | Plots() | Widget():
-            return ""  # in the page alone
+        case Widget():
+            return f"*{WIDGETS[block.kind]}*"
+        case Plot() | Plots():
+            return ""  # the tables say it in figures
 
 
 def _sentence(text: str) -> str:

@@ -20,6 +20,8 @@ from ixjax.report.result import result
 from ixjax.report.search import pairs, search
 from ixjax.report.training import training
 
+ENDS = ("html", "md")
+
 
 def write_report(
     roots: Sequence[str], *, to: str = "", limits: Limits | None = None
@@ -46,9 +48,6 @@ def write_report(
     for path, text in zip(paths, (page(title, sections), markdown(title, sections)), strict=True):
         io.write_text(path, text)
     return paths[0], paths[1]
-
-
-ENDS = ("html", "md")
 
 
 def make_sections(runs: Sequence[RunFiles], limits: Limits) -> list[Section]:

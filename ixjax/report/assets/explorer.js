@@ -294,6 +294,7 @@ class Explorer {
     }
   }
 
+  /** Pixels of a depth in the map: a deep tree has thin ones. */
   mapRow() {
     return Math.min(MAP_ROW, MAP / this.tree.levels);
   }
