@@ -203,6 +203,13 @@ class TrainingCheckpoints:
         self.discard()
         return None
 
+    def newest_step(self) -> int | None:
+        """Steps behind the newest state; None where there is none."""
+        if not self._root.exists():
+            return None
+        with self._open() as checkpointer:
+            return None if checkpointer.latest is None else checkpointer.latest.step
+
     def save(self, state: Any, best: Any, progress: Progress) -> None:
         """Write the state after `progress.step` steps; older ones go."""
         facts: dict[str, Any] = {
