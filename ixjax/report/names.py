@@ -12,6 +12,7 @@ METHODS = {
     "dpo_human": "DPO on human pairs",
     "dpo_imcts": "DPO on i×MCTS pairs",
     "dpo_mix": "DPO on both",
+    "dpo_preferences": "DPO on given pairs",
 }
 USERS = {
     "simulator": "the search's simulator",

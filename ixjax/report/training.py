@@ -18,7 +18,12 @@ SPEAKER_TITLES = {
     "simulator": "Simulator of the search",
     "simulator_heldout": "Held-out simulator",
 }
-SOURCE_TITLES = {"human": "human pairs", "imcts": "i×MCTS pairs", "mix": "both"}
+SOURCE_TITLES = {
+    "human": "human pairs",
+    "imcts": "i×MCTS pairs",
+    "mix": "both",
+    "preferences": "given pairs",
+}
 DPO_CURVES = (
     ("loss", "Loss", "Starts at 0.69 (log 2), where the policy equals the reference."),
     (
@@ -42,7 +47,8 @@ def training(runs: Sequence[RunFiles]) -> Section:
 
 def _sft(runs: Sequence[RunFiles]) -> list[Block]:
     several = len(runs) > 1
-    gaps = _gaps(runs, [f"sft/{name}" for name in SPEAKERS], "ixjax sft")
+    expected = [f"sft/{name}" for name in SPEAKERS]
+    gaps = [gap for run in runs for gap in _gaps(several, run, expected, "ixjax sft")]
     plots = [_loss_plot(runs, name) for name in SPEAKERS if _any_steps(runs, f"sft/{name}")]
     fields = ("examples", "dropped_turns", "step", "loss", "validation_loss")
     rows = [
@@ -63,19 +69,20 @@ def _sft(runs: Sequence[RunFiles]) -> list[Block]:
 
 def _dpo(runs: Sequence[RunFiles]) -> list[Block]:
     several = len(runs) > 1
-    gaps = _gaps(runs, [f"dpo/{name}" for name in SOURCES], "ixjax dpo")
+    sources = _sources(runs)
+    gaps = [gap for run in runs for gap in _gaps(several, run, _expected(run), "ixjax dpo")]
     blocks: list[Block] = []
-    if any(_any_steps(runs, f"dpo/{name}") for name in SOURCES):
+    if any(_any_steps(runs, f"dpo/{name}") for name in sources):
         blocks.append(Text("Alignment by DPO, a curve for each source of pairs."))
-        blocks.append(Plots(_dpo_plots(runs)))
+        blocks.append(Plots(_dpo_plots(runs, sources)))
     fields = (
         *("pairs", "step", "loss", "rewards/accuracies", "rewards/margins"),
         *("rewards/chosen", "rewards/rejected"),
     )
     rows = [
-        (run, [SOURCE_TITLES[name], *(facts.get(field) for field in fields)])
+        (run, [_title(name), *(facts.get(field) for field in fields)])
         for run in runs
-        for name in SOURCES
+        for name in sources
         if (facts := run.facts(f"dpo/{name}")) is not None
     ]
     columns = (
@@ -87,15 +94,30 @@ def _dpo(runs: Sequence[RunFiles]) -> list[Block]:
     return [*blocks, *gaps]
 
 
-def _gaps(runs: Sequence[RunFiles], stages: Sequence[str], command: str) -> list[Block]:
-    """What is not finished, run by run."""
-    several, found = len(runs) > 1, []
-    for run in runs:
-        missing = [stage for stage in stages if run.facts(stage) is None]
-        if missing:
-            text = f"{', '.join(missing)} not finished; `{command}` does it."
-            found.append(Gap(named(several, run, text)))
-    return found
+def _sources(runs: Sequence[RunFiles]) -> list[str]:
+    """Of which pairs any of the runs has a DPO; a run may bring its own."""
+    stages = [stage for run in runs for stage in (*run.manifest.stages, *run.logged)]
+    found = {stage.removeprefix("dpo/") for stage in stages if stage.startswith("dpo/")}
+    return [*(name for name in SOURCES if name in found), *sorted(found.difference(SOURCES))]
+
+
+def _expected(run: RunFiles) -> list[str]:
+    """The DPO stages of a run: all those of a search's pairs, unless it has given ones alone."""
+    found = _sources([run])
+    others = [name for name in found if name not in SOURCES]
+    names = others if found and found == others else [*SOURCES, *others]
+    return [f"dpo/{name}" for name in names]
+
+
+def _title(source: str) -> str:
+    return SOURCE_TITLES.get(source, source)
+
+
+def _gaps(several: bool, run: RunFiles, stages: Sequence[str], command: str) -> list[Block]:
+    """What is not finished of a run."""
+    missing = [stage for stage in stages if run.facts(stage) is None]
+    text = f"{', '.join(missing)} not finished; `{command}` does it."
+    return [Gap(named(several, run, text))] if missing else []
 
 
 def _any_steps(runs: Sequence[RunFiles], stage: str) -> bool:
@@ -119,7 +141,7 @@ def _loss_plot(runs: Sequence[RunFiles], name: str) -> Plot:
     )
 
 
-def _dpo_plots(runs: Sequence[RunFiles]) -> list[Plot]:
+def _dpo_plots(runs: Sequence[RunFiles], sources: Sequence[str]) -> list[Plot]:
     """A plot for each figure with a curve a source; of several runs, one for each source too."""
     plots = []
     for field, title, says in DPO_CURVES:
@@ -128,15 +150,15 @@ def _dpo_plots(runs: Sequence[RunFiles]) -> list[Plot]:
                 _curve(
                     run.steps(f"dpo/{source}"),
                     field,
-                    run.name if len(runs) > 1 else SOURCE_TITLES[source],
+                    run.name if len(runs) > 1 else _title(source),
                     color=i if len(runs) > 1 else j,
                 )
                 for i, run in enumerate(runs)
             ]
-            for j, source in enumerate(SOURCES)
+            for j, source in enumerate(sources)
         }
         groups = (
-            {f"{title}, {SOURCE_TITLES[source]}": curves[source] for source in SOURCES}
+            {f"{title}, {_title(source)}": curves[source] for source in sources}
             if len(runs) > 1
             else {title: [curve for found in curves.values() for curve in found]}
         )

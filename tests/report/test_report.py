@@ -58,6 +58,21 @@ def test_a_missing_stage_leaves_a_gap_that_names_what_makes_it(tmp_path, missing
         assert f"`{command}`" in re.search(r"\*Missing:\*.*", section(text, title))[0]
 
 
+def test_a_run_of_given_pairs_alone_misses_no_others(tmp_path):
+    write_run(tmp_path)
+    logged = (tmp_path / "metrics.jsonl").read_text().replace("dpo/human", "dpo/preferences")
+    kept = [line for line in logged.splitlines() if "imcts" not in line and "mix" not in line]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(kept))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    stages = manifest["stages"]
+    stages["dpo/preferences"] = stages.pop("dpo/human")
+    del stages["dpo/imcts"], stages["dpo/mix"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    training = section(report(tmp_path), "Training curves")
+    assert "*Missing:*" not in training
+    assert "| given pairs |" in training
+
+
 def test_a_run_that_has_only_begun_has_a_report(tmp_path):
     text = report(write_run(tmp_path, stages=[]))
     assert text.count("*Missing:*") == 10
