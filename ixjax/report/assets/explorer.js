@@ -13,10 +13,11 @@ class Explorer {
     this.space = element("div", { role: "none" });
     this.rowsPlace.append(this.space);
     this.reading = element("article", { class: "reading", tabindex: "0", "aria-label": "Dialogue" });
+    this.condition = element("p", { class: "condition" });
     this.status = element("p", { class: "status", role: "status" });
     this.map = element("canvas", { class: "map", "aria-hidden": "true" });
     place.append(
-      this.controls(), this.status, this.map,
+      this.controls(), this.condition, this.status, this.map,
       element("div", { class: "panes" },
         element("div", {}, this.heads(), this.rowsPlace), this.reading));
     this.listen();
@@ -77,6 +78,7 @@ class Explorer {
   showTree(columns) {
     this.tree = new SearchTree(columns);
     this.spans = this.tree.spans();
+    this.condition.textContent = conditionText(this.tree.condition);
     this.openPath();
   }
 
@@ -109,8 +111,8 @@ class Explorer {
     const matches = this.state.reduce((sum, state) => sum + (state === 2), 0);
     const size = this.tree.size.toLocaleString("en");
     this.status.textContent =
-      `${conditionText(this.tree.condition)}. ${size} nodes, ${matches.toLocaleString("en")} ` +
-      `pass the filters, ${this.rows.length.toLocaleString("en")} rows are open.`;
+      `${size} nodes, ${matches.toLocaleString("en")} pass the filters, ` +
+      `${this.rows.length.toLocaleString("en")} rows are open.`;
     this.drawMap();
     this.draw();
   }
@@ -217,7 +219,6 @@ class Explorer {
     if (tree.cutSet.has(node)) facts.push("cut at the token limit");
     if (tree.overSet.has(node)) facts.push("the dialogue is over here");
     this.reading.replaceChildren(
-      element("p", { class: "condition" }, conditionText(tree.condition)),
       element("p", { class: "status" }, `${facts.join(", ")}${this.markText(node)}`),
       dialogueList(tree.turnsTo(node), tree.turns.length));
     this.reading.scrollTop = this.reading.scrollHeight;
