@@ -28,7 +28,7 @@ def percent(value: float | None) -> str:
 
 def interval(low: float | None, high: float | None) -> str:
     """Both ends, or that it is not known."""
-    return UNKNOWN if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    return UNKNOWN if low is None or high is None else f"{show(float(low))} to {show(float(high))}"
 
 
 def is_weak(fidelity: Mapping[str, Any]) -> bool:
