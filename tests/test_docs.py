@@ -25,6 +25,7 @@ from ixjax.search import TreeNode
 from ixjax.search.ledger import COUNTS
 from tests.commands.conftest import untrained_run
 from tests.end_to_end.tiny import tiny_run
+from tests.report.runs import write_run
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -71,15 +72,15 @@ def test_the_guides_reward_of_reactions_is_one(parcels):
     assert rewards == [1, 0]
 
 
-def guides_commands() -> list[list[str]]:
-    """What the guide types behind `ixjax`."""
-    blocks = re.findall(r"```bash\n(.*?)```", (DOCS / "guide.md").read_text(), re.DOTALL)
+def commands_of(page: str) -> list[list[str]]:
+    """What a page types behind `ixjax`."""
+    blocks = re.findall(r"```bash\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     lines = [line for code in blocks for line in code.splitlines() if line.startswith("ixjax ")]
     return [shlex.split(line)[1:] for line in lines]
 
 
 def test_the_guides_stages_take_the_flags_that_it_gives_them():
-    shown = [words for words in guides_commands() if words[0] in commands.STAGES]
+    shown = [words for words in commands_of("guide.md") if words[0] in commands.STAGES]
     assert {"pipeline", "search"} == {line[0] for line in shown}
     for stage, *flags in shown:
         assert parse(RunConfig, flags, stage=stage, summary="").out == "runs/quickstart"
@@ -113,13 +114,33 @@ def flags_of(settings: type, prefix: str = "--") -> set[str]:
 
 def test_the_guides_tools_take_the_flags_that_it_gives_them(tmp_path):
     open_run(tiny_run(tmp_path / "run"))
-    shown = [words for words in guides_commands() if words[0] in commands.TOOLS]
+    shown = [words for words in commands_of("guide.md") if words[0] in commands.TOOLS]
     assert {line[0] for line in shown} == set(commands.TOOLS)
     for tool, *flags in shown:
         given = [str(tmp_path / "run") if flag == "runs/quickstart" else flag for flag in flags]
         module = importlib.import_module(f"ixjax.commands.{tool}")
         settings, run = parse_tool(module.Settings, given, tool=tool, summary=module.SUMMARY)
         assert (run is None) == ("--out" not in flags) == (not settings.out)
+
+
+def test_the_commands_of_the_page_on_reports_do_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(commands.CACHE_SWITCH, "off")
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "seed-0", "seed-1"):
+        write_run(tmp_path / "runs" / name)
+    for name, *arguments in commands_of("report.md"):
+        if arguments[0] == "score":  # raters have sent their files back
+            key = json.loads(Path("runs/quickstart/rating_key.json").read_text())
+            answer = {"schema": "ixjax.ratings", "task": key["task"], "rater": "ann"}
+            answer["choices"] = dict.fromkeys(key["items"], "A")
+            Path("ratings-ann.json").write_text(json.dumps(answer))
+            rows = [f"{key['task']},{item},tie" for item in key["items"]]
+            Path("ratings-ben.csv").write_text("\n".join(["task,item,choice", *rows]))
+        commands.main(name, arguments)
+    run = Path("runs/quickstart")
+    made = ("report.html", "report.md", "rating/form.html", "rating/items.csv", "rating_key.json")
+    assert all((run / name).exists() for name in (*made, "rating_scores.json"))
+    assert Path("runs/comparison.html").exists()
 
 
 def test_the_data_formats_name_every_field_of_a_tree():

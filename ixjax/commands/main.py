@@ -33,6 +33,8 @@ STAGES = {
 }
 PREVIEWS = {"plan": "memory, arithmetic and time that a run would take"}
 TOOLS = {
+    "report": "a run, or several beside each other, as one page",
+    "rate": "people compare two methods blindly",
     "chat": "talk with a model in the terminal",
     "export": "a model as a Hugging Face folder",
     "parity": "compare what the engine and the trainer compute",

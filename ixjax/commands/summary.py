@@ -12,8 +12,7 @@ from rich.table import Table
 from ixjax.evaluation import Parity
 from ixjax.models.placement import Placement
 from ixjax.pipeline import Plan
-
-WEAK_CORRELATION = 0.1  # Spearman, of foretold and recorded outcomes
+from ixjax.report.formats import interval, is_weak, percent, show
 
 
 def print_prepare(console: Console, facts: Mapping[str, Any]) -> None:
@@ -101,7 +100,7 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
             ),
             (_evaluation_row(cell) for cell in cells),
         )
-        weak = [f for f in result["fidelity"] if f["simulator"] == user and _is_weak(f)]
+        weak = [f for f in result["fidelity"] if f["simulator"] == user and is_weak(f)]
         if weak:
             console.print(
                 f"{user} predicts the outcomes of held-out dialogues no better than their mean "
@@ -133,6 +132,32 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
             )
             for f in result["fidelity"]
         ),
+    )
+
+
+def print_ratings(console: Console, result: Mapping[str, Any]) -> None:
+    """Win rates of the second method, and how far raters agree."""
+    first, second = result["methods"]
+    everyone = {"rater": "all, item by item", **result}
+    _print(
+        console,
+        f"{second} against {first}, with {result['user']}: share of items won, ties half",
+        ("rater", "items", "win rate", "95 % interval"),
+        (
+            (r["rater"], r["items"], percent(r["win_rate"]), interval(r["low"], r["high"]))
+            for r in (*result["by_rater"], everyone)
+        ),
+    )
+    rows = [
+        (f"Cohen's kappa, {' and '.join(c['raters'])}", c["items"], c["kappa"])
+        for c in result["cohen"]
+    ]
+    rows.append(("Fleiss' kappa, all raters", result["fleiss"]["items"], result["fleiss"]["kappa"]))
+    _print(console, "Agreement beyond chance", ("of", "items", "kappa"), rows)
+    place = result["first_shown"]
+    console.print(
+        f"{percent(place['share'])} of the decided votes went to A, the dialogue shown first "
+        f"({interval(place['low'], place['high'])}); far from a half, raters go by place."
     )
 
 
@@ -238,27 +263,20 @@ def _by_rule(what: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return [(f"{what}: {rule.replace('_', ' ')}", count) for rule, count in counts.items()]
 
 
-def _is_weak(fidelity: Mapping[str, Any]) -> bool:
-    """Whether a simulator knows nothing of who is helped by what."""
-    error, baseline = fidelity["outcome_mae"], fidelity["outcome_mae_baseline"]
-    correlation = fidelity["outcome_spearman"]
-    return None in (error, correlation) or error >= baseline or correlation < WEAK_CORRELATION
-
-
 def _evaluation_row(cell: Mapping[str, Any]) -> tuple[Any, ...]:
     return (
         cell["method"],
         cell["engagement"],
-        _interval(cell["low"], cell["high"]),
+        interval(cell["low"], cell["high"]),
         cell["gain"],
-        _interval(cell["gain_low"], cell["gain_high"]),
-        _percent(cell["relative_gain"]),
-        _percent(cell["release_rate"]),
-        _percent(cell["win_rate"]),
+        interval(cell["gain_low"], cell["gain_high"]),
+        percent(cell["relative_gain"]),
+        percent(cell["release_rate"]),
+        percent(cell["win_rate"]),
         cell["turns"],
-        f"{_show(cell['distinct_1'])}/{_show(cell['distinct_2'])}",
+        f"{show(cell['distinct_1'])}/{show(cell['distinct_2'])}",
         cell["response_tokens"],
-        _percent(cell["unreadable_rate"]),
+        percent(cell["unreadable_rate"]),
     )
 
 
@@ -269,24 +287,7 @@ def _print(
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*map(_show, row))
+        table.add_row(*map(show, row))
     # A narrow terminal breaks long lines; figures are never cut.
     needed = table.__rich_measure__(console, console.options.update(max_width=1000)).maximum
     console.print(table, width=max(console.width, needed), no_wrap=True, crop=False)
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "n/a"
-    if isinstance(value, int):
-        return f"{value:,}"
-    # + 0.0 after rounding: no "-0.000".
-    return f"{round(value, 3) + 0.0:.3f}" if isinstance(value, float) else str(value)
-
-
-def _percent(value: float | None) -> str:
-    return "n/a" if value is None else f"{round(100 * value, 1) + 0.0:.1f} %"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "n/a" if low is None or high is None else f"{low:.3f} to {high:.3f}"

@@ -18,8 +18,6 @@ from ixjax.pipeline.inputs import SIMULATORS, SPEAKERS, pair_sources
 from ixjax.pipeline.run import Reporter, Run
 from ixjax.search import SearchConfig, SearchingPolicy
 
-SCHEMA = "ixjax.evaluation"
-PLAYED_SCHEMA = "ixjax.played"
 REFERENCE_METHOD = "sft"
 # Seeds apart from those of the search, so that no method meets dialogues it was tuned on.
 EVALUATION_SEED = 1000
@@ -46,7 +44,8 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
                 baseline: list[Played] = []
                 user = functools.cache(make_user)  # made once, where any cell is left to play
                 for method, make_policy in methods.items():
-                    played = _cell(run, f"{inputs}-{method}-{user_name}", make_policy, user, roots)
+                    path = run.directory.played_by(method, user_name, inputs=inputs)
+                    played = _cell(run, path, make_policy, user, roots)
                     baseline = played if method == REFERENCE_METHOD else baseline
                     cell = cell_metrics(
                         played,
@@ -62,8 +61,8 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
                     run.log("evaluate", cell)
         reporter.finish()
         result = {
-            "schema": SCHEMA,
-            "version": 1,
+            "schema": io.EVALUATION_SCHEMA,
+            "version": io.SCHEMA_VERSION,
             "conditions": len(roots),
             "methods": list(methods),
             "users": list(users),
@@ -77,17 +76,16 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
 
 def _cell(
     run: Run,
-    name: str,
+    path: Path,
     make_policy: Callable[[], Speaker],
     make_user: Callable[[], User],
     roots: list[Dialogue],
 ) -> list[Played]:
     """One method against one user, from disk if it was played before."""
-    path = run.directory.played / f"{name}.jsonl"
     if path.exists():
-        return [Played.from_json(r) for r in io.read_jsonl(path, schema=PLAYED_SCHEMA)]
+        return [Played.from_json(r) for r in io.read_jsonl(path, schema=io.PLAYED_SCHEMA)]
     played = play(make_policy(), make_user(), roots, config=run.config.evaluation)
-    io.write_jsonl(path, [p.to_json() for p in played], schema=PLAYED_SCHEMA)
+    io.write_jsonl(path, [p.to_json() for p in played], schema=io.PLAYED_SCHEMA)
     return played
 
 

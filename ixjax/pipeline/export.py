@@ -36,6 +36,7 @@ STAGE_FOLDERS = (
     "policy_dpo",
     "evaluation",
     "profile",
+    "rating",
     TENSORBOARD,
     WANDB,
 )

@@ -28,6 +28,7 @@ from ixjax.generation import Account, ModelSpeaker, speaker_engine
 from ixjax.models import Transformer
 from ixjax.parallel import describe, make_mesh
 from ixjax.pipeline.config import RunConfig
+from ixjax.pipeline.environment import versions
 from ixjax.pipeline.inputs import PREFERENCES, corpus_inputs, paths, sources, stage_inputs
 from ixjax.pipeline.metrics import Sink, open_sinks
 from ixjax.training import Profiler, load_model
@@ -275,7 +276,9 @@ class Run:
             if not self._has_states(name):
                 self.manifest.forget(name)
             raise
-        self.manifest.record(name, inputs, seconds=round(time.monotonic() - started, 1), **facts)
+        seconds = round(time.monotonic() - started, 1)
+        made_with = {**versions(), "devices": self.devices}
+        self.manifest.record(name, inputs, made_with=made_with, seconds=seconds, **facts)
 
     def log(self, stage: str, metrics: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl, and tell the sinks that the run asks for."""
