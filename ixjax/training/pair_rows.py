@@ -151,7 +151,7 @@ class PairBatches:
         return round_up(len(self._batches[batch]), self._row_step)
 
     def _group(self, numbers: tuple[int, ...]) -> Group:
-        chosen = {i: self._pairs[i] for i in numbers}
+        chosen = [(i, self._pairs[i]) for i in numbers]  # a pair may be among them twice
         return _apart(chosen) if self._share == "none" else _together(chosen)
 
     def _pack(self, numbers: Sequence[int] | np.ndarray) -> list[list[tuple[int, ...]]]:
@@ -244,10 +244,10 @@ def _parents(prompts: set[Prompt]) -> Mapping[Prompt, Prompt | None]:
     }
 
 
-def _apart(pairs: Mapping[int, RenderedPair]) -> Group:
+def _apart(pairs: Sequence[tuple[int, RenderedPair]]) -> Group:
     """Every response behind a prompt of its own."""
     segments, found = [], []
-    for number, pair in pairs.items():
+    for number, pair in pairs:
         start = len(pair.prompt)
         for response in (pair.chosen, pair.rejected):
             targets = start + np.arange(len(response))
@@ -256,11 +256,11 @@ def _apart(pairs: Mapping[int, RenderedPair]) -> Group:
     return Group(tuple(segments), tuple(found))
 
 
-def _together(pairs: Mapping[int, RenderedPair]) -> Group:
+def _together(pairs: Sequence[tuple[int, RenderedPair]]) -> Group:
     """One tree of segments: each prompt, its responses, and prompts that go on from it."""
-    parents = _parents({pair.prompt for pair in pairs.values()})
+    parents = _parents({pair.prompt for _, pair in pairs})
     responses: dict[Prompt, dict[Prompt, int]] = {prompt: {} for prompt in parents}
-    for pair in pairs.values():
+    for _, pair in pairs:
         for response in (pair.chosen, pair.rejected):
             responses[pair.prompt].setdefault(response, -1)
     segments: list[Segment] = []
@@ -284,6 +284,6 @@ def _together(pairs: Mapping[int, RenderedPair]) -> Group:
             add(prompt, None)
     found = [
         (i, responses[p.prompt][p.chosen], responses[p.prompt][p.rejected])
-        for i, p in pairs.items()
+        for i, p in pairs
     ]
     return Group(tuple(segments), tuple(found))

@@ -169,6 +169,19 @@ def test_batches_keep_all_tokens_and_have_few_shapes(sizes):
     assert len(shapes) <= 8
 
 
+@pytest.mark.parametrize("share", SHARES)
+def test_a_pair_that_is_in_a_batch_twice_counts_twice(share):
+    pairs = random_pairs(3)
+    numbers = [[0, 1, 2, 0, 1, 2, 0, 1]]
+    batches = PairBatches(pairs, numbers, share=share, max_length=64)
+    found = batches.numbers(0)
+    assert sorted(found[found >= 0]) == sorted(numbers[0])
+    batch, graph = batches.make(0, np.zeros((3, 2))), tiny_model()
+    said = np.asarray(response_logprobs(graph, batch))
+    alone = logprobs(graph, pairs, share="none")
+    np.testing.assert_allclose(said[found >= 0], alone[found[found >= 0]], atol=2e-5)
+
+
 def test_bad_pairs_are_refused():
     one = [range(1)]
     with pytest.raises(InputError, match="there is no preference pair"):
