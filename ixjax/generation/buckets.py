@@ -96,13 +96,12 @@ def group(
         most_rows: no pass needs more.
     """
     groups = []
+    busy = [row for row, count in enumerate(counts) if count]
     for piece, begun in itertools.product(PIECES, (False, True)):
         # Rows that hold nothing have passes of their own, in which nothing is attended to before
         # what is read: in others their last bits would differ.
         rows = [
-            row
-            for row, count in enumerate(counts)
-            if count and piece_of(count) == piece and (lengths[row] > 0) == begun
+            row for row in busy if piece_of(counts[row]) == piece and (lengths[row] > 0) == begun
         ]
         rows.sort(key=lambda row: lengths[row])
         full, few = (pass_sizes(piece, prefill_tokens=prefill_tokens, most_rows=most_rows) * 2)[:2]

@@ -44,7 +44,7 @@ class Contexts:
     @property
     def lengths(self) -> np.ndarray:
         """`[S]` tokens in each row."""
-        return np.array([len(row) for row in self.tokens])
+        return np.fromiter(map(len, self.tokens), int, len(self.tokens))
 
     @property
     def logits(self) -> jax.Array:
@@ -78,15 +78,15 @@ class Turns:
 class Decoded:
     """What was sampled.
 
-    tokens: S lists; the token that ended a turn is included.
-    logprobs: S lists, the log-probability of each under the full softmax.
+    tokens: S sequences; the token that ended a turn is included.
+    logprobs: S sequences, the log-probability of each under the full softmax.
     running: `[S]` whether the row's turn can go on: it neither ended nor reached its limit. After
         `Engine.decode`, which leaves no turn unfinished, none can.
     ended: `[S]` whether an end token or a stop string ended it.
     """
 
-    tokens: list[list[int]]
-    logprobs: list[list[float]]
+    tokens: Sequence[Sequence[int]]
+    logprobs: Sequence[Sequence[float]]
     running: np.ndarray  # [S]
     ended: np.ndarray  # [S]
 

@@ -300,8 +300,9 @@ class Engine:
         check_logits(contexts, active)
         size = self._executor.batch_rows(len(limits))
         running, ended = limits > 0, np.zeros(len(limits), bool)
-        tokens: list[list[int]] = [[] for _ in limits]
-        logprobs: list[list[float]] = [[] for _ in limits]
+        # Of many rows few are in a batch: the others share one empty turn.
+        tokens: list[Sequence[int]] = [()] * len(limits)
+        logprobs: list[Sequence[float]] = [()] * len(limits)
         with self.account.clock("decode"):
             for start in range(0, len(active), size):
                 rows = active[start : start + size]
@@ -484,15 +485,19 @@ class Engine:
 
     def shorten(self, contexts: Contexts, lengths: Sequence[int] | np.ndarray) -> Contexts:
         """Forget every token of row s behind `lengths[s]`; it must read before it is decoded."""
-        tokens = tuple(row[:length] for row, length in zip(contexts.tokens, lengths, strict=True))
-        if tokens == contexts.tokens:
+        wanted, before = np.asarray(lengths), contexts.lengths
+        check_rows("lengths", len(wanted), len(before))
+        cut = wanted < before
+        if not cut.any():
             return contexts
-        kept = jnp.asarray([len(row) for row in tokens], jnp.int32)
+        tokens = list(contexts.tokens)
+        for row in np.flatnonzero(cut):
+            tokens[row] = tokens[row][: wanted[row]]
+        kept = jnp.asarray(np.minimum(wanted, before), jnp.int32)
         kept = jax.device_put(kept, contexts.cache.lengths.sharding)
         cache = dataclasses.replace(contexts.cache, lengths=kept)
-        cut = [len(row) < len(was) for row, was in zip(tokens, contexts.tokens, strict=True)]
-        stale = contexts.stale | np.array(cut)
-        return dataclasses.replace(contexts, cache=cache, tokens=tokens, stale=stale)
+        stale = contexts.stale | cut
+        return dataclasses.replace(contexts, cache=cache, tokens=tuple(tokens), stale=stale)
 
     def _span(self, tokens: Sequence[tuple[int, ...]], rows: Sequence[int] | np.ndarray) -> int:
         """Columns that hold all of these rows: 0 where they have read nothing."""

@@ -282,8 +282,5 @@ def _together(pairs: Sequence[tuple[int, RenderedPair]]) -> Group:
     for prompt, parent in parents.items():
         if parent is None:
             add(prompt, None)
-    found = [
-        (i, responses[p.prompt][p.chosen], responses[p.prompt][p.rejected])
-        for i, p in pairs
-    ]
+    found = [(i, responses[p.prompt][p.chosen], responses[p.prompt][p.rejected]) for i, p in pairs]
     return Group(tuple(segments), tuple(found))
