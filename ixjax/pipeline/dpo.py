@@ -10,7 +10,10 @@ import numpy as np
 
 from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
+from ixjax.distributed import is_first
 from ixjax.models import Transformer
+from ixjax.pipeline.checkpoints import find_checkpoint
+from ixjax.pipeline.export import export
 from ixjax.pipeline.inputs import SOURCES
 from ixjax.pipeline.run import Reporter, Run, tell_resumed
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
@@ -70,7 +73,11 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
             directory=directory,
             on_step=on_step,
             reference=reference,
+            checkpoints=config.checkpoints,
+            resume=config.resume,
         )
+        if config.export:
+            _export(run, source, reporter)
         facts["pairs"] = len(pairs)
         reporter.finish(pairs=len(pairs))
     return run.facts(stage)
@@ -111,5 +118,20 @@ def _reference(
         return stored
     reporter.note(f"dpo {source}: reference log-probabilities are computed ({reason})")
     reference = reference_logprobs(policy, rendered, run.config.dpo, mesh=run.mesh)
-    save_reference(path, reference, belongs_to)
+    if is_first():
+        save_reference(path, reference, belongs_to)
     return reference
+
+
+def _export(run: Run, source: str, reporter: Reporter) -> None:
+    """Write an aligned policy as a Hugging Face folder; a failure is told, and ends nothing."""
+    name, folder = f"policy_dpo/{source}", run.directory.exported / source
+    try:
+        export(run, find_checkpoint(run, name), folder, overwrite=True, mesh=run.mesh)
+    except Exception as error:  # whatever it is: the training is done
+        reporter.note(
+            f"dpo {source}: the policy could not be exported ({error}); do it with `ixjax export "
+            f"--out {run.directory.root} --model {name} --to FOLDER`"
+        )
+    else:
+        reporter.note(f"dpo {source}: the policy is exported to {folder}")

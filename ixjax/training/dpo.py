@@ -31,6 +31,7 @@ from ixjax.training.batching import (
     shuffled_batches,
     tree_bytes,
 )
+from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
 from ixjax.training.objectives import DPOVariant, check_dpo_settings, dpo_loss, scored_logprobs
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.trainer import (
@@ -195,6 +196,8 @@ def train_dpo(
     directory: str | Path,
     on_step: OnStep,
     reference: np.ndarray | None = None,
+    checkpoints: CheckpointConfig | None = None,
+    resume: ResumeConfig | None = None,
 ) -> Transformer:
     """Align `model`, which is the reference too; resumes from `directory`.
 
@@ -207,6 +210,8 @@ def train_dpo(
         directory: checkpoints while it runs, the aligned model after.
         on_step: called with metrics under TRL's names; see `ixjax.training.trainer.train`.
         reference: `[P, 2]` from `reference_logprobs`; None: computed here.
+        checkpoints: which states are kept while it runs.
+        resume: what it may continue from.
 
     Returns:
         The aligned model. A finished training is read from `directory`.
@@ -233,7 +238,15 @@ def train_dpo(
         log_every=config.log_every,
         check_first=functools.partial(_check_first, config, model.config.compute_dtype),
     )
-    return train(model, training, mesh=mesh, directory=directory, on_step=on_step)
+    return train(
+        model,
+        training,
+        mesh=mesh,
+        directory=directory,
+        on_step=on_step,
+        checkpoints=checkpoints,
+        resume=resume,
+    )
 
 
 def _check_first(config: DPOConfig, compute_dtype: str, metrics: dict[str, float]) -> None:

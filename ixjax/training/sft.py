@@ -14,6 +14,7 @@ from ixjax import io
 from ixjax.dialogue.chat import Rendered
 from ixjax.models import Transformer
 from ixjax.training.batching import Rows, in_batches, pack, shuffled_batches, tree_bytes
+from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
 from ixjax.training.objectives import scored_logprobs, sft_loss
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.trainer import (
@@ -79,6 +80,8 @@ def train_sft(
     seed: int,
     directory: str | Path,
     on_step: OnStep,
+    checkpoints: CheckpointConfig | None = None,
+    resume: ResumeConfig | None = None,
 ) -> Transformer:
     """Fine-tune `model`; resumes from `directory`, and leaves the best model there.
 
@@ -91,6 +94,8 @@ def train_sft(
         seed: of the order of the rows.
         directory: checkpoints while it runs, the best model after.
         on_step: called with metrics; see `ixjax.training.trainer.train`.
+        checkpoints: which states are kept while it runs.
+        resume: what it may continue from.
 
     Returns:
         The model with the lowest validation loss. A finished training is read from `directory`.
@@ -114,7 +119,15 @@ def train_sft(
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
     )
-    return train(model, training, mesh=mesh, directory=directory, on_step=on_step)
+    return train(
+        model,
+        training,
+        mesh=mesh,
+        directory=directory,
+        on_step=on_step,
+        checkpoints=checkpoints,
+        resume=resume,
+    )
 
 
 def validation_loss(model: Transformer, examples: Sequence[Rendered], *, batch_size: int) -> float:
