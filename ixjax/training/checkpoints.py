@@ -38,8 +38,9 @@ from ixjax.parallel import make_mesh
 MODEL_SCHEMA = "ixjax.model"
 LONGEST_CAUSE = 300  # characters of another library's error that are worth showing
 RECORD = "model.json"  # in the folder of a model: its configuration
-# Orbax and its storage layer tell at WARNING level of things that are as they should be.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax and its storage layer tell at WARNING level of things that are as they should be, and at
+# ERROR level pages of what they raise.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 # Of many reads that fail together the first is raised, and asyncio tells pages of all others.
 logging.getLogger("asyncio").addFilter(
     lambda record: not (record.exc_info and "tensorstore" in str(record.exc_info[1]))
@@ -403,8 +404,13 @@ class TrainingCheckpoints:
             )
             policy: Any = kept.AnyPreservationPolicy([kept.LatestN(self._config.keep), best])
             self._root.mkdir(parents=True, exist_ok=True)
+            # At once: where a folder can't be made, Orbax's threads would wait for it in vain.
+            folders_first = ocp.options.AsyncOptions(create_directories_asynchronously=False)
             self._orbax = ocp.training.Checkpointer(
-                str(self._root), preservation_policy=policy, cleanup_tmp_directories=True
+                str(self._root),
+                context=ocp.Context(async_options=folders_first),
+                preservation_policy=policy,
+                cleanup_tmp_directories=True,
             )
         return self._orbax
 

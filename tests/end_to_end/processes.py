@@ -46,15 +46,19 @@ def start(line: Sequence[str], *, devices: int = 1) -> subprocess.Popen:
     )
 
 
-def together(line: Sequence[str], *, count: int, devices: int) -> list[subprocess.Popen]:
-    """Processes that have begun one command together, each with so many devices."""
+def together(
+    line: Sequence[str], *, count: int, devices: int, alone: int | None = None
+) -> list[subprocess.Popen]:
+    """Processes that have begun one command together, each with so many devices.
+
+    With `alone`, that one of them is started and no other.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
     shared = (*line, f"--distributed.coordinator={coordinator}", f"--distributed.count={count}")
-    return [
-        start((*shared, f"--distributed.index={index}"), devices=devices) for index in range(count)
-    ]
+    indices = range(count) if alone is None else [alone]
+    return [start((*shared, f"--distributed.index={i}"), devices=devices) for i in indices]
 
 
 def finish(process: subprocess.Popen, *, seconds: float = 600) -> None:

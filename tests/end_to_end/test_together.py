@@ -52,7 +52,8 @@ def aligned_by(tmp_path_factory) -> Path:
 
 
 def losses(out: Path, kind: str) -> dict[tuple[str, int], float]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    whole = (out / "metrics.jsonl").read_text().rpartition("\n")[0]  # one may be being written
+    lines = [json.loads(line) for line in whole.splitlines()]
     return {
         (line["stage"], line["step"]): line["loss"]
         for line in lines
@@ -138,8 +139,11 @@ def test_bad_input_ends_every_process_with_the_same_line(tmp_path):
         assert "prepare is not finished here; run `ixjax prepare`" in errors
 
 
-def test_processes_that_do_not_find_each_other_say_where_they_looked(tmp_path):
-    out = prepared(tmp_path / "run")
-    line = [*command("sft", settings(out)), "--distributed.timeout=3"]
-    process = together(line, count=2, devices=1)[0:1]
-    del process
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_finds_no_other_says_where_it_looked(tmp_path, index):
+    line = [*command("sft", settings(tmp_path / "run")), "--distributed.timeout=3"]
+    process = together(line, count=2, devices=1, alone=index)[0]
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1, errors
+    assert f"error: distributed: process {index} of 2 did not find all others" in errors
+    assert "at the coordinator localhost:" in errors
