@@ -25,7 +25,7 @@ from jax.experimental.pallas import triton
 
 from ixjax.io import InputError
 from ixjax.models import ModelConfig, attend_pieces
-from ixjax.models.transformer import MASKED, soften
+from ixjax.models.attention import MASKED, soften
 
 AttentionName = Literal["auto", "xla", "cudnn", "pallas"]
 Implementation = Literal["xla", "cudnn", "pallas"]

@@ -1,34 +1,29 @@
 """Decoders: their shape, their weights, Hugging Face checkpoints in and out."""
 
-from ixjax.models.config import LoraConfig, ModelArguments, ModelConfig
+from ixjax.models.attention import attend_pieces, in_window, select
+from ixjax.models.config import LoraArguments, LoraConfig, ModelArguments, ModelConfig
 from ixjax.models.hf import check_hf, load_hf, save_hf
 from ixjax.models.hf_generation import turn_tokens
 from ixjax.models.lora import (
     add_lora,
     load_adapter,
     merge_lora,
+    new_adapter,
     save_adapter,
     stack_adapters,
 )
+from ixjax.models.rotary import Rotary, rotary_angles
 from ixjax.models.sharding import abstract_params, cast, init_model, mesh_of, param_shardings
-from ixjax.models.transformer import (
-    FULL_UNROLL_LAYERS,
-    LoraParam,
-    Rotary,
-    Transformer,
-    attend_pieces,
-    in_window,
-    rotary_angles,
-    select,
-    unstack,
-)
+from ixjax.models.transformer import FULL_UNROLL_LAYERS, LoraParam, Remat, Transformer, unstack
 
 __all__ = [
     "FULL_UNROLL_LAYERS",
+    "LoraArguments",
     "LoraConfig",
     "LoraParam",
     "ModelArguments",
     "ModelConfig",
+    "Remat",
     "Rotary",
     "Transformer",
     "abstract_params",
@@ -42,6 +37,7 @@ __all__ = [
     "load_hf",
     "merge_lora",
     "mesh_of",
+    "new_adapter",
     "param_shardings",
     "rotary_angles",
     "save_adapter",

@@ -51,6 +51,28 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraArguments:
+    """Whether a training learns adapters alone, and which."""
+
+    rank: int = 0
+    """Width of the bottleneck; 0: no adapters, all weights learn."""
+    alpha: float = 32.0
+    """What an adapter adds is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = LORA_TARGETS
+    """Projections that have an adapter."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes and names that no adapter can have."""
+        if self.rank < 0:
+            raise ValueError(f"rank is {self.rank}; it must be 0 (no adapters) or more")
+        LoraConfig(max(self.rank, 1), self.alpha, self.targets)
+
+    def to_config(self) -> LoraConfig | None:
+        """One adapter of this size; None where all weights learn."""
+        return LoraConfig(self.rank, self.alpha, self.targets) if self.rank else None
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder of the Llama kind: RMSNorm, RoPE, grouped-query attention, a gated MLP.
 
@@ -182,7 +204,7 @@ class ModelArguments:
     max_length: int = 512
     """Longest context in tokens; older turns of a longer dialogue are dropped whole."""
     param_dtype: DType = "float32"
-    """Type that parameters and optimiser state are stored in."""
+    """Type that parameters are stored in; optimiser state is float32."""
     compute_dtype: DType = "float32"
     """Type of activations and matrix products."""
 

@@ -108,6 +108,19 @@ def merge_lora(model: Transformer, adapter: int = 0) -> Transformer:
     return model_of(dataclasses.replace(model.config, lora=None), weights)
 
 
+def new_adapter(model: Transformer, lora: LoraConfig | None, *, seed: int) -> Transformer:
+    """What a training of adapters starts from: what the model computes now, and an empty adapter.
+
+    Args:
+        model: an adapter that it has is merged into its base.
+        lora: of the new one; None: the model as it is.
+        seed: see `add_lora`.
+    """
+    if lora is None:
+        return model
+    return add_lora(model if model.config.lora is None else merge_lora(model), lora, seed=seed)
+
+
 def stack_adapters(models: Sequence[Transformer]) -> Transformer:
     """One base with the adapters of all `models`, in their order; its weights are the first's.
 

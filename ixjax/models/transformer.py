@@ -17,22 +17,27 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ixjax.models.attention import Local, attend_causally, in_window, select, soften
 from ixjax.models.config import LoraConfig, ModelConfig
+from ixjax.models.rotary import Angles, Rotary, rotary_angles, rotate
 
-# Whether a layer sees its window alone: known where layers are unrolled, traced where scanned.
-Local = bool | jax.Array
 # (layer_cache, local, q [B, H, T, D] scaled, k [B, K, T, D], v [B, K, T, D]) to
 # (out [B, H, T, D], whatever of it is to be kept).
 Attend = Callable[[Any, Local, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
-MASKED = -1e30  # finite, so that without any visible key the values' mean comes out and not NaN
+# What of a block is kept for its gradient: all, the products with its weights, or its input alone.
+Remat = Literal["none", "dots", "full"]
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 FULL_UNROLL_LAYERS = 8  # up to here unrolling costs little to compile and saves cache slicing
 
 
@@ -158,6 +163,7 @@ class Transformer(nnx.Module):
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         *,
+        shared_to: jax.Array | None = None,
         adapters: jax.Array | None = None,
     ) -> jax.Array:
         """Teacher-forced forward pass.
@@ -165,14 +171,18 @@ class Transformer(nnx.Module):
         Args:
             tokens: `[B, T]` int token ids.
             positions: `[B, T]` position of each token in its own sequence; default 0..T-1.
-            segment_ids: `[B, T]` int; a token sees earlier tokens of its own segment alone.
-                0 marks padding. Default: one segment a row.
+            segment_ids: `[B, T]` int; a token sees earlier tokens of its own segment, and of
+                those that are shared with it. 0 marks padding. Default: one segment a row.
+            shared_to: `[B, T]` int, the last segment that sees a token, which those between its
+                own and that one see too: a prompt stands once in front of several responses.
+                Default: its own segment.
             adapters: `[B]` int, the adapter of each row; -1: the base alone. Default: the first.
 
         Returns:
             `[B, T, V]` float32 logits of the next token.
         """
-        return self.logits(self.hidden(tokens, positions, segment_ids, adapters=adapters))
+        hidden = self.hidden(tokens, positions, segment_ids, shared_to=shared_to, adapters=adapters)
+        return self.logits(hidden)
 
     def hidden(
         self,
@@ -180,7 +190,9 @@ class Transformer(nnx.Module):
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         *,
+        shared_to: jax.Array | None = None,
         adapters: jax.Array | None = None,
+        remat: Remat = "none",
     ) -> jax.Array:
         """As `__call__`, up to the last norm: `[B, T, hidden_size]`."""
         if tokens.ndim != 2:
@@ -188,17 +200,22 @@ class Transformer(nnx.Module):
         batch, length = tokens.shape
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
-        visible = jnp.tril(jnp.ones((length, length), bool))[None, :, :]
-        if segment_ids is not None:
-            same = segment_ids[:, :, None] == segment_ids[:, None, :]
-            visible = visible & same & (segment_ids > 0)[:, None, :]
-        near = visible & in_window(self.config, positions, positions)
+        shared_to = segment_ids if shared_to is None else shared_to
+        config = self.config
+
+        def visible(local: Local, start: int, stop: int) -> jax.Array:
+            seen = (jnp.arange(stop)[None, :] <= jnp.arange(start, stop)[:, None])[None]
+            if segment_ids is not None and shared_to is not None:
+                ids, own = segment_ids[:, None, :stop], segment_ids[:, start:stop, None]
+                seen = seen & (ids > 0) & (ids <= own) & (own <= shared_to[:, None, :stop])
+            near = seen & in_window(config, positions[:, start:stop], positions[:, :stop])
+            return select(local, near, seen)
 
         def attend(_, local, q, k, v):
-            pieces = [(k.swapaxes(2, 3), v, select(local, near, visible))]
-            return attend_pieces(q, pieces, softcap=self.config.attention_softcap), None
+            mask = functools.partial(visible, local)
+            return attend_causally(q, k, v, mask, softcap=config.attention_softcap), None
 
-        return self.run(tokens, positions, attend, adapters=adapters)[0]
+        return self.run(tokens, positions, attend, adapters=adapters, remat=remat)[0]
 
     def run(
         self,
@@ -210,6 +227,7 @@ class Transformer(nnx.Module):
         layers: Sequence[nnx.State] | None = None,
         adapters: jax.Array | None = None,
         rotary: Rotary | None = None,
+        remat: Remat = "none",
     ) -> tuple[jax.Array, Any]:
         """Embed, pass through all blocks, norm.
 
@@ -223,6 +241,7 @@ class Transformer(nnx.Module):
                 over tokens, in which slices of the stacked ones would be copied every time.
             adapters: `[B]`; see `__call__`.
             rotary: angles of the positions, where they are at hand; default computed.
+            remat: what of a block is computed again for its gradient instead of kept.
 
         Returns:
             Hidden states `[B, T, hidden_size]` and what `attend` kept, stacked to `[L, ...]`; with
@@ -248,6 +267,8 @@ class Transformer(nnx.Module):
             return block(config, nnx.merge(graph, weights), x, angles, chosen, here)
 
         if layers is None:
+            if remat != "none":
+                body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
             unroll = config.num_layers <= FULL_UNROLL_LAYERS
             local = None if alike else jnp.array(config.is_local)
             x, kept = jax.lax.scan(body, x, (params, cache, local), unroll=unroll)
@@ -347,25 +368,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def select(local: Local, near: jax.Array, everything: jax.Array) -> jax.Array:
-    """What a local layer is given, or what another is."""
-    if isinstance(local, bool):
-        return near if local else everything
-    return jnp.where(local, near, everything)
-
-
-def in_window(config: ModelConfig, queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """`[B, T, n]` bool: keys at positions `[B, n]` that local layers see from `[B, T]`."""
-    if config.sliding_window is None:
-        return jnp.ones((1, 1, 1), bool)
-    return queries[:, :, None] - keys[:, None, :] < config.sliding_window
-
-
-def soften(scores: jax.Array, cap: float | None) -> jax.Array:
-    """Scores held within +-cap by a tanh (Gemma team 2024, "Gemma 2"); None leaves them."""
-    return scores if cap is None else cap * jnp.tanh(scores / cap)
-
-
 def unstack(tree: Any, layers: int) -> list[Any]:
     """The `layers` slices of a pytree with that leading axis."""
     return [jax.tree.map(operator.itemgetter(i), tree) for i in range(layers)]
@@ -382,61 +384,6 @@ def linear(x: jax.Array, weight: jax.Array, *, out_dtype: DTypeLike | None = Non
     return product.reshape(*x.shape[:-1], weight.shape[-1])
 
 
-def attend_pieces(
-    q: jax.Array,
-    pieces: list[tuple[jax.Array, jax.Array, jax.Array]],
-    *,
-    softcap: float | None = None,
-) -> jax.Array:
-    """Attention over keys that lie in several arrays, as if they were concatenated.
-
-    A KV cache, a side buffer of what was just decoded and the present tokens can then be read
-    where they are: no piece is copied.
-
-    Args:
-        q: `[B, H, T, D]` queries, scaled.
-        pieces: (keys `[B, K, D, n]`, or in J blocks of m, `[B, K, J, D, m]`; values
-            `[B, K, n, D]`; visible `[B or 1, T or 1, n]` bool).
-        softcap: see `ModelConfig.attention_softcap`.
-
-    Returns:
-        `[B, H, T, D]` in q's dtype; the softmax is computed in float32.
-    """
-    batch, num_heads, length, head_dim = q.shape
-    num_kv_heads = pieces[0][0].shape[1]
-    # Queries that share a KV head sit in one matrix: [B, K, Q, D] with Q = (H/K) * T.
-    grouped = q.reshape(batch, num_kv_heads, -1, head_dim)
-    scores = []
-    for keys, _, visible in pieces:
-        count, size = (keys.shape[2], keys.shape[4]) if keys.ndim == 5 else (1, keys.shape[3])
-        # Each block is a product of its own, as heads are: it is read from end to end.
-        s = jnp.einsum(
-            "bkqd,bkdn->bkqn",
-            jnp.repeat(grouped, count, axis=1),
-            keys.reshape(batch, num_kv_heads * count, head_dim, size),
-            preferred_element_type=jnp.float32,
-        )
-        s = soften(s, softcap).reshape(batch, num_kv_heads, count, -1, length, size)
-        seen = visible.reshape(visible.shape[0], 1, visible.shape[1], count, size)
-        scores.append(jnp.where(seen.swapaxes(2, 3)[:, :, :, None], s, MASKED))
-    top = functools.reduce(jnp.maximum, [s.max((2, 5), keepdims=True) for s in scores])
-    # The softmax does not depend on the shift: no gradient need go through the maximum.
-    weights = [jnp.exp(s - jax.lax.stop_gradient(top)) for s in scores]
-    total, out = 0.0, 0.0
-    for weight, (_, values, _) in zip(weights, pieces, strict=True):
-        count, size = weight.shape[2], weight.shape[5]
-        w = weight.reshape(batch, num_kv_heads, count, -1, size)
-        v = values.reshape(batch, num_kv_heads, count, size, head_dim)
-        o = jnp.einsum(
-            "bkjqn,bkjnd->bkqd", w.astype(v.dtype), v, preferred_element_type=jnp.float32
-        )
-        out = out + o
-        # Block by block, so that blocks of zeros change no bit; of the product they don't.
-        total = total + w.sum(-1).sum(2)[..., None]
-    # Divided last: [.., D] numbers instead of [.., n].
-    return jnp.asarray(out / total).astype(q.dtype).reshape(batch, num_heads, length, head_dim)
-
-
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
     """Root-mean-square norm over the last axis, in float32 (Zhang and Sennrich 2019)."""
     x32 = x.astype(jnp.float32)
@@ -446,54 +393,3 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float, offset: float = 0.0) -
 
 def _along_last(weight: jax.Array, ndim: int) -> jax.Array:
     return weight.reshape((1,) * (ndim - 1) + weight.shape)
-
-
-Angles = tuple[jax.Array, jax.Array]  # cosines and sines, each [B, 1, T, D/2]
-
-
-class Rotary(NamedTuple):
-    """Angles of every position, for layers that see all and for local ones."""
-
-    all: Angles
-    local: Angles
-
-
-def rotary_angles(config: ModelConfig, positions: jax.Array) -> Rotary:
-    """Cosines and sines of `[B, T]` positions, in float32 (bfloat16 rounds 257)."""
-
-    def frequencies(theta: float) -> jax.Array:
-        half = config.head_dim // 2
-        return theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-
-    def angles(frequencies: jax.Array) -> Angles:
-        radians = positions.astype(jnp.float32)[:, None, :, None] * _along_last(frequencies, 4)
-        return jnp.cos(radians), jnp.sin(radians)
-
-    scaled = frequencies(config.rope_theta) / config.rope_factor
-    if config.rope_scaling is not None:
-        scaled = scale_frequencies(scaled, config.rope_scaling)
-    everywhere = angles(scaled)
-    if config.local_rope_theta is None:
-        return Rotary(everywhere, everywhere)
-    return Rotary(everywhere, angles(frequencies(config.local_rope_theta)))
-
-
-def scale_frequencies(
-    frequencies: jax.Array, scaling: tuple[float, float, float, int]
-) -> jax.Array:
-    """Llama 3.1's rotary scaling: long wavelengths are stretched by `factor`, short ones kept."""
-    factor, low_freq_factor, high_freq_factor, original = scaling
-    turns = original * frequencies / (2 * math.pi)
-    keep = jnp.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0, 1.0)
-    return frequencies * (keep + (1 - keep) / factor)
-
-
-def rotate(x: jax.Array, angles: Angles, *, scale: float = 1.0) -> jax.Array:
-    """Rotary embedding of `[B, heads, T, D]`, halves paired as in Hugging Face's Llama.
-
-    The result is scaled before it is rounded to x's dtype.
-    """
-    cos, sin = angles
-    first, second = jnp.split(x.astype(jnp.float32) * scale, 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)

@@ -43,7 +43,7 @@ RECORD = "model.json"  # in the folder of a model: its configuration
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 # Of many reads that fail together the first is raised, and asyncio tells pages of all others.
 logging.getLogger("asyncio").addFilter(
-    lambda record: not (record.exc_info and "tensorstore" in str(record.exc_info[1]))
+    lambda record: not (record.exc_info and "tensorstore" in str(record.exc_info[1]).lower())
 )
 logger = logging.getLogger(__name__)
 
@@ -346,6 +346,11 @@ class TrainingCheckpoints:
                 force=True,  # it has been decided: no policy of Orbax's is asked
             )
         self._writing, self._newest = (progress.step, response), progress.step
+
+    def newest_step(self) -> int | None:
+        """Steps behind the newest state, once it is on disk; None where there is none."""
+        self.wait()
+        return self._newest or None
 
     def check(self) -> None:
         """Raise what befell the state that is being written, once that is known; never waits.

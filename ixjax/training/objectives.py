@@ -1,10 +1,11 @@
 """The losses, as pure functions of log-probabilities: per-element results, the caller reduces.
 
 SFT is the mean negative log-likelihood of the scored tokens. The DPO family compares a policy with
-a fixed reference on pairs of responses. The LM head is applied to scored positions alone, so that
-`[B, T, V]` logits never exist. All sums are float32.
+a fixed reference on pairs of responses; SimPO needs no reference. All sums are float32. What goes
+in may be sums over the tokens of a response (as in the papers) or their means ("length-normalised":
+long responses then weigh no more than short ones).
 
-Axes: B sequences or pairs, T positions, S scored positions, V vocabulary.
+Axes: B sequences or pairs, T positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,9 +14,6 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-
-from ixjax.models import Transformer
-from ixjax.training.batching import Rows
 
 DPOVariant = Literal["sigmoid", "ipo", "hinge", "robust"]
 
@@ -34,21 +32,6 @@ def token_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
     # log p(target) = logit(target) - logsumexp(logits): no [..., V] log-softmax is kept.
     taken = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return taken - jax.nn.logsumexp(logits, axis=-1)
-
-
-def scored_logprobs(model: Transformer, rows: Rows) -> jax.Array:
-    """Log-probability of each scored token given what stands before it in its segment.
-
-    Args:
-        model: any decoder.
-        rows: fields `[B, T]` and `[B, S]`.
-
-    Returns:
-        `[B, S]` float32; meaningless where `rows.weights` is 0.
-    """
-    hidden = model.hidden(rows.tokens, rows.positions, rows.segment_ids)
-    before = jnp.take_along_axis(hidden, rows.scored_at[:, :, None], axis=1)
-    return token_logprobs(model.logits(before), rows.targets)
 
 
 def sft_loss(logprobs: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -119,10 +102,10 @@ def dpo_loss(
     chosen = policy_chosen.astype(jnp.float32) - reference_chosen.astype(jnp.float32)
     rejected = policy_rejected.astype(jnp.float32) - reference_rejected.astype(jnp.float32)
     margin = chosen - rejected
-    wins, loses = jax.nn.log_sigmoid(beta * margin), jax.nn.log_sigmoid(-beta * margin)
     if variant == "sigmoid":
-        losses = -(1 - label_smoothing) * wins - label_smoothing * loses
+        losses = _logistic(beta * margin, label_smoothing)
     elif variant == "robust":
+        wins, loses = jax.nn.log_sigmoid(beta * margin), jax.nn.log_sigmoid(-beta * margin)
         losses = -((1 - label_smoothing) * wins - label_smoothing * loses)
         losses = losses / (1 - 2 * label_smoothing)
     elif variant == "ipo":
@@ -132,16 +115,67 @@ def dpo_loss(
     return losses, beta * chosen, beta * rejected
 
 
+def simpo_loss(
+    policy_chosen: jax.Array,
+    policy_rejected: jax.Array,
+    *,
+    beta: float,
+    gamma: float,
+    label_smoothing: float = 0.0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Preference optimisation without a reference, on mean log-probabilities of a token.
+
+    Args:
+        policy_chosen: `[B]` log pi(y_w | x) / |y_w|.
+        policy_rejected: `[B]` log pi(y_l | x) / |y_l|.
+        beta: > 0; scales the rewards.
+        gamma: >= 0; by how much the chosen reward shall exceed the rejected.
+        label_smoothing: in [0, 0.5); assumed share of swapped labels.
+
+    Returns:
+        losses `[B]`, chosen rewards `[B]`, rejected rewards `[B]`; a reward is `beta` times the
+        mean log-probability.
+
+    Raises:
+        ValueError: shapes differ, or a value out of its range.
+
+    References:
+        Meng et al. 2024, `SimPO <https://arxiv.org/abs/2405.14734>`_, eq. 6.
+    """
+    _same_shape(policy_chosen=policy_chosen, policy_rejected=policy_rejected)
+    _check_beta(beta)
+    _check_smoothing(label_smoothing)
+    if not gamma >= 0:
+        raise ValueError(f"gamma is {gamma}; it must be 0 or more")
+    chosen = beta * policy_chosen.astype(jnp.float32)
+    rejected = beta * policy_rejected.astype(jnp.float32)
+    return _logistic(chosen - rejected - gamma, label_smoothing), chosen, rejected
+
+
+def _logistic(margin: jax.Array, label_smoothing: float) -> jax.Array:
+    """Negative log-likelihood of "the chosen one wins", labels swapped with that probability."""
+    wins, loses = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
+    return -(1 - label_smoothing) * wins - label_smoothing * loses
+
+
 def check_dpo_settings(*, beta: float, variant: str, label_smoothing: float) -> None:
     """Raise `ValueError` for settings that no DPO loss has."""
     if variant not in get_args(DPOVariant):
         raise ValueError(f"variant is {variant!r}; expected one of {get_args(DPOVariant)}")
-    if not beta > 0:
-        raise ValueError(f"beta is {beta}; it must be above 0")
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 0.5)")
+    _check_beta(beta)
+    _check_smoothing(label_smoothing)
     if label_smoothing and variant in ("ipo", "hinge"):
         raise ValueError(f"label_smoothing is {label_smoothing}; {variant} takes none")
+
+
+def _check_beta(beta: float) -> None:
+    if not beta > 0:
+        raise ValueError(f"beta is {beta}; it must be above 0")
+
+
+def _check_smoothing(label_smoothing: float) -> None:
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 0.5)")
 
 
 def _same_shape(**arrays: jax.Array) -> None:

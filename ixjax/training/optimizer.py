@@ -1,4 +1,4 @@
-"""AdamW with warm-up, cosine decay and clipping, from one small configuration.
+"""AdamW or SGD with warm-up, decay and clipping, from one small configuration.
 
 The learning rate is no part of the optimiser: it is a table made once, and each step is handed
 its entry. So a compiled step serves trainings of any length and rate, and the rate that is
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,18 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up and cosine decay."""
+    """The optimiser, and how its learning rate goes."""
 
+    kind: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or plain gradient descent, which has no state."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls behind the warm-up."""
     learning_rate: float = 1e-3
     """Peak of the schedule."""
     warmup_fraction: float = 0.05
     """Share of the steps in which the rate rises to its peak."""
     final_fraction: float = 0.1
-    """The rate at the last step, as a share of the peak."""
+    """The rate at the last step, as a share of the peak (cosine and linear)."""
     weight_decay: float = 0.01
     """Decoupled decay of matrices; norms and biases have none."""
     beta1: float = 0.9
@@ -52,7 +56,8 @@ class OptimizerConfig:
 
     def to_optax(self) -> optax.GradientTransformation:
         """The transformation, still to be multiplied by minus the learning rate."""
-        return _adamw(self.weight_decay, self.beta1, self.beta2, self.clip_norm)
+        moments = (self.beta1, self.beta2) if self.kind == "adamw" else None
+        return _transformation(moments, self.weight_decay, self.clip_norm)
 
     def learning_rates(self, steps: int) -> np.ndarray:
         """The rate of each step: `[steps]` float32; no step has rate 0 unless `final_fraction` is.
@@ -61,25 +66,27 @@ class OptimizerConfig:
             Loshchilov and Hutter 2017, `SGDR <https://arxiv.org/abs/1608.03983>`_, eq. 5.
         """
         warmup = max(1, round(self.warmup_fraction * steps))
-        schedule = optax.warmup_cosine_decay_schedule(
-            init_value=0.0,
-            peak_value=self.learning_rate,
-            warmup_steps=warmup,
-            decay_steps=max(steps, warmup + 1),
-            end_value=self.learning_rate * self.final_fraction,
-        )
+        peak, after = self.learning_rate, max(steps - warmup, 1)
+        last = self.final_fraction
+        fall = {
+            "cosine": optax.cosine_decay_schedule(peak, after, alpha=last),
+            "linear": optax.linear_schedule(peak, peak * last, after),
+            "constant": optax.constant_schedule(peak),
+        }[self.schedule]
+        schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup])
         # From 1: at count 0 the warm-up's rate is 0, and a step would be spent on nothing.
         return np.asarray(jax.vmap(schedule)(jnp.arange(1, steps + 1)), np.float32)
 
 
 @functools.lru_cache
-def _adamw(
-    weight_decay: float, beta1: float, beta2: float, clip_norm: float
+def _transformation(
+    moments: tuple[float, float] | None, weight_decay: float, clip_norm: float
 ) -> optax.GradientTransformation:
     """Equal settings give the same object: it is part of the key of a compiled step."""
+    adam = () if moments is None else (optax.scale_by_adam(b1=moments[0], b2=moments[1]),)
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
-        optax.scale_by_adam(b1=beta1, b2=beta2),
+        *adam,
         optax.add_decayed_weights(weight_decay, mask=_is_decayed),
     )
 

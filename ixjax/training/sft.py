@@ -7,26 +7,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from ixjax import io
 from ixjax.dialogue.chat import Rendered
-from ixjax.models import Transformer
-from ixjax.training.batching import Rows, in_batches, pack, shuffled_batches, tree_bytes
-from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
-from ixjax.training.objectives import scored_logprobs, sft_loss
-from ixjax.training.optimizer import OptimizerConfig
-from ixjax.training.trainer import (
-    OnStep,
-    Training,
-    make_eval_step,
-    mean_loss,
-    mesh_of,
-    place_batch,
-    place_params,
-    train,
+from ixjax.models import LoraArguments, Remat, Transformer, mesh_of, new_adapter
+from ixjax.training.batching import (
+    Rows,
+    in_batches,
+    num_rows,
+    pack,
+    shuffled_numbers,
+    take,
+    tree_bytes,
 )
+from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
+from ixjax.training.objectives import sft_loss
+from ixjax.training.optimizer import OptimizerConfig
+from ixjax.training.scoring import scored_logprobs
+from ixjax.training.steps import Weight, make_eval_step, mean_loss, place_batch, place_params
+from ixjax.training.trainer import OnStep, Training, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +49,27 @@ class SFTConfig:
     """Steps between lines of metrics.jsonl."""
     prefix_outcome_rate: float = 0.25
     """Share of the earlier user turns after which the simulator also learns the outcome."""
+    micro_batches: int = dataclasses.field(default=1, metadata=io.NO_EFFECT)
+    """Parts that a batch is taken in, one after the other: less memory, the same gradient."""
+    remat: Remat = dataclasses.field(default="none", metadata=io.NO_EFFECT)
+    """What a block computes again for its gradient: none, all but dots, or full: less memory."""
+    frozen: tuple[str, ...] = ()
+    """Weights that stay as they are, by path: embedding, head, layers.query, ..."""
+    lora: LoraArguments = dataclasses.field(default_factory=LoraArguments)
+    """Adapters that learn while the base stays as it is."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    """AdamW."""
+    """The optimiser."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        for name in ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every"):
+        for name in (
+            "steps",
+            "batch_size",
+            "eval_every",
+            "checkpoint_every",
+            "log_every",
+            "micro_batches",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.patience < 0:
@@ -63,11 +80,22 @@ class SFTConfig:
             )
 
 
-def packed_loss(
-    model: Transformer, rows: Rows
-) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Negative log-likelihood of the scored tokens: sum and number."""
-    return *sft_loss(scored_logprobs(model, rows), rows.weights), {}
+@dataclasses.dataclass(frozen=True)
+class SFTObjective:
+    """Mean negative log-likelihood of the scored tokens of packed rows; an `Objective`."""
+
+    remat: Remat = "none"
+
+    def weight(self, rows: Rows) -> dict[str, jax.Array]:
+        """See `Objective.weight`."""
+        return {"tokens": jnp.sum(rows.weights)}
+
+    def __call__(
+        self, model: Transformer, rows: Rows, weight: Weight
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """See `Objective.__call__`."""
+        total, _ = sft_loss(scored_logprobs(model, rows, remat=self.remat), rows.weights)
+        return total / weight["tokens"], {}
 
 
 def train_sft(
@@ -103,12 +131,14 @@ def train_sft(
     Raises:
         InputError: there is nothing to train or to validate on, or an example is too long.
     """
+    model = new_adapter(model, config.lora.to_config(), seed=seed)
     length = model.config.max_length
     rows = pack(train_examples, length=length)
     validation = pack(valid_examples, length=length)
+    numbers = shuffled_numbers(num_rows(rows), batch_size=config.batch_size, seed=seed)
     training = Training(
-        loss=packed_loss,
-        batch=shuffled_batches([rows], batch_size=config.batch_size, seed=seed),
+        objective=SFTObjective(config.remat),
+        batch=lambda step: take(rows, numbers(step)),
         num_tokens=lambda batch: batch.num_tokens,
         steps=config.steps,
         optimizer=config.optimizer,
@@ -118,6 +148,9 @@ def train_sft(
         patience=config.patience,
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
+        members=lambda step: f"packed rows {', '.join(map(str, numbers(step)))}",
+        frozen=config.frozen,
+        micro_batches=config.micro_batches,
     )
     return train(
         model,
@@ -137,7 +170,7 @@ def validation_loss(model: Transformer, examples: Sequence[Rendered], *, batch_s
         InputError: nothing in `examples` is scored, or an example is too long.
     """
     rows = pack(examples, length=model.config.max_length)
-    return mean_loss(model, packed_loss, in_batches(rows, batch_size=batch_size))
+    return mean_loss(model, SFTObjective(), in_batches(rows, batch_size=batch_size))
 
 
 def example_logprobs(model: Transformer, examples: Sequence[Rendered]) -> list[np.ndarray]:

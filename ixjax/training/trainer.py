@@ -2,61 +2,53 @@
 
 A training is a function of its inputs alone: the batch of a step follows from (seed, step), so
 one that was interrupted anywhere continues from its newest checkpoint and ends in the same
-parameters, bit for bit, on the same mesh. Parameters and optimiser state are sharded alike, and
-what the step replaces is donated. Trainings of equal shape share one compilation.
+parameters, bit for bit, on the same mesh. What a step is made of lies in `ixjax.training.steps`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from ixjax.distributed import to_devices
-from ixjax.models import ModelConfig, Transformer
-from ixjax.parallel import batch_sharding, make_mesh, replicated
-from ixjax.training.batching import pad_rows
+from ixjax.models import Transformer
 from ixjax.training.checkpoints import (
     CheckpointConfig,
     Progress,
     ResumeConfig,
     TrainingCheckpoints,
-    abstract_tree,
     is_finished,
     load_model,
 )
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.preemption import Preempted, noted_sigterm
+from ixjax.training.steps import (
+    Objective,
+    join,
+    loss_of,
+    make_steps,
+    place_batch,
+    place_params,
+    split,
+    trained_paths,
+)
 
 OnStep = Callable[[dict[str, Any]], None]
-
-
-class LossFunction(Protocol):
-    """What a training minimises; equal objectives must be the same object, it is a cache key."""
-
-    def __call__(
-        self, model: Transformer, batch: Any, /
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Summed loss of a batch, the weight to divide by, and metrics summed alike."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
     """One training, ready to run.
 
-    loss: the objective.
+    objective: what is minimised.
     batch: host arrays of the batch of a step.
     num_tokens: tokens of a batch, padding left out.
     steps: optimiser steps in all.
@@ -68,9 +60,12 @@ class Training:
     checkpoint_every: steps between checkpoints.
     log_every: steps between reports.
     check_first: called with the first step's metrics before anything of it is kept.
+    members: what the batch of a step is made of, for whoever looks for a bad one.
+    frozen: weights that stay as they are (see `trained_paths`).
+    micro_batches: parts that a batch is taken in.
     """
 
-    loss: LossFunction
+    objective: Objective
     batch: Callable[[int], Any]
     num_tokens: Callable[[Any], int]
     steps: int
@@ -82,84 +77,9 @@ class Training:
     checkpoint_every: int = 100
     log_every: int = 10
     check_first: Callable[[dict[str, float]], None] = lambda metrics: None
-
-
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """The jitted functions of one objective on one mesh.
-
-    abstract_state: (params, optimiser state) as shapes with their shardings.
-    init: params -> optimiser state.
-    train: (state, batch, learning rate) -> (state, metrics); the state is donated.
-    """
-
-    abstract_state: Any
-    init: Callable[..., Any]
-    train: Callable[..., Any]
-
-
-@functools.lru_cache(maxsize=16)
-def make_steps(
-    config: ModelConfig, mesh: Mesh, loss: LossFunction, optimizer: optax.GradientTransformation
-) -> Steps:
-    """Equal arguments give the same functions, and so one compilation per batch shape."""
-    graph = nnx.graphdef(Transformer(config))
-    abstract = _abstract_state(config, mesh, optimizer)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-
-    def train_step(state: Any, batch: Any, learning_rate: jax.Array) -> tuple[Any, Any]:
-        params, opt_state = state
-
-        def mean_loss(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            total, weight, sums = loss(nnx.merge(graph, params), batch)
-            weight = jnp.maximum(weight, 1.0)
-            return total / weight, {name: value / weight for name, value in sums.items()}
-
-        (value, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        params = jax.tree.map(lambda p, u: p - (learning_rate * u).astype(p.dtype), params, updates)
-        metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        return (params, opt_state), metrics
-
-    return Steps(
-        abstract_state=abstract,
-        init=jax.jit(optimizer.init, in_shardings=shardings[:1], out_shardings=shardings[1]),
-        train=jax.jit(
-            train_step,
-            in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
-            out_shardings=(shardings, replicated(mesh)),
-            donate_argnums=0,
-        ),
-    )
-
-
-@functools.lru_cache(maxsize=16)
-def make_eval_step(config: ModelConfig, mesh: Mesh, function: Callable[..., Any]) -> Any:
-    """`function(model, batch)`, jitted as (params, batch) -> result, which every device holds."""
-    graph = nnx.graphdef(Transformer(config))
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_tree(config, mesh))
-    return jax.jit(
-        lambda params, batch: function(nnx.merge(graph, params), batch),
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=replicated(mesh),
-    )
-
-
-def _abstract_state(
-    config: ModelConfig, mesh: Mesh, optimizer: optax.GradientTransformation
-) -> tuple[Any, Any]:
-    """(params, optimiser state) as shapes: moments lie as parameters do, counters everywhere."""
-    params = abstract_tree(config, mesh)
-    opt_state = optax.tree_map_params(
-        optimizer,
-        lambda leaf, param: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding),
-        jax.eval_shape(optimizer.init, params),
-        params,
-        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=replicated(mesh)
-        ),
-    )
-    return params, opt_state
+    members: Callable[[int], str] = lambda step: "unknown"
+    frozen: tuple[str, ...] = ()
+    micro_batches: int = 1
 
 
 def train(
@@ -224,14 +144,24 @@ class _Loop:
         self.on_step = on_step
         self.told_to_leave = told_to_leave
         self.rates = training.optimizer.learning_rates(training.steps)
-        self.compiled = make_steps(model.config, mesh, training.loss, training.optimizer.to_optax())
-        self.state, self.best, self.progress = self._resume(model)
+        trained = trained_paths(model.config, training.frozen)
+        self.compiled = make_steps(
+            model.config,
+            mesh,
+            training.objective,
+            training.optimizer.to_optax(),
+            trained=trained,
+            micro_batches=training.micro_batches,
+        )
+        self.initial, self.frozen = split(place_params(model, mesh), trained)
+        self.state, self.best, self.progress = self._resume()
         self.resumed_at = self.progress.step
         self.reported_at = 0
         self.tokens = 0
+        self.pending: list[dict[str, jax.Array]] = []  # metrics of steps that nobody looked at yet
         self.clock: float | None = None  # None: nothing was timed yet (the first step compiles)
 
-    def _resume(self, model: Transformer) -> tuple[Any, Any, Progress]:
+    def _resume(self) -> tuple[Any, Any, Progress]:
         """State, best parameters and progress: from the newest checkpoint, or from the start."""
         abstract = self.compiled.abstract_state
         best = abstract[0] if self.training.validation else None
@@ -239,7 +169,7 @@ class _Loop:
         if found is not None:
             return found
         # Copied: the step donates its state, and the caller's model must live on.
-        params = _copy(place_params(model, self.mesh))
+        params = _copy(self.initial)
         best = _copy(params) if self.training.validation else None
         return (params, self.compiled.init(params)), best, Progress()
 
@@ -248,13 +178,8 @@ class _Loop:
         training, progress = self.training, self.progress
         while progress.step < training.steps and not progress.stopped:
             self.checkpoints.check()
-            batch = training.batch(progress.step)
             rate = self.rates[progress.step]
-            self.tokens += training.num_tokens(batch)
-            self.state, metrics = self.compiled.train(
-                self.state, place_batch(batch, self.mesh), rate
-            )
-            progress.step += 1
+            self._take_step(rate)
             last = progress.step == training.steps
             validates = training.validation and (self._due(training.eval_every) or last)
             leaves = self.told_to_leave() and not last
@@ -262,7 +187,7 @@ class _Loop:
             reports = self._due(training.log_every) or last or progress.step == 1 or validates
             if reports or saves:
                 # Checked before a checkpoint, too: one that is kept is good.
-                facts = {"learning_rate": float(rate), **self._fetch(metrics)}
+                facts = {"learning_rate": float(rate), **self._fetch()}
                 facts |= self._speed() if reports else {}
                 if validates:
                     facts["validation_loss"] = self._validate()
@@ -274,7 +199,15 @@ class _Loop:
                 if leaves:
                     self._leave()
                 self.clock = time.monotonic() if reports else self.clock
-        return self.best if training.validation else self.state[0]
+        return join(self.best if training.validation else self.state[0], self.frozen)
+
+    def _take_step(self, rate: Any) -> None:
+        batch = self.training.batch(self.progress.step)
+        self.tokens += self.training.num_tokens(batch)
+        placed = place_batch(batch, self.mesh, parts=self.training.micro_batches)
+        self.state, metrics = self.compiled.train(self.state, self.frozen, placed, rate)
+        self.pending.append(metrics)
+        self.progress.step += 1
 
     def _leave(self) -> NoReturn:
         self.checkpoints.wait()
@@ -286,18 +219,27 @@ class _Loop:
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0
 
-    def _fetch(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
-        """Metrics of the last step on the host; waits for it."""
-        fetched = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if self.progress.step == 1:
-            self.training.check_first(fetched)
-        if not math.isfinite(fetched["loss"]) or not math.isfinite(fetched["grad_norm"]):
-            raise FloatingPointError(
-                f"at step {self.progress.step} of {self.training.steps} the loss is "
-                f"{fetched['loss']} and the gradient norm {fetched['grad_norm']}; lower "
-                "optimizer.learning_rate or optimizer.clip_norm"
-            )
-        return fetched
+    def _fetch(self) -> dict[str, float]:
+        """Metrics of the last step on the host; waits for it, and looks at those before."""
+        steps = jax.device_get(self.pending)
+        first = self.progress.step - len(steps) + 1
+        self.pending = []
+        for step, metrics in enumerate(steps, start=first):
+            if step == 1:
+                self.training.check_first({k: float(v) for k, v in metrics.items()})
+            if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
+                raise FloatingPointError(self._not_finite(step, metrics))
+        return {name: float(value) for name, value in steps[-1].items()}
+
+    def _not_finite(self, step: int, metrics: Mapping[str, Any]) -> str:
+        kept = self.checkpoints.newest_step()
+        good = "none was kept yet" if kept is None else f"the last good one is of step {kept}"
+        return (
+            f"at step {step} of {self.training.steps} the loss is {metrics['loss']} and the "
+            f"gradient norm {metrics['grad_norm']}, in {self.training.members(step - 1)}; lower "
+            f"optimizer.learning_rate or optimizer.clip_norm, or look at these data (checkpoints: "
+            f"{good})"
+        )
 
     def _speed(self) -> dict[str, float]:
         """Tokens a second since the last report; none at first, which would time the compiler."""
@@ -308,8 +250,9 @@ class _Loop:
 
     def _validate(self) -> float:
         """The validation loss; the best parameters yet are kept."""
-        loss = self.training.loss
-        value = _mean_loss(self.state[0], loss, self.training.validation, self.config, self.mesh)
+        params = join(self.state[0], self.frozen)
+        objective, batches = self.training.objective, self.training.validation
+        value = loss_of(params, objective, batches, self.config, self.mesh)
         if self.progress.improve(value, self.training.patience):
             self.best = _copy(self.state[0])
         return value
@@ -321,48 +264,6 @@ class _Loop:
             facts["resumed_at"] = self.resumed_at
             self.resumed_at = 0
         self.on_step({"step": step, "steps": self.training.steps, "steps_since": since, **facts})
-
-
-def mean_loss(model: Transformer, loss: LossFunction, batches: Sequence[Any]) -> float:
-    """Mean loss over all batches (host arrays of one shape), each weight counting the same."""
-    mesh = mesh_of(model)
-    return _mean_loss(place_params(model, mesh), loss, batches, model.config, mesh)
-
-
-def _mean_loss(
-    params: Any, loss: LossFunction, batches: Sequence[Any], config: ModelConfig, mesh: Mesh
-) -> float:
-    evaluate = make_eval_step(config, mesh, loss)
-    sums = [evaluate(params, place_batch(batch, mesh))[:2] for batch in batches]
-    totals = np.array(jax.device_get(sums), np.float64).sum(axis=0)
-    return float(totals[0] / max(totals[1], 1.0))
-
-
-def place_params(model: Transformer, mesh: Mesh) -> Any:
-    """The parameters as a training on `mesh` holds them; nothing moves if they lie so already."""
-    abstract = abstract_tree(model.config, mesh)
-    return jax.device_put(
-        nnx.to_pure_dict(nnx.state(model, nnx.Param)),
-        jax.tree.map(lambda leaf: leaf.sharding, abstract),
-    )
-
-
-def mesh_of(model: Transformer) -> Mesh:
-    """The mesh that the parameters lie on; one of a single device for those made without any."""
-    sharding = jax.tree.leaves(nnx.state(model, nnx.Param))[0].sharding
-    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
-        return sharding.mesh
-    return make_mesh(devices=sorted(sharding.device_set, key=lambda device: device.id))
-
-
-def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays on the devices, rows without weight added until they can be dealt out equally.
-
-    Every process makes the whole batch and hands its devices their rows: it is some megabytes of
-    integers, and so the same however many processes there are.
-    """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    return to_devices(pad_rows(batch, multiple=shards), batch_sharding(mesh))
 
 
 def _copy(tree: Any) -> Any:

@@ -11,6 +11,7 @@ from ixjax.dialogue.chat import Rendered, RenderedPair
 from ixjax.models import ModelArguments, init_model
 from ixjax.parallel import MeshConfig, make_mesh
 from ixjax.training import DPOConfig, OptimizerConfig, SFTConfig
+from ixjax.training.pair_rows import PairBatches
 
 VOCABULARY = 32
 LENGTH = 64
@@ -70,6 +71,13 @@ def random_pairs(count, *, seed=0, longest=20):
     return [
         RenderedPair(draw(2, longest), (7, *draw(0, 8)), (9, *draw(0, 8)), 0) for _ in range(count)
     ]
+
+
+def one_batch(pairs, reference, *, share="pair", max_length=LENGTH, **settings):
+    """All pairs as one batch."""
+    everyone = [range(len(pairs))]
+    batches = PairBatches(pairs, everyone, share=share, max_length=max_length, **settings)
+    return batches.make(0, np.asarray(reference, np.float32))
 
 
 def params(model):

@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 
 import jax
 import numpy as np
@@ -8,20 +7,18 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ixjax.dialogue.chat import Rendered, RenderedPair
+from ixjax.dialogue.chat import Rendered
 from ixjax.io import InputError
 from ixjax.training import sft_loss, token_logprobs
 from ixjax.training.batching import (
-    bucket_lengths,
-    bucket_pairs,
     in_batches,
     num_rows,
     pack,
     pad_rows,
-    shuffled_batches,
+    shuffled_numbers,
 )
-from ixjax.training.objectives import scored_logprobs
-from tests.training.doubles import counting_examples, random_pairs, tiny_model
+from ixjax.training.scoring import scored_logprobs
+from tests.training.doubles import counting_examples, tiny_model
 
 
 @nnx.jit
@@ -162,74 +159,20 @@ def test_too_long_or_missing_examples_are_refused():
         pack([Rendered((1,) * 9, (True,) * 9, 0)], length=8)
 
 
-def test_pairs_keep_their_tokens_and_score_the_response_alone():
-    pairs = random_pairs(13, longest=120)
-    buckets = bucket_pairs(pairs, max_length=256, batch_size=4)
-    assert sorted(np.concatenate([b.members for b in buckets])) == list(range(13))
-    for bucket in buckets:
-        rows = bucket.pairs.rows
-        for p, i in enumerate(bucket.members):
-            for side, response in enumerate((pairs[i].chosen, pairs[i].rejected)):
-                whole = pairs[i].prompt + response
-                size = (rows.segment_ids[p, side] > 0).sum()
-                assert tuple(rows.tokens[p, side, :size]) == whole
-                scored = rows.weights[p, side] > 0
-                assert tuple(rows.targets[p, side][scored]) == response
-                expected = np.arange(len(pairs[i].prompt) - 1, len(whole) - 1)
-                np.testing.assert_array_equal(rows.scored_at[p, side][scored], expected)
-
-
-def test_only_the_shortest_bucket_is_padded_to_whole_batches():
-    rng = np.random.default_rng(0)
-    pairs = [RenderedPair((1,) * int(n), (2, 3), (4,), 0) for n in rng.integers(10, 500, size=101)]
-    buckets = bucket_pairs(pairs, max_length=512, batch_size=8)
-    sizes = [len(b.members) for b in buckets]
-    lengths = [b.pairs.rows.tokens.shape[-1] for b in buckets]
-    assert lengths == [512, 384, 256, 128]
-    assert all(size % 8 == 0 for size in sizes[:-1])
-    assert sum(sizes) == 101
-
-
-@given(st.integers(1, 5000))
-def test_bucket_lengths_are_few_ascending_and_cover_the_longest(longest):
-    lengths = bucket_lengths(longest, 5000)
-    assert len(lengths) <= 4
-    assert lengths == sorted(set(lengths))
-    assert longest <= lengths[-1] <= 5000
-
-
-def test_bad_pairs_are_refused():
-    with pytest.raises(InputError, match="there is no preference pair"):
-        bucket_pairs([], max_length=8, batch_size=2)
-    with pytest.raises(InputError, match="a pair has 10 tokens; the model's max_length is 8"):
-        bucket_pairs([RenderedPair((1,) * 7, (2, 3, 4), (5,), 0)], max_length=8, batch_size=2)
-    with pytest.raises(InputError, match="pair 0 has an empty prompt or response"):
-        bucket_pairs([RenderedPair((1,), (2,), (), 0)], max_length=8, batch_size=2)
-
-
-@pytest.mark.parametrize("sizes", [[10], [3], [8, 5], [4, 12, 7]])
-def test_an_epoch_draws_every_row_once_in_an_order_of_its_own(sizes):
-    starts = np.cumsum([0, *sizes])
-    buckets = [{"id": np.arange(a + 1, b + 1)} for a, b in itertools.pairwise(starts)]
-    batch = shuffled_batches(buckets, batch_size=4, seed=5)
-    if len(sizes) == 1:
-        steps = 2 * sizes[0]  # eight epochs, exactly
-        drawn = np.concatenate([batch(s)["id"] for s in range(steps)]).reshape(-1, sizes[0])
-    else:
-        slots = sum(-(-size // 4) for size in sizes)
-        drawn = np.concatenate([batch(s)["id"] for s in range(3 * slots)]).reshape(3, -1)
-    epochs = [sorted(x for x in epoch if x > 0) for epoch in drawn]
-    assert all(epoch == list(range(1, sum(sizes) + 1)) for epoch in epochs)
+@pytest.mark.parametrize("size", [3, 10])
+def test_an_epoch_draws_every_row_once_in_an_order_of_its_own(size):
+    numbers = shuffled_numbers(size, batch_size=4, seed=5)
+    drawn = np.concatenate([numbers(s) for s in range(2 * size)]).reshape(-1, size)  # 8 epochs
+    assert all(sorted(epoch) == list(range(size)) for epoch in drawn)
     assert len({tuple(epoch) for epoch in drawn}) > 1
 
 
 def test_the_batch_of_a_step_depends_on_seed_and_step_alone():
-    buckets = [{"id": np.arange(40)}, {"id": np.arange(100, 120)}]
-    first, second = (shuffled_batches(buckets, batch_size=4, seed=1) for _ in range(2))
-    other = shuffled_batches(buckets, batch_size=4, seed=2)
+    first, second = (shuffled_numbers(40, batch_size=4, seed=1) for _ in range(2))
+    other = shuffled_numbers(40, batch_size=4, seed=2)
     for step in (11, 3, 29):  # as after a resume: no step before it was drawn
-        np.testing.assert_array_equal(first(step)["id"], second(step)["id"])
-    assert any((first(s)["id"] != other(s)["id"]).any() for s in range(4))
+        np.testing.assert_array_equal(first(step), second(step))
+    assert any((first(s) != other(s)).any() for s in range(4))
 
 
 def test_in_batches_covers_all_rows_and_pads_with_rows_of_no_weight():

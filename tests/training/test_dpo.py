@@ -18,13 +18,13 @@ from ixjax.training import (
     save_reference,
     train_dpo,
 )
-from ixjax.training.batching import bucket_pairs
-from ixjax.training.dpo import PairBatch, pair_loss
-from ixjax.training.trainer import place_params
+from ixjax.training.dpo import PairObjective
+from ixjax.training.steps import place_params
 from tests.training.doubles import (
     DPO,
     ignore,
     mesh_of_eight,
+    one_batch,
     one_device,
     params,
     random_pairs,
@@ -97,7 +97,6 @@ def test_reference_of_other_weights_is_refused_before_anything_is_kept(tmp_path)
 
 
 def test_reference_logprobs_equal_the_plain_forward_pass_pair_by_pair():
-    # Prompts up to 200 tokens: several buckets.
     model = tiny_model()
     model.config = dataclasses.replace(model.config, max_length=256)
     pairs = random_pairs(21, longest=200)
@@ -126,11 +125,10 @@ def loss_and_gradients(mesh, batch):
     model = tiny_model()
     graph = nnx.graphdef(model)
     shardings = nnx.to_pure_dict(param_shardings(model.config, mesh))
-    objective = pair_loss(0.1, "sigmoid", 0.0)
+    objective = PairObjective.of(DPO)
 
     def mean(params, batch):
-        total, weight, _ = objective(nnx.merge(graph, params), batch)
-        return total / weight
+        return objective(nnx.merge(graph, params), batch, objective.weight(batch))[0]
 
     step = jax.jit(
         jax.value_and_grad(mean),
@@ -143,10 +141,9 @@ def loss_and_gradients(mesh, batch):
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
 def test_loss_and_gradients_on_eight_devices_equal_those_on_one(shape):
     pairs = random_pairs(16)
-    [bucket] = bucket_pairs(pairs, max_length=64, batch_size=16)
     # A reference other than the policy, so that the loss is not log 2 whatever happens.
     reference = reference_logprobs(tiny_model(seed=1), pairs, DPO, mesh=one_device())
-    batch = PairBatch(bucket.pairs, reference[bucket.members] * 2)
+    batch = one_batch(pairs, reference * 2, multiple=8)
     loss, gradients = loss_and_gradients(mesh_of_eight(*shape), batch)
     expected_loss, expected = loss_and_gradients(one_device(), batch)
     assert abs(float(loss) - math.log(2)) > 1e-3
@@ -166,10 +163,9 @@ def test_training_on_eight_devices_follows_training_on_one(tmp_path):
 
 def test_padding_pairs_change_nothing():
     model, pairs = tiny_model(), random_pairs(8)
-    [bucket] = bucket_pairs(pairs, max_length=64, batch_size=8)
-    batch = PairBatch(bucket.pairs, np.zeros((8, 2), np.float32))
+    batch, objective = one_batch(pairs, np.zeros((8, 2))), PairObjective.of(DPO)
     padded = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x)]), batch)
-    loss = nnx.jit(lambda model, batch: pair_loss(0.1, "sigmoid", 0.0)(model, batch))
+    loss = nnx.jit(lambda model, batch: objective(model, batch, objective.weight(batch)))
     for a, b in zip(
         jax.tree.leaves(loss(model, batch)), jax.tree.leaves(loss(model, padded)), strict=True
     ):
@@ -226,11 +222,10 @@ def test_settings_out_of_range_are_refused(settings, message):
 def test_gradient_moves_the_responses_apart_and_leaves_the_prompt_alone():
     # Gradients of log-probabilities by finite differences along a random direction.
     model, pairs = tiny_model(), random_pairs(4)
-    [bucket] = bucket_pairs(pairs, max_length=64, batch_size=4)
-    batch = PairBatch(bucket.pairs, np.full((4, 2), -20, np.float32))
+    batch = one_batch(pairs, np.full((4, 2), -20))
     graph, state = nnx.graphdef(model), place_params(model, one_device())
-    objective = pair_loss(0.5, "sigmoid", 0.0)
-    mean = jax.jit(lambda p: objective(nnx.merge(graph, p), batch)[0])
+    objective = PairObjective.of(dataclasses.replace(DPO, beta=0.5))
+    mean = jax.jit(lambda p: 4 * objective(nnx.merge(graph, p), batch, {"pairs": 4.0})[0])
     direction = jax.tree.map(
         lambda p: jnp.asarray(np.random.default_rng(p.size).normal(size=p.shape), p.dtype), state
     )

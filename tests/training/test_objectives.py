@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ixjax.training.objectives import dpo_loss, sft_loss, token_logprobs
+from ixjax.training.objectives import dpo_loss, sft_loss, simpo_loss, token_logprobs
 from tests.reference.dpo_losses import dpo, dpo_gradient
 
 SETTINGS = [
@@ -90,7 +90,37 @@ def test_losses_equal_those_of_trl(trl_loss, variant, epsilon, loss_type):
         trl_loss(pair, loss_type=loss_type, beta=0.1, epsilon=epsilon)
         for pair in LOGPROBS.T.tolist()
     ]
-    np.testing.assert_allclose(losses, theirs, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(losses, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_simpo_equals_that_of_trl():
+    torch = pytest.importorskip("torch")
+    trainer = pytest.importorskip("trl.experimental.cpo").CPOTrainer
+    stand_in = SimpleNamespace(
+        accelerator=SimpleNamespace(device="cpu"), loss_type="simpo", beta=2.0, simpo_gamma=0.7,
+        label_smoothing=0.1, alpha=0.0,
+    )  # fmt: skip
+    means = LOGPROBS[:2] / 20
+    theirs = trainer.cpo_loss(stand_in, *(torch.tensor(x, dtype=torch.float64) for x in means))
+    found = simpo_loss(*map(jnp.asarray, means), beta=2.0, gamma=0.7, label_smoothing=0.1)
+    for ours_, other in zip(found, theirs, strict=True):
+        np.testing.assert_allclose(ours_, other, rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_of_simpo_equal_finite_differences():
+    means = LOGPROBS[:2].astype(np.float64) / 20
+
+    def by_hand(chosen, rejected):
+        return np.logaddexp(0, -(2.0 * (chosen - rejected) - 0.5))
+
+    gradients = jax.grad(lambda *x: simpo_loss(*x, beta=2.0, gamma=0.5)[0].sum(), (0, 1))(
+        *jnp.asarray(means, jnp.float32)
+    )
+    step = 1e-6
+    for side, gradient in enumerate(gradients):
+        shift = step * np.eye(2)[side][:, None]
+        slope = (by_hand(*(means + shift)) - by_hand(*(means - shift))) / (2 * step)
+        np.testing.assert_allclose(gradient, slope, atol=1e-4)
 
 
 def test_equal_models_give_log_two_and_no_reward():

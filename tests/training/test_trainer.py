@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from ixjax.models import mesh_of
 from ixjax.training import OptimizerConfig, train_dpo, train_sft
-from ixjax.training.sft import packed_loss
-from ixjax.training.trainer import make_eval_step, make_steps, mesh_of
+from ixjax.training.sft import SFTObjective
+from ixjax.training.steps import make_loss_step, make_steps, trained_paths
 from tests.training.doubles import (
     CONFIG,
     DPO,
@@ -119,8 +120,15 @@ def test_steps_since_adds_up_to_all_steps_also_after_an_interruption(tmp_path):
 
 def test_trainings_of_equal_shape_share_one_compilation(tmp_path):
     compiled = [
-        make_steps(CONFIG, one_device(), packed_loss, SFT.optimizer.to_optax()).train,
-        make_eval_step(CONFIG, one_device(), packed_loss),
+        make_steps(
+            CONFIG,
+            one_device(),
+            SFTObjective(),
+            SFT.optimizer.to_optax(),
+            trained=trained_paths(CONFIG),
+            micro_batches=1,
+        ).train,
+        make_loss_step(CONFIG, one_device(), SFTObjective()),
     ]
     before = [function._cache_size() for function in compiled]
     short = dataclasses.replace(SFT, steps=4)
@@ -134,7 +142,7 @@ def test_trainings_of_equal_shape_share_one_compilation(tmp_path):
 
 def test_parameters_and_optimiser_state_are_sharded_alike(tmp_path):
     mesh = mesh_of_eight(2, 2, 2)
-    steps = make_steps(CONFIG, mesh, packed_loss, SFT.optimizer.to_optax())
+    steps = make_steps(CONFIG, mesh, SFTObjective(), SFT.optimizer.to_optax())
     abstract, opt_state = steps.abstract_state
     sharded = {leaf.sharding.spec for leaf in jax.tree.leaves(abstract)}
     assert jax.sharding.PartitionSpec(None, "fsdp", "tensor") in sharded

@@ -1,0 +1,181 @@
+"""A fine-tuning step on packed rows, beside transformers' `Trainer` on the same tokens.
+
+    python benchmarks/sft_step.py --size a --peer
+
+`rows` rows of `length` tokens a step; in each, `examples` examples of which the second half is
+scored. transformers is given the same rows: position ids that restart with each example, which its
+attention takes for their borders, and labels where tokens are scored. Both start from one set of
+weights (ours are exported), and their first losses are compared. The first step compiles and is
+not counted; medians over `steps`, ours and the peer's one after the other.
+
+A step is bound by arithmetic: forward and backward of every token, 6 FLOPs a weight. What is saved
+is the LM head where nothing is scored, and scores of tokens that lie behind. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from sizes import SIZES, Size, make_model
+
+from ixjax.dialogue.chat import Rendered
+from ixjax.models import Remat, save_hf
+from ixjax.models.config import DType
+from ixjax.parallel import make_mesh
+from ixjax.training import OptimizerConfig
+from ixjax.training.batching import Rows, pack
+from ixjax.training.sft import SFTObjective
+from ixjax.training.steps import make_steps, place_batch, place_params
+
+RATE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What is measured."""
+
+    size: Size = "a"
+    """5 M, 29 M or 1.1 B parameters."""
+    rows: int = 8
+    """Packed rows a step."""
+    length: int = 512
+    """Tokens of a row."""
+    examples: int = 4
+    """Examples of a row, all of one length."""
+    steps: int = 6
+    """Steps, of which the first is not counted."""
+    remat: Remat = "none"
+    """What a block computes again for its gradient."""
+    peer: bool = False
+    """Run transformers' Trainer, too."""
+    dtype: DType = "float32"
+    """Of computation; parameters are float32."""
+
+
+def main(arguments: Arguments) -> None:
+    """Measure and print."""
+    a = arguments
+    batches = random_rows(a)
+    report: dict[str, Any] = {
+        "library": "ixjax",
+        "jax": jax.__version__,
+        **dataclasses.asdict(a),
+        "device": jax.devices()[0].platform,
+    }
+    model = make_model(a.size, max_length=a.length)
+    model.config = dataclasses.replace(model.config, compute_dtype=a.dtype)
+    report |= ours(a, model, batches)
+    if a.peer:
+        with tempfile.TemporaryDirectory() as folder:
+            save_hf(model, folder)
+            report |= trainer(a, folder, batches)
+        report["over_peer"] = report["peer_seconds_per_step"] / report["seconds_per_step"]
+        report["difference_of_first_loss"] = abs(report["first_loss"] - report["peer_first_loss"])
+    print(json.dumps(report))
+
+
+def random_rows(a: Arguments) -> list[Rows]:
+    """The rows of each step."""
+    rng, size = np.random.default_rng(1), a.length // a.examples
+    scored = (False,) * (size // 2) + (True,) * (size - size // 2)
+
+    def example() -> Rendered:
+        return Rendered(
+            tuple(rng.integers(5, SIZES[a.size]["vocab_size"], size).tolist()), scored, 0
+        )
+
+    return [
+        pack([example() for _ in range(a.rows * a.examples)], length=a.length)
+        for _ in range(a.steps)
+    ]
+
+
+def ours(a: Arguments, model: Any, batches: list[Rows]) -> dict[str, Any]:
+    """Seconds of a step, and the first loss."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    steps = make_steps(model.config, mesh, SFTObjective(a.remat), OptimizerConfig().to_optax())
+    params = jax.tree.map(jax.numpy.copy, place_params(model, mesh))
+    state, seconds, losses = (params, steps.init(params)), [], []
+    for batch in batches:
+        start = time.perf_counter()
+        state, metrics = steps.train(state, {}, place_batch(batch, mesh), np.float32(RATE))
+        losses.append(float(metrics["loss"]))
+        seconds.append(time.perf_counter() - start)
+    return {
+        "seconds_per_step": statistics.median(seconds[1:]),
+        "compile_seconds": seconds[0] - statistics.median(seconds[1:]),
+        "tokens": batches[0].num_tokens,
+        "first_loss": losses[0],
+    }
+
+
+def trainer(a: Arguments, folder: str, batches: list[Rows]) -> dict[str, Any]:
+    """The same of transformers' Trainer, on the weights in `folder`."""
+    import torch
+    from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds.append(time.perf_counter() - self.start)
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return torch.utils.data.SequentialSampler(dataset or self.train_dataset)
+
+    def row(rows: Rows, n: int) -> dict[str, Any]:
+        labels = np.full(a.length, -100)
+        at = rows.scored_at[n][rows.weights[n] > 0] + 1
+        labels[at] = rows.tokens[n][at]
+        # transformers takes a position of 0 for the beginning of another sequence.
+        return {
+            "input_ids": torch.tensor(rows.tokens[n], dtype=torch.long),
+            "position_ids": torch.tensor(rows.positions[n], dtype=torch.long),
+            "labels": torch.tensor(labels),
+        }
+
+    data = [row(rows, n) for rows in batches for n in range(a.rows)]
+    clock = Clock()
+    peer = InOrder(
+        model=LlamaForCausalLM.from_pretrained(folder),
+        args=TrainingArguments(
+            output_dir=str(Path(folder) / "trainer"),
+            per_device_train_batch_size=a.rows,
+            max_steps=a.steps,
+            learning_rate=RATE,
+            report_to=[],
+            logging_steps=1,
+            bf16=a.dtype == "bfloat16",
+            save_strategy="no",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=not torch.cuda.is_available(),
+        ),
+        train_dataset=data,  # pyright: ignore[reportArgumentType]
+        callbacks=[clock],
+    )
+    peer.train()
+    return {
+        "peer_seconds_per_step": statistics.median(clock.seconds[1:]),
+        "peer_first_loss": float(peer.state.log_history[0]["loss"]),
+    }
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,289 @@
+"""Preference pairs into rows in which what pairs have in common is computed once.
+
+A prompt stands once in front of its chosen and rejected responses, which see it and not each other
+(`shared_to` in `Transformer.__call__`). So can all pairs of one decision of a dialogue, or of a
+path through it, whose prompts begin with each other: pairs that are computed together are a group,
+and groups are packed into rows of one length. Loss and gradients are those of separate sequences.
+
+Axes: R rows, T positions, S scored positions, M pairs of a row, P pairs in all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from ixjax.dialogue.chat import RenderedPair
+from ixjax.generation.buckets import round_up
+from ixjax.io import InputError
+from ixjax.training.batching import Rows, Segment, endless_shuffle, fill_rows, first_fit
+
+Share = Literal["none", "pair", "node", "path"]
+LENGTH_STEP = 32  # of row lengths and of the number of scored positions
+ROW_SIZES = 8  # numbers of rows that a batch may have; each that occurs is compiled
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PairRows:
+    """Rows of preference pairs.
+
+    rows: prompts and responses, the responses scored.
+    segments: `[R, S]` int32, which segment of its row a scored token is of, from 0.
+    chosen: `[R, M]` int32, the segment that is the chosen response of a pair.
+    rejected: `[R, M]` int32, the rejected one's.
+    reference: `[R, M, 2]` float32, summed log-probabilities of both under the reference.
+    weights: `[R, M]` float32, 0 for a padding pair.
+    """
+
+    rows: Rows
+    segments: Any  # [R, S]
+    chosen: Any  # [R, M]
+    rejected: Any  # [R, M]
+    reference: Any  # [R, M, 2]
+    weights: Any  # [R, M]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Pairs that are computed together.
+
+    segments: in their order; no segment is seen from outside.
+    pairs: number, chosen and rejected segment of each pair.
+    """
+
+    segments: tuple[Segment, ...]
+    pairs: tuple[tuple[int, int, int], ...]
+
+    @functools.cached_property
+    def length(self) -> int:
+        """Tokens."""
+        return sum(len(segment.tokens) for segment in self.segments)
+
+    @functools.cached_property
+    def scored(self) -> int:
+        """Tokens that are scored."""
+        return sum(len(segment.targets) for segment in self.segments)
+
+
+class PairBatches:
+    """Batches of pairs, as rows of few shapes.
+
+    Args:
+        pairs: P pairs.
+        batches: the numbers of the pairs of each batch.
+        share: what is computed once: the prompt of a `pair`, of all pairs of a decision (`node`),
+            or the beginnings that prompts have in common (`path`); `none`: nothing.
+        max_length: longest prompt and response that the model takes.
+        row_length: T; 0, or too short for a pair: that of the longest.
+        multiple: what the number of rows must be a multiple of.
+
+    Raises:
+        InputError: no pair, one longer than `max_length`, or an empty prompt or response.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[RenderedPair],
+        batches: Sequence[Sequence[int] | np.ndarray],
+        *,
+        share: Share,
+        max_length: int,
+        row_length: int = 0,
+        multiple: int = 1,
+    ):
+        check_pairs(pairs, max_length)
+        self._pairs, self._share = pairs, share
+        self._one = functools.lru_cache(maxsize=len(pairs))(lambda i: self._group((i,)))
+        longest = max(self._one(i).length for i in range(len(pairs)))
+        self._length = max(round_up(longest, LENGTH_STEP), row_length)
+        self._keys = _keys(pairs, share)
+        # Groups as the numbers of their pairs: they are made anew when a batch is.
+        self._batches = [self._pack(numbers) for numbers in batches]
+        counts = [len(rows) for rows in self._batches]
+        groups = [[self._group(g) for g in row] for batch in self._batches for row in batch]
+        self._scored = round_up(max(sum(g.scored for g in row) for row in groups), LENGTH_STEP)
+        self._most_pairs = max(sum(len(g.pairs) for g in row) for row in groups)
+        self._row_step = round_up(-(-max(counts) // ROW_SIZES), multiple)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def numbers(self, batch: int) -> np.ndarray:
+        """`[R, M]` int: which pair stands where in a batch; -1 for padding."""
+        rows = self._batches[batch]
+        found = np.full((self._rows(batch), self._most_pairs), -1)
+        for n, row in enumerate(rows):
+            numbers = [i for group in row for i in group]
+            found[n, : len(numbers)] = numbers
+        return found
+
+    def make(self, batch: int, reference: np.ndarray) -> PairRows:
+        """The rows of a batch.
+
+        Args:
+            batch: which.
+            reference: `[P, 2]`.
+        """
+        shape = (self._rows(batch), self._most_pairs)
+        chosen, rejected = (np.zeros(shape, np.int32) for _ in range(2))
+        segments: list[list[Segment]] = [[] for _ in range(shape[0])]
+        for n, row in enumerate(self._batches[batch]):
+            place = 0
+            for group in map(self._group, row):
+                for _, first, second in group.pairs:
+                    chosen[n, place] = len(segments[n]) + first
+                    rejected[n, place] = len(segments[n]) + second
+                    place += 1
+                segments[n] += group.segments
+        rows, owners = fill_rows(segments, length=self._length, scored=self._scored)
+        numbers = self.numbers(batch)
+        real = numbers >= 0
+        known = np.where(real[..., None], reference[numbers], 0).astype(np.float32)
+        return PairRows(rows, owners, chosen, rejected, known, real.astype(np.float32))
+
+    def _rows(self, batch: int) -> int:
+        return round_up(len(self._batches[batch]), self._row_step)
+
+    def _group(self, numbers: tuple[int, ...]) -> Group:
+        chosen = {i: self._pairs[i] for i in numbers}
+        return _apart(chosen) if self._share == "none" else _together(chosen)
+
+    def _pack(self, numbers: Sequence[int] | np.ndarray) -> list[list[tuple[int, ...]]]:
+        """Groups of pairs, by row."""
+        groups: list[tuple[int, ...]] = []
+        open_groups: dict[Any, int] = {}
+        for i in map(int, numbers):
+            key = self._keys[i]
+            if key in open_groups:
+                wider = (*groups[open_groups[key]], i)
+                if self._group(wider).length <= self._length:
+                    groups[open_groups[key]] = wider
+                    continue
+            open_groups[key] = len(groups)
+            groups.append((i,))
+        sizes = [self._one(g[0]).length if len(g) == 1 else self._group(g).length for g in groups]
+        return [[groups[g] for g in row] for row in first_fit(sizes, self._length)]
+
+
+def shuffled_pairs(
+    pairs: Sequence[RenderedPair], *, share: Share, batch_size: int, seed: int
+) -> Callable[[int], np.ndarray]:
+    """The pairs of a step: each once an epoch, those that share a prompt after each other.
+
+    Args:
+        pairs: P pairs.
+        share: see `PairBatches`.
+        batch_size: pairs a step.
+        seed: of the order.
+
+    Returns:
+        Step to `[batch_size]` numbers of pairs.
+    """
+    together: dict[Any, list[int]] = {}
+    for i, key in enumerate(_keys(pairs, share)):
+        together.setdefault(key, []).append(i)
+    units = list(together.values())
+    order = endless_shuffle(len(units), seed)
+
+    @functools.lru_cache(maxsize=2)
+    def epoch(number: int) -> np.ndarray:
+        first = number * len(units)
+        return np.concatenate([units[order(first + k)] for k in range(len(units))])
+
+    def numbers(step: int) -> np.ndarray:
+        at = step * batch_size + np.arange(batch_size)
+        return np.array([epoch(int(i // len(pairs)))[i % len(pairs)] for i in at])
+
+    return numbers
+
+
+def check_pairs(pairs: Sequence[RenderedPair], max_length: int) -> None:
+    """Refuse pairs that nothing can be learned from; see `PairBatches`."""
+    if not pairs:
+        raise InputError("there is no preference pair to train on")
+    for i, pair in enumerate(pairs):
+        if not (pair.prompt and pair.chosen and pair.rejected):
+            raise InputError(f"pair {i} has an empty prompt or response; expected tokens in each")
+    longest = max(len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs)
+    if longest > max_length:
+        raise InputError(f"a pair has {longest} tokens; the model's max_length is {max_length}")
+
+
+def _keys(pairs: Sequence[RenderedPair], share: Share) -> Sequence[Any]:
+    """What pairs of one group have in common."""
+    if share in ("none", "pair"):
+        return range(len(pairs))
+    if share == "node":
+        return [pair.prompt for pair in pairs]
+    parents = _parents({pair.prompt for pair in pairs})
+    roots = {}
+    for prompt in sorted(parents, key=len):
+        parent = parents[prompt]
+        roots[prompt] = prompt if parent is None else roots[parent]
+    return [roots[pair.prompt] for pair in pairs]
+
+
+Prompt = tuple[int, ...]
+
+
+def _parents(prompts: set[Prompt]) -> Mapping[Prompt, Prompt | None]:
+    """Of each prompt the longest other one that it begins with."""
+    lengths = sorted({len(prompt) for prompt in prompts})
+    return {
+        prompt: next(
+            (prompt[:n] for n in reversed(lengths) if n < len(prompt) and prompt[:n] in prompts),
+            None,
+        )
+        for prompt in prompts
+    }
+
+
+def _apart(pairs: Mapping[int, RenderedPair]) -> Group:
+    """Every response behind a prompt of its own."""
+    segments, found = [], []
+    for number, pair in pairs.items():
+        start = len(pair.prompt)
+        for response in (pair.chosen, pair.rejected):
+            targets = start + np.arange(len(response))
+            segments.append(Segment((*pair.prompt, *response), targets))
+        found.append((number, len(segments) - 2, len(segments) - 1))
+    return Group(tuple(segments), tuple(found))
+
+
+def _together(pairs: Mapping[int, RenderedPair]) -> Group:
+    """One tree of segments: each prompt, its responses, and prompts that go on from it."""
+    parents = _parents({pair.prompt for pair in pairs.values()})
+    responses: dict[Prompt, dict[Prompt, int]] = {prompt: {} for prompt in parents}
+    for pair in pairs.values():
+        for response in (pair.chosen, pair.rejected):
+            responses[pair.prompt].setdefault(response, -1)
+    segments: list[Segment] = []
+
+    def add(prompt: Prompt, behind: int | None) -> None:
+        here, known = len(segments), 0 if behind is None else len(parents[prompt] or ())
+        back = 0 if behind is None else here - behind
+        segments.append(Segment(prompt[known:], np.zeros(0, int), known, back))
+        for response in responses[prompt]:
+            responses[prompt][response] = len(segments)
+            every = np.arange(len(response))
+            segments.append(Segment(response, every, len(prompt), len(segments) - here))
+        for other, parent in parents.items():
+            if parent == prompt:
+                add(other, here)
+        shared = len(segments) - 1 - here
+        segments[here] = dataclasses.replace(segments[here], shared=shared)
+
+    for prompt, parent in parents.items():
+        if parent is None:
+            add(prompt, None)
+    found = [
+        (i, responses[p.prompt][p.chosen], responses[p.prompt][p.rejected])
+        for i, p in pairs.items()
+    ]
+    return Group(tuple(segments), tuple(found))

@@ -1,0 +1,278 @@
+"""What a training step is made of: an objective, an optimiser, a mesh, and what of a model learns.
+
+Parameters and optimiser state are sharded alike, and what a step replaces is donated. A batch may
+be taken in parts, whose gradients are added up before the optimiser sees them: since an objective
+gives shares of the mean of the whole batch, that changes nothing but rounding. Trainings of equal
+shape share one compilation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ixjax.distributed import to_devices
+from ixjax.models import ModelConfig, Transformer, mesh_of
+from ixjax.models.transformer import weight_specs
+from ixjax.parallel import BATCH_AXES, batch_sharding, replicated
+from ixjax.training.batching import pad_rows
+from ixjax.training.checkpoints import abstract_tree
+
+Weight = Mapping[str, jax.Array]
+
+
+class Objective(Protocol):
+    """What a training minimises: a mean, or a sum of means, over what is in a batch.
+
+    Equal objectives must be equal and hash alike: they are part of the key of a compiled step.
+    """
+
+    def weight(self, batch: Any, /) -> Weight:
+        """What the sums over a batch are divided by; adds up over the parts of a batch."""
+        ...
+
+    def __call__(
+        self, model: Transformer, batch: Any, weight: Weight, /
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What a part of a batch adds to the loss, and to the metrics, of the whole.
+
+        Args:
+            model: the decoder.
+            batch: a part, or all, of a batch.
+            weight: of the whole batch.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The jitted functions of one objective on one mesh.
+
+    abstract_state: (trained parameters, optimiser state) as shapes with their shardings.
+    init: trained parameters -> optimiser state.
+    train: (state, frozen parameters, batch, learning rate) -> (state, metrics); the state is
+        donated.
+    """
+
+    abstract_state: Any
+    init: Callable[..., Any]
+    train: Callable[..., Any]
+
+
+def trained_paths(config: ModelConfig, frozen: Sequence[str] = ()) -> tuple[str, ...]:
+    """Paths of the weights that learn: the adapters' where there are any, else all.
+
+    Args:
+        config: of the model.
+        frozen: weights that stay as they are: a path (`embedding`), or the beginning of some
+            (`layers.query`).
+
+    Raises:
+        ValueError: no weight is called so, or none is left to learn.
+    """
+    paths = list(weight_specs(config))
+    for name in frozen:
+        if not any(_begins_with(path, name) for path in paths):
+            raise ValueError(f"frozen names {name!r}; the model's weights are {', '.join(paths)}")
+    chosen = [p for p in paths if "_lora_" in p] if config.lora is not None else paths
+    left = tuple(p for p in chosen if not any(_begins_with(p, name) for name in frozen))
+    if not left:
+        raise ValueError(f"frozen is {tuple(frozen)}: nothing is left to train")
+    return left
+
+
+def _begins_with(path: str, name: str) -> bool:
+    return path == name or path.startswith((f"{name}.", f"{name}_"))
+
+
+def split(params: Any, paths: Sequence[str]) -> tuple[Any, Any]:
+    """Parameters at these paths, and the others, each in nested dictionaries."""
+    flat = nnx.traversals.flatten_mapping(params, sep=".")
+    chosen = {path: leaf for path, leaf in flat.items() if path in paths}
+    others = {path: leaf for path, leaf in flat.items() if path not in paths}
+    nested = nnx.traversals.unflatten_mapping
+    return nested(chosen, sep="."), nested(others, sep=".")
+
+
+def join(some: Any, others: Any) -> Any:
+    """What `split` took apart."""
+    flat = [nnx.traversals.flatten_mapping(part, sep=".") for part in (some, others)]
+    return nnx.traversals.unflatten_mapping(flat[0] | flat[1], sep=".")
+
+
+@functools.lru_cache(maxsize=16)
+def make_steps(
+    config: ModelConfig,
+    mesh: Mesh,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    trained: tuple[str, ...] | None = None,
+    micro_batches: int = 1,
+) -> Steps:
+    """Equal arguments give the same functions, and so one compilation per batch shape.
+
+    Args:
+        config: of the model.
+        mesh: the devices.
+        objective: what is minimised.
+        optimizer: gradients to updates, to be multiplied by minus the learning rate.
+        trained: paths of the weights that learn; None: `trained_paths(config)`.
+        micro_batches: parts that a batch is taken in, one after the other.
+    """
+    graph = nnx.graphdef(Transformer(config))
+    trained = trained_paths(config) if trained is None else trained
+    learning, frozen = split(abstract_tree(config, mesh), trained)
+
+    def init(params: Any) -> Any:
+        # Moments are float32, whatever the parameters are: in 16 bits small ones are lost.
+        return optimizer.init(jax.tree.map(lambda p: p.astype(jnp.float32), params))
+
+    abstract = (learning, _abstract_moments(init, learning, mesh, optimizer))
+    shardings, frozen_shardings = jax.tree.map(lambda leaf: leaf.sharding, (abstract, frozen))
+
+    def gradients(params: Any, frozen: Any, batch: Any) -> tuple[Any, Any]:
+        weight = jax.tree.map(lambda w: jnp.maximum(w, 1.0), objective.weight(batch))
+
+        def share(params: Any, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return objective(nnx.merge(graph, join(params, frozen)), part, weight)
+
+        def of_part(part: Any) -> tuple[Any, Any]:
+            (loss, metrics), grads = jax.value_and_grad(share, has_aux=True)(params, part)
+            # Sums over many parts are taken in float32, whatever the parameters are.
+            return metrics | {"loss": loss}, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+
+        if micro_batches == 1:
+            return of_part(batch)
+        parts = _in_parts(batch, micro_batches, mesh)
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts)),
+        )
+        add = functools.partial(jax.tree.map, jnp.add)
+        return jax.lax.scan(lambda sums, part: (add(sums, of_part(part)), None), zeros, parts)[0]
+
+    def train_step(
+        state: Any, frozen: Any, batch: Any, learning_rate: jax.Array
+    ) -> tuple[Any, Any]:
+        params, opt_state = state
+        metrics, grads = gradients(params, frozen, batch)
+        metrics |= {"grad_norm": optax.tree.norm(grads)}
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = jax.tree.map(lambda p, u: p - (learning_rate * u).astype(p.dtype), params, updates)
+        return (params, opt_state), metrics
+
+    return Steps(
+        abstract_state=abstract,
+        init=jax.jit(init, in_shardings=shardings[:1], out_shardings=shardings[1]),
+        train=jax.jit(
+            train_step,
+            in_shardings=(shardings, frozen_shardings, batch_sharding(mesh), replicated(mesh)),
+            out_shardings=(shardings, replicated(mesh)),
+            donate_argnums=0,
+        ),
+    )
+
+
+def _in_parts(batch: Any, count: int, mesh: Mesh) -> Any:
+    """`[R, ...]` to `[count, R / count, ...]`: every device keeps the rows that it has."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+
+    def part(x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    return jax.tree.map(part, batch)
+
+
+def _abstract_moments(
+    init: Callable[..., Any], params: Any, mesh: Mesh, optimizer: optax.GradientTransformation
+) -> Any:
+    """The optimiser state as shapes: moments lie as parameters do, counters everywhere."""
+    return optax.tree_map_params(
+        optimizer,
+        lambda leaf, param: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding),
+        jax.eval_shape(init, params),
+        params,
+        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=replicated(mesh)
+        ),
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def make_eval_step(config: ModelConfig, mesh: Mesh, function: Callable[..., Any]) -> Any:
+    """`function(model, batch)`, jitted as (params, batch) -> result, which every device holds."""
+    graph, shardings = nnx.graphdef(Transformer(config)), _shardings(config, mesh)
+    return jax.jit(
+        lambda params, batch: function(nnx.merge(graph, params), batch),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def make_loss_step(config: ModelConfig, mesh: Mesh, objective: Objective) -> Any:
+    """(params, batch, weight of all batches) -> what the batch adds to the loss of all."""
+    graph, shardings = nnx.graphdef(Transformer(config)), _shardings(config, mesh)
+    return jax.jit(
+        lambda params, batch, weight: objective(nnx.merge(graph, params), batch, weight)[0],
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
+
+def _shardings(config: ModelConfig, mesh: Mesh) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_tree(config, mesh))
+
+
+def mean_loss(model: Transformer, objective: Objective, batches: Sequence[Any]) -> float:
+    """Loss of all batches (host arrays) as if they were one."""
+    mesh = mesh_of(model)
+    return loss_of(place_params(model, mesh), objective, batches, model.config, mesh)
+
+
+def loss_of(
+    params: Any, objective: Objective, batches: Sequence[Any], config: ModelConfig, mesh: Mesh
+) -> float:
+    """As `mean_loss`, of parameters that are placed."""
+    evaluate = make_loss_step(config, mesh, objective)
+    weights = [jax.device_get(objective.weight(batch)) for batch in batches]
+    weight = {
+        name: np.float32(max(sum(float(w[name]) for w in weights), 1.0)) for name in weights[0]
+    }
+    shares = [evaluate(params, place_batch(batch, mesh), weight) for batch in batches]
+    return float(np.array(jax.device_get(shares), np.float64).sum())
+
+
+def place_params(model: Transformer, mesh: Mesh) -> Any:
+    """The parameters as a training on `mesh` holds them; nothing moves if they lie so already."""
+    abstract = abstract_tree(model.config, mesh)
+    return jax.device_put(
+        nnx.to_pure_dict(nnx.state(model, nnx.Param)),
+        jax.tree.map(lambda leaf: leaf.sharding, abstract),
+    )
+
+
+def place_batch(batch: Any, mesh: Mesh, *, parts: int = 1) -> Any:
+    """Host arrays on the devices, rows without weight added until they can be dealt out equally.
+
+    Every process makes the whole batch and hands its devices their rows: it is some megabytes of
+    integers, and so the same however many processes there are.
+
+    Args:
+        batch: leading axis R.
+        mesh: the devices.
+        parts: parts that each device takes its rows in.
+    """
+    multiple = mesh.shape["data"] * mesh.shape["fsdp"] * parts
+    return to_devices(pad_rows(batch, multiple=multiple), batch_sharding(mesh))
