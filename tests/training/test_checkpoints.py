@@ -34,7 +34,6 @@ from tests.training.doubles import (
     tiny_model,
 )
 
-
 # Where a file is damaged, Orbax ends while others of its reads are under way.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
