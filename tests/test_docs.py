@@ -79,7 +79,7 @@ def guides_commands() -> list[list[str]]:
 
 def test_the_guides_stages_take_the_flags_that_it_gives_them():
     shown = [words for words in guides_commands() if words[0] in commands.STAGES]
-    assert {"pipeline", "search"} == {line[0] for line in shown}
+    assert {"pipeline", "search", "sft"} == {line[0] for line in shown}
     for stage, *flags in shown:
         assert parse(RunConfig, flags, stage=stage, summary="").out == "runs/quickstart"
 
