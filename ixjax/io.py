@@ -20,6 +20,13 @@ from typing import Any, TextIO
 
 SCHEMA_VERSION = 1
 
+# What the first line of a file of ours says that it holds (docs/data-formats.md).
+TREE_SCHEMA = "ixjax.tree"
+PAIRS_SCHEMA = "ixjax.pairs"
+PLAYED_SCHEMA = "ixjax.played"
+EVALUATION_SCHEMA = "ixjax.evaluation"
+RATING_SCORES_SCHEMA = "ixjax.rating_scores"
+
 
 class InputError(ValueError):
     """Bad input: names the file, line or field, what was found and what was expected."""
@@ -114,6 +121,11 @@ def read_jsonl(path: str | Path, *, schema: str) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: no such file, a line that is not a JSON object, another schema or version.
     """
+    return (record for _, record in read_numbered_jsonl(path, schema=schema))
+
+
+def read_numbered_jsonl(path: str | Path, *, schema: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same with the line of each record, for errors that name it."""
     head = True
     for number, record in read_json_lines(path):
         if head:
@@ -125,7 +137,7 @@ def read_jsonl(path: str | Path, *, schema: str) -> Iterator[dict[str, Any]]:
                     f"found {found[0]} version {found[1]}"
                 )
         else:
-            yield record
+            yield number, record
     if head:
         raise InputError(f"{path}: empty; expected schema {schema} version {SCHEMA_VERSION}")
 
@@ -294,6 +306,10 @@ class RunDirectory:
         """The dialogues of the evaluation."""
         return self.root / "evaluation"
 
+    def played_by(self, method: str, user: str, *, inputs: str) -> Path:
+        """Those of one method with one user, as an evaluation of these inputs wrote them."""
+        return self.played / f"{inputs}-{method}-{user}.jsonl"
+
     @property
     def evaluation(self) -> Path:
         """The comparison."""
@@ -304,6 +320,21 @@ class RunDirectory:
         """Logged steps of every stage."""
         return self.root / "metrics.jsonl"
 
+    @property
+    def rating(self) -> Path:
+        """What human raters are given, and nothing else."""
+        return self.root / "rating"
+
+    @property
+    def rating_key(self) -> Path:
+        """Which method is which in what raters are given: not theirs to see."""
+        return self.root / "rating_key.json"
+
+    @property
+    def rating_scores(self) -> Path:
+        """What human raters made of it."""
+        return self.root / "rating_scores.json"
+
 
 TRAININGS = ("sft/", "dpo/")
 
@@ -312,14 +343,20 @@ class Manifest:
     """Finished stages of a run: stage -> {"inputs": fingerprint, "seconds": ..., facts...}.
 
     Trainings that were begun are noted with their inputs, too: their checkpoints are worth keeping.
+    `made_with` has for each finished stage the versions and the devices that did it.
     """
 
     def __init__(
-        self, path: Path, stages: dict[str, dict[str, Any]], started: dict[str, str] | None = None
+        self,
+        path: Path,
+        stages: dict[str, dict[str, Any]],
+        started: dict[str, str] | None = None,
+        made_with: dict[str, dict[str, str]] | None = None,
     ):
         self.path = path
         self.stages = stages
         self.started = started or {}
+        self.made_with = made_with or {}
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -333,7 +370,7 @@ class Manifest:
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
             raise InputError(f"{path}: expected an object with `stages`; the manifest is damaged")
-        return cls(path, content["stages"], content.get("started"))
+        return cls(path, content["stages"], content.get("started"), content.get("made_with"))
 
     def get(self, stage: str) -> dict[str, Any] | None:
         """What is recorded of a finished stage."""
@@ -343,9 +380,13 @@ class Manifest:
         """Whether the stage was finished from just these inputs."""
         return self.stages.get(stage, {}).get("inputs") == inputs
 
-    def record(self, stage: str, inputs: str, **facts: Any) -> None:
+    def record(
+        self, stage: str, inputs: str, *, made_with: Mapping[str, str] | None = None, **facts: Any
+    ) -> None:
         """Mark a stage as finished; the file is rewritten atomically."""
         self.stages[stage] = {"inputs": inputs, **facts}
+        if made_with:
+            self.made_with[stage] = dict(made_with)
         self.started.pop(stage, None)
         self._write()
 
@@ -367,4 +408,5 @@ class Manifest:
 
     def _write(self) -> None:
         content = {"schema": "ixjax.manifest", "version": SCHEMA_VERSION, "stages": self.stages}
-        write_json(self.path, content | ({"started": self.started} if self.started else {}))
+        extra = {"started": self.started, "made_with": self.made_with}
+        write_json(self.path, content | {name: value for name, value in extra.items() if value})

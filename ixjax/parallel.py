@@ -6,6 +6,7 @@ the batch on, `tensor` splits heads and the MLP. One device is a mesh of one: no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ixjax.io import InputError
 
+AnyMesh = Mesh | AbstractMesh
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
@@ -58,25 +60,41 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     Raises:
         InputError: the sizes do not multiply to the device count.
     """
-    config = config or MeshConfig()
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [config.data, config.fsdp, config.tensor]
-    fixed = math.prod(size for size in sizes if size != -1)
-    if len(devices) % fixed:
-        raise InputError(
-            f"a mesh of data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} needs a "
-            f"multiple of {fixed} devices; {len(devices)} found"
-        )
-    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
-    if math.prod(sizes) != len(devices):
-        raise InputError(
-            f"a mesh of {sizes[0]} x {sizes[1]} x {sizes[2]} has {math.prod(sizes)} places; "
-            f"{len(devices)} devices found: set one of mesh.data, mesh.fsdp, mesh.tensor to -1"
-        )
+    sizes = _sizes(config or MeshConfig(), len(devices))
     return Mesh(np.array(devices).reshape(sizes), AXES)
 
 
-def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def abstract_mesh(config: MeshConfig, count: int) -> AbstractMesh:
+    """The mesh that `make_mesh` would make of so many devices, which need not exist.
+
+    Raises:
+        InputError: see `make_mesh`.
+    """
+    return AbstractMesh(_sizes(config, count), AXES)
+
+
+def _sizes(config: MeshConfig, count: int) -> tuple[int, int, int]:
+    """Sizes of the three axes over so many devices."""
+    sizes = (config.data, config.fsdp, config.tensor)
+    fixed = math.prod(size for size in sizes if size != -1)
+    if count % fixed:
+        raise InputError(
+            f"a mesh of data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} needs a "
+            f"multiple of {fixed} devices; {count} found"
+        )
+    data, fsdp, tensor = (count // fixed if size == -1 else size for size in sizes)
+    if data * fsdp * tensor != count:
+        raise InputError(
+            f"a mesh of {data} x {fsdp} x {tensor} has {data * fsdp * tensor} places; "
+            f"{count} devices found: set one of mesh.data, mesh.fsdp, mesh.tensor to -1"
+        )
+    return data, fsdp, tensor
+
+
+def partition_spec(
+    axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh
+) -> PartitionSpec:
     """Mesh axes of an array whose dimensions carry the logical names `axes`.
 
     A dimension that its mesh axes do not divide stays whole (two KV heads on four devices).
@@ -93,6 +111,26 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh)
     if len(used) != len(set(used)):
         raise ValueError(f"axes {tuple(axes)} fall on the same mesh axis: {placed}")
     return PartitionSpec(*(over[0] if len(over) == 1 else over or None for over in placed))
+
+
+def on(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """What is traced within lays its activations out on this mesh (`constrain`)."""
+    if mesh.size == 1:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """An activation, laid out as the rules say on the mesh in use (`on`), if any.
+
+    Weights and batch are both split over `fsdp`, and a compiler that is not told which of them to
+    gather has been seen to gather the batch: activations then take as much on every device as on
+    one.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

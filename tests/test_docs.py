@@ -16,6 +16,7 @@ import pytest
 from ixjax.commands import main as commands
 from ixjax.commands.arguments import parse
 from ixjax.commands.tools import parse_tool
+from ixjax.dialogue.preferences import DROP_RULES, PreferenceFormat
 from ixjax.dialogue.scenarios import base
 from ixjax.models import load_hf
 from ixjax.models.hf_config import FAMILIES
@@ -24,6 +25,7 @@ from ixjax.search import TreeNode
 from ixjax.search.ledger import COUNTS
 from tests.commands.conftest import untrained_run
 from tests.end_to_end.tiny import tiny_run
+from tests.report.runs import write_run
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -70,15 +72,15 @@ def test_the_guides_reward_of_reactions_is_one(parcels):
     assert rewards == [1, 0]
 
 
-def guides_commands() -> list[list[str]]:
-    """What the guide types behind `ixjax`."""
-    blocks = re.findall(r"```bash\n(.*?)```", (DOCS / "guide.md").read_text(), re.DOTALL)
+def commands_of(page: str) -> list[list[str]]:
+    """What a page types behind `ixjax`."""
+    blocks = re.findall(r"```bash\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     lines = [line for code in blocks for line in code.splitlines() if line.startswith("ixjax ")]
     return [shlex.split(line)[1:] for line in lines]
 
 
 def test_the_guides_stages_take_the_flags_that_it_gives_them():
-    shown = [words for words in guides_commands() if words[0] in commands.STAGES]
+    shown = [words for words in commands_of("guide.md") if words[0] in commands.STAGES]
     assert {"pipeline", "search", "sft"} == {line[0] for line in shown}
     for stage, *flags in shown:
         assert parse(RunConfig, flags, stage=stage, summary="").out == "runs/quickstart"
@@ -112,7 +114,7 @@ def flags_of(settings: type, prefix: str = "--") -> set[str]:
 
 def test_the_guides_tools_take_the_flags_that_it_gives_them(tmp_path):
     open_run(tiny_run(tmp_path / "run"))
-    shown = [words for words in guides_commands() if words[0] in commands.TOOLS]
+    shown = [words for words in commands_of("guide.md") if words[0] in commands.TOOLS]
     assert {line[0] for line in shown} == set(commands.TOOLS)
     for tool, *flags in shown:
         given = [str(tmp_path / "run") if flag == "runs/quickstart" else flag for flag in flags]
@@ -121,12 +123,39 @@ def test_the_guides_tools_take_the_flags_that_it_gives_them(tmp_path):
         assert (run is None) == ("--out" not in flags) == (not settings.out)
 
 
+def test_the_commands_of_the_page_on_reports_do_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(commands.CACHE_SWITCH, "off")
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "seed-0", "seed-1"):
+        write_run(tmp_path / "runs" / name)
+    for name, *arguments in commands_of("report.md"):
+        if arguments[0] == "score":  # raters have sent their files back
+            key = json.loads(Path("runs/quickstart/rating_key.json").read_text())
+            answer = {"schema": "ixjax.ratings", "task": key["task"], "rater": "ann"}
+            answer["choices"] = dict.fromkeys(key["items"], "A")
+            Path("ratings-ann.json").write_text(json.dumps(answer))
+            rows = [f"{key['task']},{item},tie" for item in key["items"]]
+            Path("ratings-ben.csv").write_text("\n".join(["task,item,choice", *rows]))
+        commands.main(name, arguments)
+    run = Path("runs/quickstart")
+    made = ("report.html", "report.md", "rating/form.html", "rating/items.csv", "rating_key.json")
+    assert all((run / name).exists() for name in (*made, "rating_scores.json"))
+    assert Path("runs/comparison.html").exists()
+
+
 def test_the_data_formats_name_every_field_of_a_tree():
     page = (DOCS / "data-formats.md").read_text()
     section = page.partition("## Search trees")[2].partition("\n## ")[0]
     names = set(re.findall(r"`(\w+)`", section))
     assert {field.name for field in dataclasses.fields(TreeNode)} <= names
     assert {*COUNTS, "nodes", "simulations", "unreadable", "decisions_at_D"} <= names
+
+
+def test_the_data_formats_name_every_rule_that_leaves_a_preference_out():
+    page = (DOCS / "data-formats.md").read_text()
+    section = page.partition("### Preferences from elsewhere")[2].partition("\n### ")[0]
+    named = set(re.findall(r"`([\w-]+)`", section))
+    assert {*DROP_RULES, *typing.get_args(PreferenceFormat)} - {"auto"} <= named
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +185,50 @@ def test_the_guide_lists_every_architecture():
     assert all(f"`{name}`" in guide for name in FAMILIES)
 
 
+@pytest.mark.slow
+def test_the_plan_of_the_scaling_page_is_what_the_command_says(tmp_path, capsys):
+    """The table of the 8 B model, and the activations that do not fit before."""
+    page = (DOCS / "scaling.md").read_text()
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    plans = []
+    for code in re.findall(r"```bash\n(ixjax plan.*?)```", page, re.DOTALL):
+        line = code.replace("\\\n", "").replace("PATH/TO/Llama-3.1-8B-Instruct", str(tmp_path))
+        words = shlex.split(line)
+        commands.main(words[1], [*words[2:], "--json"])
+        plans.append(json.loads(capsys.readouterr().out))
+    before, after = plans
+    assert [w.partition(" ")[0] for w in before["warnings"]] == ["sft", "dpo", "evaluate"]
+    for stage, gigabytes in (("sft", "158.4"), ("dpo", "171.3")):
+        assert gigabytes in page
+        assert f"{before['training'][stage]['activations'] / 1e9:.1f}" == gigabytes
+    assert not after["warnings"]
+    compared, memory = [], [*after["training"].values(), *after["play"].values()]
+    for row in re.findall(r"^\| (\w[\w ]*?) \| ([\d.| ]+) \|$", page, re.MULTILINE):
+        name, shown = row[0].replace(" ", "_"), [cell.strip() for cell in row[1].split("|")]
+        if any(name in stage for stage in memory):
+            compared.append(name)
+            found = [f"{stage[name] / 1e9:.1f}" if name in stage else "" for stage in memory]
+            assert shown == found, name
+    assert len(compared) == 12
+
+
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "rope_theta": 500000.0,
+}
+
+
 def test_every_command_is_in_the_readme():
     readme = (DOCS.parent / "README.md").read_text()
-    for name in commands.STAGES | commands.TOOLS:
+    for name in commands.COMMANDS:
         assert f"| `ixjax {name}` |" in readme

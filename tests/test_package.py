@@ -20,6 +20,8 @@ def test_a_wheel_holds_the_presets_and_runs_them_from_another_folder(tmp_path):
     [wheel] = wheels.glob("ixjax-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"ixjax/configs/{path.name}" for path in Path("configs").glob("*.yaml")} <= set(names)
+    assets = Path("ixjax/report/assets")
+    assert {f"ixjax/report/assets/{path.name}" for path in assets.iterdir()} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "launch/"))]
 
     line = [*pip, "install", "-q", "--no-deps", "--target", str(installed), str(wheel)]

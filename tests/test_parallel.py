@@ -9,7 +9,9 @@ from jax.sharding import PartitionSpec
 
 from ixjax.parallel import (
     MeshConfig,
+    abstract_mesh,
     batch_sharding,
+    constrain,
     describe,
     make_mesh,
     partition_spec,
@@ -78,6 +80,22 @@ def test_batches_are_split_over_data_and_fsdp():
     assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 3)}
     whole = jax.device_put(np.zeros((8, 3)), replicated(mesh))
     assert {shard.data.shape for shard in whole.addressable_shards} == {(8, 3)}
+
+
+@pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(1, -1, 2), MeshConfig(2, 2, -1)])
+def test_an_abstract_mesh_has_the_sizes_of_a_real_one(config):
+    assert abstract_mesh(config, 8).shape == make_mesh(config).shape
+    assert abstract_mesh(config, 4096).size == 4096
+
+
+def test_an_abstract_mesh_is_refused_as_a_real_one_is():
+    with pytest.raises(ValueError, match="needs a multiple of 3 devices; 4096 found"):
+        abstract_mesh(MeshConfig(data=-1, fsdp=3), 4096)
+
+
+def test_nothing_is_constrained_where_no_mesh_is_in_use():
+    x = np.ones((8, 3))
+    assert constrain(x, ("rows", None)) is x
 
 
 def test_description_names_platform_and_layout():

@@ -240,7 +240,12 @@ def _show(value: Any) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without the silent loss of a key that is given twice."""
+    """YAML without the silent loss of a key that is given twice, and without numbers to base 60."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        # YAML 1.1 takes 10:15 for 615; to a person it is text.
+        text = str(self.construct_scalar(node))
+        return text if ":" in text else super().construct_yaml_int(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -253,3 +258,6 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)

@@ -1,7 +1,8 @@
 """The console command: `ixjax COMMAND [flags]`.
 
-A stage makes a part of a run, and takes every setting of the run. A tool uses what is there, and
-takes a few settings of its own (`ixjax.commands.tools`).
+A stage makes a part of a run, and takes every setting of the run. A preview takes them too, and
+makes nothing. A tool uses what is there, and takes a few settings of its own
+(`ixjax.commands.tools`).
 
 Bad input ends with one line and exit code 2, a full disk or a diverged training with 1, an
 interruption with 130, a training that SIGTERM told to save and leave with 75 (EX_TEMPFAIL of
@@ -35,11 +36,15 @@ STAGES = {
     "evaluate": "compare the methods on held-out users",
     "pipeline": "all of them in turn",
 }
+PREVIEWS = {"plan": "memory, arithmetic and time that a run would take"}
 TOOLS = {
+    "report": "a run, or several beside each other, as one page",
+    "rate": "people compare two methods blindly",
     "chat": "talk with a model in the terminal",
     "export": "a model as a Hugging Face folder",
     "parity": "compare what the engine and the trainer compute",
 }
+COMMANDS = STAGES | PREVIEWS | TOOLS
 JOINT = ("sft", "dpo", "export")  # what several processes do together
 PREEMPTED = 75  # exit code
 LAST_WORDS_SECONDS = 2.0  # that process 0 leaves the others to say what they found wrong
@@ -86,7 +91,7 @@ def main(command: str | None = None, arguments: Sequence[str] | None = None) -> 
 
 def _judge(error: BaseException, command: str) -> tuple[int, str | None]:
     """Exit code and what a person is told; None: all of it, since it is a bug."""
-    again = "" if command in TOOLS else "; run the same command again to continue"
+    again = "" if command in TOOLS | PREVIEWS else "; run the same command again to continue"
     if isinstance(error, InputError):
         return 2, f"error: {error}"
     if isinstance(error, BAD_PATHS):  # where a person's path leads nowhere, or into a file
@@ -120,8 +125,8 @@ def _leave_others(code: int) -> NoReturn:
 
 
 def _run(command: str, arguments: Sequence[str]) -> None:
-    if command not in STAGES | TOOLS:
-        known = ", ".join(STAGES | TOOLS)
+    if command not in COMMANDS:
+        known = ", ".join(COMMANDS)
         raise InputError(f"unknown command {command!r}; expected one of {known}")
     # Heavy imports wait until it is known that there is work to do.
     from rich.console import Console
@@ -131,7 +136,8 @@ def _run(command: str, arguments: Sequence[str]) -> None:
     # brackets and colons it has.
     width = None if sys.stdout.isatty() else 180
     console = Console(width=width, markup=False, emoji=False, highlight=False)
-    (_run_tool if command in TOOLS else _run_stage)(command, module, arguments, console)
+    run = {**dict.fromkeys(TOOLS, _run_tool), **dict.fromkeys(PREVIEWS, _run_preview)}
+    run.get(command, _run_stage)(command, module, arguments, console)
 
 
 def _run_stage(stage: str, module: Any, arguments: Sequence[str], console: Console) -> None:
@@ -151,6 +157,13 @@ def _run_stage(stage: str, module: Any, arguments: Sequence[str], console: Conso
         module.execute(run, reporter, console)
     finally:
         reporter.close()
+
+
+def _run_preview(preview: str, module: Any, arguments: Sequence[str], console: Console) -> None:
+    from ixjax.commands.arguments import parse
+
+    settings = parse(module.Settings, arguments, stage=preview, summary=module.SUMMARY)
+    module.execute(settings, console)
 
 
 def _run_tool(tool: str, module: Any, arguments: Sequence[str], console: Console) -> None:
@@ -207,8 +220,9 @@ def _version() -> str:
 
 def _usage() -> None:
     print("usage: ixjax STAGE [--config PATH-or-preset] [--out RUN] [flags]")
+    print("       ixjax PREVIEW [--config PATH-or-preset] [--out RUN] [flags]")
     print("       ixjax TOOL [--out RUN] [flags]")
-    for kind, commands in (("stages", STAGES), ("tools", TOOLS)):
+    for kind, commands in (("stages", STAGES), ("previews", PREVIEWS), ("tools", TOOLS)):
         print(f"\n{kind}:")
         for name, what in commands.items():
             print(f"  {name:<10} {what}")

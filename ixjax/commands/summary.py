@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ixjax.evaluation import Parity
-
-WEAK_CORRELATION = 0.1  # Spearman, of foretold and recorded outcomes
+from ixjax.models.placement import Placement
+from ixjax.pipeline import Plan
+from ixjax.report.formats import interval, is_weak, percent, show
 
 
 def print_prepare(console: Console, facts: Mapping[str, Any]) -> None:
@@ -98,7 +100,7 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
             ),
             (_evaluation_row(cell) for cell in cells),
         )
-        weak = [f for f in result["fidelity"] if f["simulator"] == user and _is_weak(f)]
+        weak = [f for f in result["fidelity"] if f["simulator"] == user and is_weak(f)]
         if weak:
             console.print(
                 f"{user} predicts the outcomes of held-out dialogues no better than their mean "
@@ -133,6 +135,32 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
     )
 
 
+def print_ratings(console: Console, result: Mapping[str, Any]) -> None:
+    """Win rates of the second method, and how far raters agree."""
+    first, second = result["methods"]
+    everyone = {"rater": "all, item by item", **result}
+    _print(
+        console,
+        f"{second} against {first}, with {result['user']}: share of items won, ties half",
+        ("rater", "items", "win rate", "95 % interval"),
+        (
+            (r["rater"], r["items"], percent(r["win_rate"]), interval(r["low"], r["high"]))
+            for r in (*result["by_rater"], everyone)
+        ),
+    )
+    rows = [
+        (f"Cohen's kappa, {' and '.join(c['raters'])}", c["items"], c["kappa"])
+        for c in result["cohen"]
+    ]
+    rows.append(("Fleiss' kappa, all raters", result["fleiss"]["items"], result["fleiss"]["kappa"]))
+    _print(console, "Agreement beyond chance", ("of", "items", "kappa"), rows)
+    place = result["first_shown"]
+    console.print(
+        f"{percent(place['share'])} of the decided votes went to A, the dialogue shown first "
+        f"({interval(place['low'], place['high'])}); far from a half, raters go by place."
+    )
+
+
 def print_parity(console: Console, models: Mapping[str, Parity], tolerance: float) -> None:
     """How far engine and trainer are apart, and where most."""
     _print(
@@ -164,31 +192,91 @@ def print_parity(console: Console, models: Mapping[str, Parity], tolerance: floa
     )
 
 
+def print_sharding(console: Console, placement: Placement) -> None:
+    """Where each weight lies, and what that makes on a device."""
+    rows = [
+        (w.name, w.shape, _axes(w.axes), _axes(w.mesh_axes), _gigabytes(w.device_bytes))
+        for w in placement.weights
+    ]
+    rows += [
+        (what, "", "", "", _gigabytes(size))
+        for what, size in (
+            ("all weights", placement.weight_bytes),
+            ("optimiser state", placement.state_bytes),
+        )
+    ]
+    _print(console, "Sharding", ("weight", "shape", "axes", "over", "GB on a device"), rows)
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """Memory by stage, work by stage, and what does not fit."""
+    layout = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
+    console.print(
+        f"{plan.parameters:,} parameters; training on {layout}, "
+        f"{_counted(plan.play_devices, 'device')} to each process that searches\n"
+    )
+    for title, stages in (("Training", plan.training), ("Play", plan.play)):
+        parts = [field.name for field in dataclasses.fields(next(iter(stages.values())))]
+        _print(
+            console,
+            f"{title}: GB on a device",
+            ("what", *stages),
+            (
+                (part.replace("_", " "), *(_gigabytes(getattr(m, part)) for m in stages.values()))
+                for part in [*parts, "peak"]
+            ),
+        )
+    _print(
+        console,
+        "Work, at the most",
+        ("stage", "tokens trained on", "read", "sampled", "PFLOP", "hours"),
+        (
+            (
+                e.work.stage,
+                *(round(n) for n in (e.work.trained, e.work.read, e.work.sampled)),
+                f"{e.flops / 1e15:,.2f}",
+                None if e.seconds is None else f"{e.seconds / 3600:,.2f}",
+            )
+            for e in plan.estimates
+        ),
+    )
+    for line in plan.assumed:
+        console.print(f"assumed: {line}")
+    for line in plan.warnings:
+        console.print(f"does not fit: {line}")
+
+
+def _axes(axes: Sequence[Any]) -> str:
+    """Axis names, `-` for a dimension that is whole."""
+    return ", ".join("+".join(a) if isinstance(a, tuple) else a or "-" for a in axes)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.3f}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def _by_rule(what: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return [(f"{what}: {rule.replace('_', ' ')}", count) for rule, count in counts.items()]
-
-
-def _is_weak(fidelity: Mapping[str, Any]) -> bool:
-    """Whether a simulator knows nothing of who is helped by what."""
-    error, baseline = fidelity["outcome_mae"], fidelity["outcome_mae_baseline"]
-    correlation = fidelity["outcome_spearman"]
-    return None in (error, correlation) or error >= baseline or correlation < WEAK_CORRELATION
 
 
 def _evaluation_row(cell: Mapping[str, Any]) -> tuple[Any, ...]:
     return (
         cell["method"],
         cell["engagement"],
-        _interval(cell["low"], cell["high"]),
+        interval(cell["low"], cell["high"]),
         cell["gain"],
-        _interval(cell["gain_low"], cell["gain_high"]),
-        _percent(cell["relative_gain"]),
-        _percent(cell["release_rate"]),
-        _percent(cell["win_rate"]),
+        interval(cell["gain_low"], cell["gain_high"]),
+        percent(cell["relative_gain"]),
+        percent(cell["release_rate"]),
+        percent(cell["win_rate"]),
         cell["turns"],
-        f"{_show(cell['distinct_1'])}/{_show(cell['distinct_2'])}",
+        f"{show(cell['distinct_1'])}/{show(cell['distinct_2'])}",
         cell["response_tokens"],
-        _percent(cell["unreadable_rate"]),
+        percent(cell["unreadable_rate"]),
     )
 
 
@@ -199,24 +287,7 @@ def _print(
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*map(_show, row))
+        table.add_row(*map(show, row))
     # A narrow terminal breaks long lines; figures are never cut.
     needed = table.__rich_measure__(console, console.options.update(max_width=1000)).maximum
     console.print(table, width=max(console.width, needed), no_wrap=True, crop=False)
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "n/a"
-    if isinstance(value, int):
-        return f"{value:,}"
-    # + 0.0 after rounding: no "-0.000".
-    return f"{round(value, 3) + 0.0:.3f}" if isinstance(value, float) else str(value)
-
-
-def _percent(value: float | None) -> str:
-    return "n/a" if value is None else f"{round(100 * value, 1) + 0.0:.1f} %"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "n/a" if low is None or high is None else f"{low:.3f} to {high:.3f}"

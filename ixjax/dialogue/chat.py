@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ixjax.dialogue.chat_template import ChatTemplate, Segment
+from ixjax.dialogue.fitting import fit_history
 from ixjax.dialogue.rendering import Said
 from ixjax.dialogue.scenarios.base import Scenario
 from ixjax.dialogue.types import Dialogue, Role, UserCondition
@@ -104,6 +105,10 @@ class View:
         if self.role == "policy":
             return self.scenario.policy_prompt
         return self.scenario.simulator_prompt(condition)
+
+    def conversation(self, dialogue: Dialogue) -> tuple[str, tuple[Said, ...]]:
+        """System text and turns as this side has them, for what renders any conversation."""
+        return self.system(dialogue.condition), tuple(self._said(dialogue))
 
     def messages(self, dialogue: Dialogue) -> list[dict[str, str]]:
         """The history in the chat format of `transformers` and TRL, roles as this side has them."""
@@ -288,20 +293,22 @@ class View:
         newest_in_tail = bool(dialogue.turns) and dialogue.turns[-1].role == self.role
         cue = newest_in_tail or self._speaks_next(turns)
         keep = 0 if newest_in_tail or not turns else 1
-        system, needed = self.system(dialogue.condition), 0
-        for dropped in range(len(turns) - keep + 1):
-            kept = turns[dropped:]
-            if dropped and len(kept) > keep and kept[0].own and not self.template.opens_own:
-                continue  # a neutral opening would claim that nothing went before
-            segments = [*self.template.segments(system, kept, cue=cue), tail]
-            needed = sum(len(segment.tokens) for segment in segments)
-            if needed <= max_tokens:
-                return Segment.join(segments), dropped
-        raise InputError(
-            f"dialogue {dialogue.id!r}: the {self.role}'s system text and the newest turn alone "
-            f"need {needed} tokens, the limit is {max_tokens}; shorten the turn or the condition, "
-            "or allow more (a longer model.max_length)"
+        fit = fit_history(
+            self.template,
+            self.system(dialogue.condition),
+            turns,
+            tail,
+            cue=cue,
+            keep=keep,
+            max_tokens=max_tokens,
         )
+        if fit.body is None:
+            raise InputError(
+                f"dialogue {dialogue.id!r}: the {self.role}'s system text and the newest turn "
+                f"alone need {fit.tokens} tokens, the limit is {max_tokens}; shorten the turn or "
+                "the condition, or allow more (a longer model.max_length)"
+            )
+        return fit.body, fit.dropped_turns
 
 
 def _find(tokens: Sequence[int], pattern: Sequence[int]) -> int | None:

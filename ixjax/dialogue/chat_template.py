@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ from ixjax.dialogue.rendering import (
     slot,
 )
 from ixjax.dialogue.tokenizer import OUTCOME
-from ixjax.io import InputError
+from ixjax.io import InputError, fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -153,6 +154,11 @@ class ChatTemplate:
         """Number of token ids, added tokens included."""
         return len(self.tokenizer)
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change when the tokenizer or its chat template does."""
+        return fingerprint(self.tokenizer.backend_tokenizer.to_str(), self.tokenizer.chat_template)
+
     def encode(self, text: str) -> list[int]:
         """Tokens of what somebody said; no special token is ever among them.
 
@@ -208,15 +214,20 @@ class ChatTemplate:
         prefix = () if first and self.joined else self.other_prefix
         return [*prefix, *self.encode_text(text.strip()), *self.other_suffix]
 
-    def segments(self, system: str, turns: Sequence[Said], *, cue: bool) -> list[Segment]:
+    def segments(self, system: str | None, turns: Sequence[Said], *, cue: bool) -> list[Segment]:
         """A history in segments, from the begin token on.
 
         Args:
-            system: the speaker's instructions.
-            turns: alternating, the oldest first.
+            system: the speaker's instructions; None: none are given, and the template may write
+                its own.
+            turns: the oldest first.
             cue: this speaker speaks next; without turns, it also opens the dialogue.
+
+        Raises:
+            InputError: the template refuses these roles in this order.
         """
-        if not self.additive and (turns or cue):
+        adds_up = self.additive or not (turns or cue)
+        if system is None or not (adds_up and _alternate(turns, cue)):
             return self._whole(system, turns, cue=cue)
         own_first = turns[0].own if turns else cue
         segments = [Segment.read(self.opening(system, own_first=own_first))]
@@ -227,17 +238,20 @@ class ChatTemplate:
             segments.append(Segment.read(self.own_prefix))
         return segments
 
-    def messages(self, system: str, turns: Sequence[Said], *, cue: bool) -> list[dict[str, str]]:
+    def messages(
+        self, system: str | None, turns: Sequence[Said], *, cue: bool
+    ) -> list[dict[str, str]]:
         """The same history as `tokenizer.apply_chat_template` takes it."""
         return build_messages(
             system, turns, cue=cue, takes_system=self.takes_system, opens_own=self.opens_own
         )
 
-    def _whole(self, system: str, turns: Sequence[Said], *, cue: bool) -> list[Segment]:
-        """Render all turns at once, for a template whose segments do not add up."""
-        slots = [Said(turn.own, slot(number)) for number, turn in enumerate(turns, start=1)]
-        text = render(self.tokenizer, self.messages(slot(0), slots, cue=cue), cue=cue)
-        said = [Said(False, system), *turns]
+    def _whole(self, system: str | None, turns: Sequence[Said], *, cue: bool) -> list[Segment]:
+        """Render all turns at once, where segments do not add up."""
+        said = [*([] if system is None else [Said(False, system)]), *turns]
+        slots = [Said(turn.own, slot(number)) for number, turn in enumerate(said)]
+        given = None if system is None else slots.pop(0).text
+        text = render(self.tokenizer, self.messages(given, slots, cue=cue), cue=cue)
         segments, own = [], False
         for markup, number in cut(text, len(said)):
             tokens = _markup_ids(self.tokenizer, markup)
@@ -269,6 +283,12 @@ class ChatTemplate:
                     stacklevel=3,
                 )
                 return
+
+
+def _alternate(turns: Sequence[Said], cue: bool) -> bool:
+    """Whether no side speaks twice in a row."""
+    own = [turn.own for turn in turns] + [True] * cue
+    return all(a != b for a, b in itertools.pairwise(own))
 
 
 _SAMPLES = (

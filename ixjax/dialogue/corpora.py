@@ -261,7 +261,7 @@ def add_dialogue(path: str | Path, dialogue: Dialogue) -> int:
 
 def _records_by_id(path: str | Path, schema: str | None) -> dict[str, dict]:
     if schema is not None:
-        numbered = enumerate(io.read_jsonl(path, schema=schema), start=2)
+        numbered = io.read_numbered_jsonl(path, schema=schema)
     else:
         numbered = io.read_json_lines(path)
     by_id: dict[str, dict] = {}

@@ -56,13 +56,13 @@ def cut(text: str, slots: int) -> list[tuple[str, int | None]]:
 
 
 def build_messages(
-    system: str, turns: Sequence[Said], *, cue: bool, takes_system: bool, opens_own: bool
+    system: str | None, turns: Sequence[Said], *, cue: bool, takes_system: bool, opens_own: bool
 ) -> list[dict[str, str]]:
     """A history as `apply_chat_template` takes it.
 
     Args:
-        system: the speaker's instructions.
-        turns: alternating, the oldest first.
+        system: the speaker's instructions; None: there are none.
+        turns: the oldest first.
         cue: this speaker speaks next.
         takes_system: else the system text is put before the other's first words.
         opens_own: else a neutral turn of the other's goes before an opening turn of one's own.
@@ -71,6 +71,8 @@ def build_messages(
     if own_first and not opens_own:
         turns = [Said(False, NEUTRAL), *turns]
     messages = [{"role": "assistant" if own else "user", "content": text} for own, text in turns]
+    if system is None:
+        return messages
     if takes_system:
         return [{"role": "system", "content": system}, *messages]
     if not messages:

@@ -7,6 +7,7 @@ from ixjax.evaluation.fidelity import fidelity, utterance_nll
 from ixjax.evaluation.metrics import bootstrap_interval, cell_metrics
 from ixjax.evaluation.parity import TOLERANCES, Difference, Parity, not_finite, parity
 from ixjax.evaluation.play import EvaluationConfig, Played, play
+from ixjax.evaluation.rating import RatingConfig
 
 __all__ = [
     "TOLERANCES",
@@ -14,6 +15,7 @@ __all__ = [
     "EvaluationConfig",
     "Parity",
     "Played",
+    "RatingConfig",
     "bootstrap_interval",
     "cell_metrics",
     "fidelity",

@@ -36,7 +36,13 @@ from ixjax.generation.buckets import (
 )
 from ixjax.generation.config import EngineConfig
 from ixjax.generation.resident import Key, ResidentBatch
-from ixjax.models import FULL_UNROLL_LAYERS, Transformer, mesh_of
+from ixjax.models import FULL_UNROLL_LAYERS, ModelConfig, Transformer, mesh_of
+
+
+def columns_of(model: ModelConfig, config: EngineConfig) -> int:
+    """Columns of a cache row: the longest context, and room behind it (see `cache.append`)."""
+    room = max(PIECES[-1], config.steps)  # for one padded piece or chunk
+    return round_up(model.max_length + room, SMALLEST_SPAN)
 
 
 class Executor:
@@ -67,9 +73,7 @@ class Executor:
         # values at every step: too dear for many of them where a kernel reads them in place.
         few = model.config.num_layers <= FULL_UNROLL_LAYERS
         self._apart = few or self.attention != "xla"
-        # Behind a full row there is room for one padded piece or chunk (see cache.append).
-        room = max(PIECES[-1], config.steps)
-        self.columns = round_up(model.config.max_length + room, SMALLEST_SPAN)
+        self.columns = columns_of(model.config, config)
 
     def use(self, model: Transformer) -> None:
         """Take these weights, of the same shape as the former."""

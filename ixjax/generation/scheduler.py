@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ixjax.generation.buckets import bucket
+from ixjax.generation.config import EngineConfig
 from ixjax.generation.contexts import Turns
 from ixjax.generation.games import Finished, Game
 from ixjax.generation.in_play import Event, InPlay, by_row, play_out, root_of, uttered
@@ -100,9 +101,14 @@ class _Side:
 def places(policy: ModelSpeaker, user: ModelSpeaker, rows: int) -> int:
     """Rows that each side has for dialogues in play, where `rows` of them are wanted."""
     engine = policy.engine
-    in_flight = 1 if engine is user.engine else engine.config.in_flight
+    return rows_in_play(engine.config, rows, shared=engine is user.engine)
+
+
+def rows_in_play(config: EngineConfig, rows: int, *, shared: bool) -> int:
+    """The same by the engine's settings, and whether both sides share one."""
+    in_flight = 1 if shared else config.in_flight
     # Half a batch more, since some are over and wait for their outcomes to be read.
-    return min(round((in_flight + 1 / 2) * engine.config.rows), bucket(rows))
+    return min(round((in_flight + 1 / 2) * config.rows), bucket(rows))
 
 
 class Scheduler(InPlay):

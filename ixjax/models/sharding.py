@@ -12,10 +12,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from ixjax.models.config import DType, ModelConfig
 from ixjax.models.transformer import Transformer, weight_specs
-from ixjax.parallel import make_mesh, partition_spec
+from ixjax.parallel import AnyMesh, make_mesh, partition_spec
 
 
-def param_shardings(config: ModelConfig, mesh: Mesh) -> nnx.State:
+def param_shardings(config: ModelConfig, mesh: AnyMesh) -> nnx.State:
     """A sharding for each parameter, in the tree that `nnx.split(model)[1]` has."""
     specs = weight_specs(config)
     # A head is not cut in two: its halves are rotated together.

@@ -27,11 +27,13 @@ from jax.typing import DTypeLike
 from ixjax.models.attention import Local, attend_causally, in_window, select, soften
 from ixjax.models.config import LoraConfig, ModelConfig
 from ixjax.models.rotary import Angles, Rotary, rotary_angles, rotate
+from ixjax.parallel import constrain
 
 # (layer_cache, local, q [B, H, T, D] scaled, k [B, K, T, D], v [B, K, T, D]) to
 # (out [B, H, T, D], whatever of it is to be kept).
 Attend = Callable[[Any, Local, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
+HIDDEN_AXES = ("rows", None, None)  # of hidden states [B, T, hidden]
 # What of a block is kept for its gradient: all, the products with its weights, or its input alone.
 Remat = Literal["none", "dots", "full"]
 REMAT_POLICIES = {
@@ -255,6 +257,7 @@ class Transformer(nnx.Module):
             x = self.embedding[...][tokens].astype(config.compute_dtype)
             if config.scale_embeddings:
                 x = x * jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
+            x = constrain(x, HIDDEN_AXES)
 
         # Known while tracing where all layers are alike, so that nothing is computed twice.
         alike = len(set(config.is_local)) == 1
@@ -264,7 +267,8 @@ class Transformer(nnx.Module):
             local = config.is_local[0] if alike else local
             angles = jax.tree.map(functools.partial(select, local), rotary.local, rotary.all)
             here = functools.partial(attend, layer_cache, local)
-            return block(config, nnx.merge(graph, weights), x, angles, chosen, here)
+            x, kept = block(config, nnx.merge(graph, weights), x, angles, chosen, here)
+            return constrain(x, HIDDEN_AXES), kept
 
         if layers is None:
             if remat != "none":

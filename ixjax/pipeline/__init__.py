@@ -8,24 +8,31 @@ from ixjax.pipeline.dpo import align
 from ixjax.pipeline.evaluate import evaluate
 from ixjax.pipeline.export import export
 from ixjax.pipeline.opening import open_run
+from ixjax.pipeline.plan import Plan, PlanConfig, make_plan
 from ixjax.pipeline.prepare import prepare
+from ixjax.pipeline.rating import export_rating, score_ratings
 from ixjax.pipeline.run import Reporter, Run
 from ixjax.pipeline.search import search
 from ixjax.pipeline.sft import train_speakers
 
 __all__ = [
     "Checkpoint",
+    "Plan",
+    "PlanConfig",
     "Reporter",
     "Run",
     "RunConfig",
     "align",
     "evaluate",
     "export",
+    "export_rating",
     "find_checkpoint",
+    "make_plan",
     "open_run",
     "prepare",
     "run_all",
     "run_checkpoints",
+    "score_ratings",
     "search",
     "train_speakers",
 ]

@@ -20,11 +20,11 @@ from ixjax.dialogue.types import ROLES, Role
 from ixjax.models import Transformer, check_hf, load_hf
 from ixjax.models.config import DType
 from ixjax.pipeline.bases import refuse_runs_model
-from ixjax.pipeline.inputs import SOURCES
+from ixjax.pipeline.inputs import pair_sources
 from ixjax.pipeline.run import Run
 from ixjax.training import is_finished, load_model
 
-ALIGNED = "policy_dpo/imcts"
+ALIGNED = ("policy_dpo/imcts", "policy_dpo/preferences")  # the first of a run's is its default
 FOLDER_DTYPE: DType = "bfloat16"  # of a Hugging Face folder, unless another is asked for
 RECORD, RECORD_SCHEMA = "ixjax.json", "ixjax.export"  # what a folder that we wrote says of itself
 
@@ -88,7 +88,8 @@ def run_checkpoints(run: Run) -> list[Checkpoint]:
     directory = run.directory
     roles: dict[str, Role] = {"policy_sft": "policy", "simulator": "user"}
     roles |= {"simulator_heldout": "user"}
-    roles |= {f"{directory.policy_dpo.name}/{source}": "policy" for source in SOURCES}
+    sources = pair_sources(run.config)
+    roles |= {f"{directory.policy_dpo.name}/{source}": "policy" for source in sources}
     return [
         Checkpoint(
             name,
@@ -145,7 +146,7 @@ def find_checkpoint(run: Run | None, name: str, *, role: Role | None = None) -> 
 def _default(known: dict[str, Checkpoint], role: Role | None) -> str:
     if role == "user":
         return "simulator"
-    return ALIGNED if known[ALIGNED].finished else "policy_sft"
+    return next((name for name in ALIGNED if name in known and known[name].finished), "policy_sft")
 
 
 def _for_side(found: Checkpoint, role: Role | None, *, hint: str = "") -> Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ixjax.dialogue.corpora import DataConfig
+from ixjax.dialogue.preferences import PreferencesConfig
 from ixjax.dialogue.tokenizer import TokenizerConfig
 from ixjax.distributed import DistributedConfig
 from ixjax.evaluation import EvaluationConfig
@@ -12,8 +13,16 @@ from ixjax.generation import DebugConfig, EngineConfig, ReadOut, SamplingConfig
 from ixjax.io import NO_EFFECT, InputError
 from ixjax.models import ModelArguments
 from ixjax.parallel import MeshConfig
+from ixjax.pipeline.metrics import MetricsConfig
 from ixjax.search import PairsConfig, SearchConfig
-from ixjax.training import CheckpointConfig, DPOConfig, ResumeConfig, SFTConfig
+from ixjax.training import (
+    CheckpointConfig,
+    DPOConfig,
+    ProfileConfig,
+    ReferenceConfig,
+    ResumeConfig,
+    SFTConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +96,19 @@ class RunConfig:
     """The tree search."""
     pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
     """Which preference pairs are taken."""
+    preferences: PreferencesConfig = dataclasses.field(default_factory=PreferencesConfig)
+    """A file of preferences beside them."""
     dpo: DPOConfig = dataclasses.field(default_factory=DPOConfig)
     """The alignment."""
     export: bool = dataclasses.field(default=False, metadata=NO_EFFECT)
     """Write each aligned policy as a Hugging Face folder, too, below exported/."""
+    reference: ReferenceConfig = dataclasses.field(
+        default_factory=ReferenceConfig, metadata=NO_EFFECT
+    )
+    """Stored log-probabilities of the reference."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     """The comparison on held-out conditions."""
+    metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig, metadata=NO_EFFECT)
+    """Where metrics go."""
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig, metadata=NO_EFFECT)
+    """Traces of trainings."""

@@ -1,8 +1,8 @@
-"""Pairs in; aligned policies out: on human pairs, on i×MCTS pairs, and on the mix."""
+"""Pairs in; aligned policies out: on human pairs, i×MCTS pairs, the mix, and on a file of pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,19 @@ import numpy as np
 
 from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
+from ixjax.dialogue.preference_tokens import pair_lengths
+from ixjax.dialogue.preferences import SHOWN_LINES
 from ixjax.distributed import is_first
 from ixjax.models import Transformer
 from ixjax.pipeline.checkpoints import find_checkpoint
 from ixjax.pipeline.export import export
-from ixjax.pipeline.inputs import SOURCES
+from ixjax.pipeline.inputs import PREFERENCES, pair_sources
+from ixjax.pipeline.preferences import given_pairs
 from ixjax.pipeline.run import Reporter, Run, tell_resumed
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
 from ixjax.training import (
+    ReferenceIdentity,
     load_reference,
-    model_fingerprint,
     reference_logprobs,
     save_reference,
     train_dpo,
@@ -32,8 +35,11 @@ def align(run: Run, reporter: Reporter) -> dict[str, Any]:
     Returns:
         The last metrics by source.
     """
-    run.require("prepare", "sft/policy", "pairs")
-    return {source: _align(run, source, reporter) for source in SOURCES}
+    run.require("prepare", "sft/policy")
+    sources = pair_sources(run.config)
+    if sources != (PREFERENCES,):
+        run.require("pairs")
+    return {source: _align(run, source, reporter) for source in sources}
 
 
 def policy_directory(run: Run, source: str) -> Path:
@@ -46,12 +52,9 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
     with run.stage(stage) as facts:
         if facts is None:
             return run.facts(stage)
-        pairs = _pairs(run, source)
-        view = run.view("policy")
-        rendered = [
-            view.pair(p.history, p.chosen, p.rejected, max_tokens=config.model.max_length)
-            for p in pairs
-        ]
+        rendered, account = _rendered(run, source)
+        facts.update(account)
+        _tell(reporter, source, facts)
         directory = policy_directory(run, source)
         policy = run.load(run.directory.policy_sft)
         reference = _reference(run, source, policy, rendered, reporter)
@@ -78,13 +81,33 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
         )
         if config.export:
             _export(run, source, reporter)
-        facts["pairs"] = len(pairs)
-        reporter.finish(pairs=len(pairs))
+        reporter.finish(pairs=len(rendered))
     return run.facts(stage)
 
 
+def _rendered(run: Run, source: str) -> tuple[list[RenderedPair], dict[str, Any]]:
+    """The pairs of one source, cut to `dpo.max_pairs` by a seeded draw, and facts about them."""
+    facts: dict[str, Any] = {}
+    if source == PREFERENCES:
+        found, rows = given_pairs(run)
+        facts = {"file": run.preferences_fingerprint, "rows": rows}
+        rendered = _draw(run, found)
+    else:
+        view, room = run.view("policy"), run.config.model.max_length
+        rendered = [
+            view.pair(p.history, p.chosen, p.rejected, max_tokens=room)
+            for p in _draw(run, _pairs(run, source))
+        ]
+    facts |= {
+        "pairs": len(rendered),
+        "lengths": pair_lengths(rendered),
+        "dropped_turns": sum(pair.dropped_turns for pair in rendered),
+    }
+    return rendered, facts
+
+
 def _pairs(run: Run, source: str) -> list[PreferencePair]:
-    """The pairs of one source, cut to `dpo.max_pairs` by a seeded draw."""
+    """The pairs of the run's own of one source."""
     searched, human = (
         [PreferencePair.from_json(r) for r in io.read_jsonl(path, schema=PAIRS_SCHEMA)]
         for path in (run.directory.pairs, run.directory.human_pairs)
@@ -98,8 +121,35 @@ def _pairs(run: Run, source: str) -> list[PreferencePair]:
         raise io.InputError(
             f"{run.directory.human_pairs}: no {source} pair: the policy repeated every human turn"
         )
+    return found
+
+
+def _draw(run: Run, found: Sequence[Any]) -> list[Any]:
     order = np.random.default_rng(run.config.seed).permutation(len(found))
     return [found[i] for i in order[: run.config.dpo.max_pairs]]
+
+
+def _tell(reporter: Reporter, source: str, facts: Mapping[str, Any]) -> None:
+    """What the pairs of a source are, before hours are spent on them."""
+    lengths = "; ".join(
+        f"{name} {size['median']} / {size['p95']} / {size['longest']}"
+        for name, size in facts["lengths"].items()
+    )
+    reporter.note(
+        f"dpo {source}: {facts['pairs']:,} pairs, tokens (median / 95 % / longest): {lengths}; "
+        f"{facts['dropped_turns']:,} oldest turns had no room"
+    )
+    rows = facts.get("rows")
+    if rows is None:
+        return
+    reporter.note(
+        f"dpo {source}: {rows['format']}, {rows['read']:,} rows, {rows['kept']:,} of them pairs, "
+        f"{rows['shortened_prompts']:,} prompts shortened (by {rows['dropped_turns']:,} turns and "
+        f"{rows['cut_tokens']:,} tokens)"
+    )
+    for rule, count in rows["dropped"].items():
+        places = ", ".join(rows["dropped_at"][rule]) + (", ..." if count > SHOWN_LINES else "")
+        reporter.note(f"dpo {source}: left out as {rule.replace('_', ' ')}: {count:,} ({places})")
 
 
 def _reference(
@@ -111,15 +161,14 @@ def _reference(
 ) -> Any:
     """Reference log-probabilities: from disk if they are of this policy and these tokens."""
     path = policy_directory(run, source) / "reference.json"
-    tokens = [[pair.prompt, pair.chosen, pair.rejected] for pair in rendered]
-    belongs_to = io.fingerprint(model_fingerprint(policy), tokens)
-    stored, reason = load_reference(path, belongs_to)
+    identity = ReferenceIdentity.of(policy, rendered, tokenizer=run.template.fingerprint)
+    stored, reason = load_reference(path, identity, strict=run.config.reference.strict)
     if stored is not None:
         return stored
     reporter.note(f"dpo {source}: reference log-probabilities are computed ({reason})")
     reference = reference_logprobs(policy, rendered, run.config.dpo, mesh=run.mesh)
     if is_first():
-        save_reference(path, reference, belongs_to)
+        save_reference(path, reference, identity)
     return reference
 
 

@@ -12,13 +12,12 @@ from ixjax.dialogue.scenarios import sandbox
 from ixjax.dialogue.types import Dialogue
 from ixjax.evaluation import Played, cell_metrics, fidelity, play
 from ixjax.generation import Speaker, User
+from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.dpo import policy_directory
-from ixjax.pipeline.inputs import SIMULATORS, SOURCES, SPEAKERS
+from ixjax.pipeline.inputs import SIMULATORS, SPEAKERS, pair_sources
 from ixjax.pipeline.run import Reporter, Run
 from ixjax.search import SearchConfig, SearchingPolicy
 
-SCHEMA = "ixjax.evaluation"
-PLAYED_SCHEMA = "ixjax.played"
 REFERENCE_METHOD = "sft"
 # Seeds apart from those of the search, so that no method meets dialogues it was tuned on.
 EVALUATION_SEED = 1000
@@ -31,7 +30,7 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
         The content of evaluation.json.
     """
     run.require("prepare", *(f"sft/{name}" for name in SPEAKERS))
-    run.require(*(f"dpo/{source}" for source in SOURCES))
+    run.require(*(f"dpo/{source}" for source in pair_sources(run.config)))
     with run.stage("evaluate") as facts:
         if facts is None:
             return dict(io.read_json(run.directory.evaluation))
@@ -45,7 +44,8 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
                 baseline: list[Played] = []
                 user = functools.cache(make_user)  # made once, where any cell is left to play
                 for method, make_policy in methods.items():
-                    played = _cell(run, f"{inputs}-{method}-{user_name}", make_policy, user, roots)
+                    path = run.directory.played_by(method, user_name, inputs=inputs)
+                    played = _cell(run, path, make_policy, user, roots)
                     baseline = played if method == REFERENCE_METHOD else baseline
                     cell = cell_metrics(
                         played,
@@ -61,8 +61,8 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
                     run.log("evaluate", cell)
         reporter.finish()
         result = {
-            "schema": SCHEMA,
-            "version": 1,
+            "schema": io.EVALUATION_SCHEMA,
+            "version": io.SCHEMA_VERSION,
             "conditions": len(roots),
             "methods": list(methods),
             "users": list(users),
@@ -76,17 +76,16 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
 
 def _cell(
     run: Run,
-    name: str,
+    path: Path,
     make_policy: Callable[[], Speaker],
     make_user: Callable[[], User],
     roots: list[Dialogue],
 ) -> list[Played]:
     """One method against one user, from disk if it was played before."""
-    path = run.directory.played / f"{name}.jsonl"
     if path.exists():
-        return [Played.from_json(r) for r in io.read_jsonl(path, schema=PLAYED_SCHEMA)]
+        return [Played.from_json(r) for r in io.read_jsonl(path, schema=io.PLAYED_SCHEMA)]
     played = play(make_policy(), make_user(), roots, config=run.config.evaluation)
-    io.write_jsonl(path, [p.to_json() for p in played], schema=PLAYED_SCHEMA)
+    io.write_jsonl(path, [p.to_json() for p in played], schema=io.PLAYED_SCHEMA)
     return played
 
 
@@ -94,24 +93,12 @@ def _methods(run: Run) -> dict[str, Callable[[], Speaker]]:
     """Each method as something that makes its policy when its turn has come."""
     policy = functools.partial(run.speaker, role="policy", seed_offset=EVALUATION_SEED)
 
-    settings = run.config.evaluation
-
     def searching(iterations: int) -> Speaker:
-        config = SearchConfig(
-            iterations=iterations,
-            width=settings.candidates,
-            reactions=settings.rollouts,
-            max_turns=settings.max_turns,
-            trees=settings.batch,
-            c_uct=run.config.search.c_uct,
-            # What is tried again meets other reactions: a lucky one alone decides nothing.
-            widening_exponent=0.8 if iterations > 1 else 0.0,
-        )
         return SearchingPolicy(
             policy(run.directory.policy_sft),
             run.speaker(run.directory.simulator, "user", seed_offset=2 * EVALUATION_SEED),
             run.scenario,
-            config,
+            look_ahead(run.config, iterations),
             choose="value",
             reuse=iterations > 1,
         )
@@ -120,11 +107,26 @@ def _methods(run: Run) -> dict[str, Callable[[], Speaker]]:
         REFERENCE_METHOD: functools.partial(policy, run.directory.policy_sft),
         "best_of_n": functools.partial(searching, 1),
     }
-    if settings.think:
-        methods["imcts"] = functools.partial(searching, settings.think)
-    for source in SOURCES:
+    if run.config.evaluation.think:
+        methods["imcts"] = functools.partial(searching, run.config.evaluation.think)
+    for source in pair_sources(run.config):
         methods[f"dpo_{source}"] = functools.partial(policy, policy_directory(run, source))
     return methods
+
+
+def look_ahead(config: RunConfig, iterations: int) -> SearchConfig:
+    """The search of a method that looks ahead before each turn; of one iteration: best of n."""
+    settings = config.evaluation
+    return SearchConfig(
+        iterations=iterations,
+        width=settings.candidates,
+        reactions=settings.rollouts,
+        max_turns=settings.max_turns,
+        trees=settings.batch,
+        c_uct=config.search.c_uct,
+        # What is tried again meets other reactions: a lucky one alone decides nothing.
+        widening_exponent=0.8 if iterations > 1 else 0.0,
+    )
 
 
 def _users(run: Run) -> dict[str, Callable[[], User]]:

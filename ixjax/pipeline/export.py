@@ -22,6 +22,7 @@ from ixjax.models.config import DType
 from ixjax.models.hf_config import CONFIG
 from ixjax.models.lora import ADAPTER_CONFIG
 from ixjax.pipeline.checkpoints import RECORD, RECORD_SCHEMA, Checkpoint, export_record
+from ixjax.pipeline.metrics import TENSORBOARD, WANDB
 from ixjax.pipeline.run import Run
 
 # What a stage writes below a run directory: nothing of another's belongs there.
@@ -35,6 +36,10 @@ STAGE_FOLDERS = (
     "pairs_llama_factory",
     "policy_dpo",
     "evaluation",
+    "profile",
+    "rating",
+    TENSORBOARD,
+    WANDB,
 )
 
 

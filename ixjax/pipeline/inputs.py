@@ -6,6 +6,7 @@ the corpus: a stage is fresh if the manifest holds the fingerprint that it would
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,22 +15,30 @@ from ixjax.pipeline.config import RunConfig
 
 SPEAKERS = ("policy", "simulator", "simulator_heldout")
 SIMULATORS = ("simulator", "simulator_heldout")
-SOURCES = ("human", "imcts", "mix")
-PATHS = ("data.path", "tokenizer.path", "model.path")  # settings that count by what lies there
+SOURCES = ("human", "imcts", "mix")  # of pairs that the run makes itself
+PREFERENCES = "preferences"  # the source that is a file
+PATHS = ("data.path", "tokenizer.path", "model.path")  # that count by what lies there
 SMALL_BYTES = 20_000_000  # of a checkpoint, larger files are told apart by name and size alone
 
 
-def stage_inputs(stage: str, config: RunConfig, prepared: str) -> str:
+def stage_inputs(stage: str, config: RunConfig, prepared: str, preferences: str = "") -> str:
     """The fingerprint of everything that `stage` is made from.
 
     Args:
         stage: its name in the manifest.
         config: of the run.
         prepared: the fingerprint of `prepare`, from `corpus_inputs`.
+        preferences: the fingerprint of the file `preferences.path`.
     """
 
     def of(name: str) -> str:
-        return stage_inputs(name, config, prepared)
+        return stage_inputs(name, config, prepared, preferences)
+
+    def dpo() -> list[object]:
+        if which == PREFERENCES:
+            given = dataclasses.replace(config.preferences, alone=False)  # touches others alone
+            return [preferences, of("sft/policy"), config.dpo, given, which]
+        return [of("pairs"), of("sft/policy"), config.dpo, config.pairs, which]
 
     kind, _, which = stage.partition("/")
     parts: Mapping[str, Callable[[], list[object]]] = {
@@ -43,14 +52,20 @@ def stage_inputs(stage: str, config: RunConfig, prepared: str) -> str:
             config.seed,
         ],
         "pairs": lambda: [of("search"), config.pairs],
-        "dpo": lambda: [of("pairs"), of("sft/policy"), config.dpo, config.pairs, which],
+        "dpo": dpo,
         "evaluate": lambda: [
-            [of(f"dpo/{source}") for source in SOURCES],
+            [of(f"dpo/{source}") for source in pair_sources(config)],
             [of(f"sft/{name}") for name in SIMULATORS],
             config.evaluation,
         ],
     }
     return io.fingerprint(stage, *parts[kind]())
+
+
+def pair_sources(config: RunConfig) -> tuple[str, ...]:
+    """The sources of pairs that a run aligns a policy on, each by itself."""
+    given = (PREFERENCES,) if config.preferences.path else ()
+    return given if config.preferences.alone else SOURCES + given
 
 
 def corpus_inputs(config: RunConfig, found: Mapping[str, object]) -> str:
@@ -74,9 +89,8 @@ def sources(config: RunConfig) -> dict[str, object]:
 
 def paths(config: RunConfig) -> dict[str, str]:
     """The settings that count by what lies there, by their dotted names."""
-    return dict(
-        zip(PATHS, (config.data.path, config.tokenizer.path, config.model.path), strict=True)
-    )
+    prepared = (config.data.path, config.tokenizer.path, config.model.path)
+    return dict(zip(PATHS, prepared, strict=True)) | {"preferences.path": config.preferences.path}
 
 
 def speaker_seed(name: str, seed: int) -> int:

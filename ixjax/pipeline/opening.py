@@ -17,7 +17,9 @@ from ixjax.dialogue.scenarios import get_scenario
 from ixjax.generation.outcomes import OUTCOME_TOKENS
 from ixjax.pipeline.bases import check_base
 from ixjax.pipeline.config import RunConfig
-from ixjax.pipeline.inputs import paths
+from ixjax.pipeline.inputs import PREFERENCES, paths
+from ixjax.pipeline.metrics import check_packages
+from ixjax.pipeline.preferences import check_preferences
 from ixjax.pipeline.run import Run
 
 
@@ -38,7 +40,8 @@ def open_run(config: RunConfig) -> Run:
         theirs = yaml.safe_load(directory.config.read_text()) or {}
         _refuse_other_config(run, _flatten(theirs))
         _refuse_changed_sources(run)
-        check_base(run)
+        _refuse_changed_preferences(run)
+        _check_files(run)
         if theirs != yaml.safe_load(yaml.safe_dump(mine)):  # in what changes no result
             io.write_text(directory.config, yaml.safe_dump(mine, sort_keys=False))
     elif directory.root.exists() and not directory.root.is_dir():
@@ -49,14 +52,21 @@ def open_run(config: RunConfig) -> Run:
             "give an empty or new folder as --out"
         )
     else:
-        check_base(run)
+        _check_files(run)
         directory.root.mkdir(parents=True, exist_ok=True)
         io.write_text(directory.config, yaml.safe_dump(mine, sort_keys=False))
     return run
 
 
+def _check_files(run: Run) -> None:
+    """Refuse now what could not be read hours later."""
+    check_base(run)
+    check_preferences(run)
+
+
 def _check_settings(config: RunConfig) -> None:
     """Refuse now what would fail hours later."""
+    check_packages(config.metrics)
     if not 0 <= config.seed < 2**31:
         raise io.InputError(f"seed is {config.seed}; expected 0 or more, below 2^31")
     if config.search.width < 2:
@@ -132,4 +142,15 @@ def _refuse_changed_sources(run: Run) -> None:
             + "\n".join(lines)
             + f"\nMade with it: {', '.join(trained)}. "
             "Give another --out, or put back what was there."
+        )
+
+
+def _refuse_changed_preferences(run: Run) -> None:
+    """Refuse to align anew, in the place of what was aligned on other rows."""
+    aligned, path = f"dpo/{PREFERENCES}", Path(run.config.preferences.path)
+    made = run.manifest.made.get(aligned)
+    if path.is_file() and made not in (None, run.inputs(aligned)):
+        raise io.InputError(
+            f"{run.directory.root}: {aligned} was made from other preferences than those that are "
+            f"in {path} now. Give another --out, or put back what was there."
         )

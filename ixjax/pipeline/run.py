@@ -29,8 +29,10 @@ from ixjax.generation import Account, ModelSpeaker, speaker_engine
 from ixjax.models import Transformer
 from ixjax.parallel import describe, make_mesh
 from ixjax.pipeline.config import RunConfig
-from ixjax.pipeline.inputs import corpus_inputs, paths, sources, stage_inputs
-from ixjax.training import load_model
+from ixjax.pipeline.environment import versions
+from ixjax.pipeline.inputs import PREFERENCES, corpus_inputs, paths, sources, stage_inputs
+from ixjax.pipeline.metrics import Sink, open_sinks
+from ixjax.training import Profiler, load_model
 
 CONDITIONS_SCHEMA = "ixjax.conditions"
 WARM_UP_SECONDS = 10.0  # between two words about a warm-up
@@ -172,7 +174,7 @@ class Run:
 
     def inputs(self, stage: str) -> str:
         """The fingerprint of what a stage is made from now."""
-        return stage_inputs(stage, self.config, self._prepared)
+        return stage_inputs(stage, self.config, self._prepared, self.preferences_fingerprint)
 
     @functools.cached_property
     def sources(self) -> dict[str, object]:
@@ -189,6 +191,15 @@ class Run:
     def recorded_sources(self) -> Mapping[str, object]:
         """What the run was prepared from, as the manifest has it; empty before that."""
         return (self.manifest.get("prepare") or {}).get("sources", {})
+
+    @functools.cached_property
+    def preferences_fingerprint(self) -> str:
+        """The fingerprint of the file of preferences; of one that is gone, as it was read."""
+        path = self.config.preferences.path
+        if Path(path).is_file():
+            return io.file_fingerprint(path)
+        recorded = self.manifest.get(f"dpo/{PREFERENCES}") or {}
+        return recorded.get("file", "") if path else ""
 
     @functools.cached_property
     def _prepared(self) -> str:
@@ -268,12 +279,16 @@ class Run:
                 self.manifest.forget(name)
             raise
         seconds = round(time.monotonic() - started, 1)
+        made_with = {**versions(), "devices": self.devices}
         with first_then_others(f"{name} is finished"):
             if is_first():
-                self.manifest.record(name, inputs, seconds=seconds, **facts)
+                self.manifest.record(name, inputs, made_with=made_with, seconds=seconds, **facts)
 
     def log(self, stage: str, metrics: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl, in one of the processes that train together."""
+        """Append a line to metrics.jsonl, and tell the sinks that the run asks for.
+
+        Of processes that train together the first one does.
+        """
         if not is_first():
             return
         finite = {
@@ -281,6 +296,19 @@ class Run:
             for key, value in metrics.items()
         }
         io.append_jsonl(self.directory.metrics, {"stage": stage, **finite})
+        for sink in self._sinks:
+            sink.log(stage, finite)
+
+    @functools.cached_property
+    def _sinks(self) -> list[Sink]:
+        if self.config.processes.index > 0:
+            return []
+        settings = dataclasses.asdict(self.config)
+        return open_sinks(self.config.metrics, self.directory, settings)
+
+    def profiler(self, stage: str) -> Profiler:
+        """Traces the steps of a training that the run asks for."""
+        return Profiler(self.config.profile, self.directory.root / "profile" / stage)
 
 
 def tell_resumed(reporter: Reporter, what: str, metrics: dict[str, Any]) -> None:

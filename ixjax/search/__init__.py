@@ -1,5 +1,6 @@
 """i×MCTS: trees of a policy's responses and a simulated user's reactions, and pairs from them."""
 
+from ixjax.io import PAIRS_SCHEMA, TREE_SCHEMA
 from ixjax.search.account import SearchAccount
 from ixjax.search.config import SearchConfig
 from ixjax.search.human_pairs import human_pairs
@@ -12,10 +13,10 @@ from ixjax.search.pairs import (
     balance_depths,
     extract_pairs,
 )
-from ixjax.search.preference import PAIRS_SCHEMA, PreferencePair, llama_factory_info
+from ixjax.search.preference import PreferencePair, llama_factory_info
 from ixjax.search.reuse import clear
 from ixjax.search.thinking import ThinkingSession
-from ixjax.search.tree import TREE_SCHEMA, FinishedTree, Tree, TreeNode
+from ixjax.search.tree import FinishedTree, Tree, TreeNode
 from ixjax.search.uct import add_children, backpropagate, uct_select
 
 __all__ = [

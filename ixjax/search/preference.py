@@ -19,8 +19,6 @@ from ixjax.dialogue.types import Dialogue, Turn
 from ixjax.io import InputError
 from ixjax.search.tree import restored_dialogue
 
-PAIRS_SCHEMA = "ixjax.pairs"
-
 _ROLES = {"policy": "assistant", "user": "user"}
 
 

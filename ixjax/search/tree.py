@@ -25,8 +25,6 @@ from jax.typing import DTypeLike
 from ixjax.dialogue.types import Dialogue
 from ixjax.io import InputError
 
-TREE_SCHEMA = "ixjax.tree"
-
 NodeKind = Literal["decision", "response"]
 
 

@@ -8,17 +8,18 @@ from ixjax.training.checkpoints import (
     model_fingerprint,
     save_model,
 )
-from ixjax.training.dpo import (
-    DPOConfig,
-    load_reference,
-    reference_logprobs,
-    save_reference,
-    train_dpo,
-)
+from ixjax.training.dpo import DPOConfig, reference_logprobs, train_dpo
 from ixjax.training.examples import sft_examples
 from ixjax.training.objectives import dpo_loss, sft_loss, token_logprobs
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.preemption import Preempted
+from ixjax.training.profiling import ProfileConfig, Profiler
+from ixjax.training.reference import (
+    ReferenceConfig,
+    ReferenceIdentity,
+    load_reference,
+    save_reference,
+)
 from ixjax.training.sft import SFTConfig, example_logprobs, train_sft, validation_loss
 
 __all__ = [
@@ -26,6 +27,10 @@ __all__ = [
     "DPOConfig",
     "OptimizerConfig",
     "Preempted",
+    "ProfileConfig",
+    "Profiler",
+    "ReferenceConfig",
+    "ReferenceIdentity",
     "ResumeConfig",
     "SFTConfig",
     "dpo_loss",

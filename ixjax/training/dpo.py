@@ -31,9 +31,6 @@ from ixjax.training.scoring import scored_logprobs
 from ixjax.training.steps import Weight, make_eval_step, place_batch, place_params
 from ixjax.training.trainer import OnStep, Training, train
 
-SCHEMA = "ixjax.reference"
-
-
 PairLoss = Literal["sigmoid", "ipo", "hinge", "robust", "simpo"]
 
 
@@ -257,32 +254,6 @@ def _batches(
         row_length=config.row_length,
         multiple=mesh.shape["data"] * mesh.shape["fsdp"] * config.micro_batches,
     )
-
-
-def save_reference(path: str | Path, reference: np.ndarray, fingerprint: str) -> None:
-    """Keep reference log-probabilities `[P, 2]` with the fingerprint of what they belong to.
-
-    Args:
-        path: the file (JSON).
-        reference: from `reference_logprobs`.
-        fingerprint: of the reference model and the pairs' tokens.
-    """
-    record = {"schema": SCHEMA, "version": io.SCHEMA_VERSION, "fingerprint": fingerprint}
-    io.write_json(path, record | {"logprobs": reference.tolist()})
-
-
-def load_reference(path: str | Path, fingerprint: str) -> tuple[np.ndarray | None, str]:
-    """What `save_reference` kept, or None and why it can't be used: compute it anew."""
-    if not Path(path).exists():
-        return None, "none are stored"
-    try:
-        record = io.read_json(path)
-        reference = np.array(record["logprobs"], np.float32).reshape(-1, 2)
-    except (io.InputError, KeyError, TypeError, ValueError):
-        return None, "the stored ones are damaged"
-    if record.get("fingerprint") != fingerprint:
-        return None, "the stored ones belong to other pairs, tokens or weights"
-    return reference, "stored"
 
 
 def train_dpo(

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ixjax.distributed import to_devices
 from ixjax.models import ModelConfig, Transformer, mesh_of
 from ixjax.models.transformer import weight_specs
-from ixjax.parallel import BATCH_AXES, batch_sharding, replicated
+from ixjax.parallel import BATCH_AXES, batch_sharding, on, replicated
 from ixjax.training.batching import pad_rows
 from ixjax.training.checkpoints import abstract_tree
 
@@ -144,7 +144,8 @@ def make_steps(
         weight = jax.tree.map(lambda w: jnp.maximum(w, 1.0), objective.weight(batch))
 
         def share(params: Any, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return objective(nnx.merge(graph, join(params, frozen)), part, weight)
+            with on(mesh):
+                return objective(nnx.merge(graph, join(params, frozen)), part, weight)
 
         def of_part(part: Any) -> tuple[Any, Any]:
             (loss, metrics), grads = jax.value_and_grad(share, has_aux=True)(params, part)
@@ -213,8 +214,13 @@ def _abstract_moments(
 def make_eval_step(config: ModelConfig, mesh: Mesh, function: Callable[..., Any]) -> Any:
     """`function(model, batch)`, jitted as (params, batch) -> result, which every device holds."""
     graph, shardings = nnx.graphdef(Transformer(config)), _shardings(config, mesh)
+
+    def evaluate(params: Any, batch: Any) -> Any:
+        with on(mesh):
+            return function(nnx.merge(graph, params), batch)
+
     return jax.jit(
-        lambda params, batch: function(nnx.merge(graph, params), batch),
+        evaluate,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )
@@ -224,8 +230,13 @@ def make_eval_step(config: ModelConfig, mesh: Mesh, function: Callable[..., Any]
 def make_loss_step(config: ModelConfig, mesh: Mesh, objective: Objective) -> Any:
     """(params, batch, weight of all batches) -> what the batch adds to the loss of all."""
     graph, shardings = nnx.graphdef(Transformer(config)), _shardings(config, mesh)
+
+    def share(params: Any, batch: Any, weight: Any) -> jax.Array:
+        with on(mesh):
+            return objective(nnx.merge(graph, params), batch, weight)[0]
+
     return jax.jit(
-        lambda params, batch, weight: objective(nnx.merge(graph, params), batch, weight)[0],
+        share,
         in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
         out_shardings=replicated(mesh),
     )

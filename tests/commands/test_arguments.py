@@ -90,6 +90,11 @@ def test_an_empty_file_gives_the_defaults(tmp_path):
     assert load(Outer, write(tmp_path, "")) == Outer()
 
 
+def test_steps_with_a_colon_are_text_in_a_file_though_yaml_has_numbers_to_base_60(tmp_path):
+    assert load(RunConfig, write(tmp_path, "profile: {steps: 10:15}")).profile.steps == "10:15"
+    assert load(RunConfig, write(tmp_path, "seed: 0x1F")).seed == 31
+
+
 def test_yaml_1e3_and_integers_are_numbers_where_a_float_is_wanted(tmp_path):
     assert load(Outer, write(tmp_path, "inner: {rate: 1e-3}")).inner.rate == 1e-3
     assert load(Outer, write(tmp_path, "inner: {rate: 2}")).inner.rate == 2.0

@@ -413,7 +413,6 @@ def test_every_tool_has_a_launcher_and_settings_of_its_own(tool, capsys, monkeyp
     assert ended.value.code == 0
     page = capsys.readouterr().out
     assert "--out" in page
-    assert "--model" in page
     assert "--dpo.steps" not in page
 
 

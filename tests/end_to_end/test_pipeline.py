@@ -6,12 +6,14 @@ import collections
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from ixjax import io
 from ixjax.generation import SamplingConfig
 from ixjax.pipeline import align, open_run, prepare, run_all, search, train_speakers
+from ixjax.report import write_report
 from ixjax.search import PairsConfig
 from ixjax.training import SFTConfig, load_model
 from tests.end_to_end.tiny import Silent, tiny_run
@@ -58,6 +60,24 @@ def test_every_method_meets_every_user(whole):
     assert cells == {
         (method, user) for method in methods for user in ("simulator", "simulator_heldout", "true")
     }
+
+
+def test_a_finished_run_has_a_report_without_a_gap(whole, tmp_path):
+    out, result, _ = whole
+    _, text = write_report([str(out)], to=str(tmp_path))
+    report = text.read_text().replace("\\", "")
+    assert "*Missing:*" not in report
+    for cell in result["evaluate"]["cells"]:
+        assert f"| {cell['engagement']:.3f} |" in report
+
+
+def test_every_finished_stage_says_what_it_was_made_with(whole):
+    out, _, _ = whole
+    manifest = io.Manifest.load(out / "manifest.json")
+    assert manifest.made_with.keys() == manifest.stages.keys()
+    for found in manifest.made_with.values():
+        assert found["jax"] == jax.__version__
+        assert found["devices"].startswith(f"{jax.device_count()} {jax.default_backend()} device")
 
 
 def test_pairs_are_in_trls_conversational_form(whole):

@@ -16,7 +16,7 @@ from ixjax.models import (
     param_shardings,
 )
 from ixjax.models.transformer import weight_specs
-from ixjax.parallel import MeshConfig, batch_sharding, make_mesh
+from ixjax.parallel import MeshConfig, batch_sharding, make_mesh, on
 from tests.models.tiny import random_model
 
 CONFIG = ModelConfig(
@@ -64,6 +64,23 @@ def test_sharded_params_give_the_single_device_logits():
     sharded = nnx.merge(graph, jax.device_put(params, param_shardings(CONFIG, MESH)))
     assert sharded.layers.down[...].sharding.shard_shape((2, 32, 16)) == (2, 16, 8)
     found = logits(sharded, jax.device_put(TOKENS, batch_sharding(MESH)))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_hidden_states_that_are_split_as_the_batch_give_the_same_logits():
+    model = random_model(CONFIG)
+    expected = np.asarray(logits(model, TOKENS))
+    graph, params = nnx.split(model)
+    sharded = nnx.merge(graph, jax.device_put(params, param_shardings(CONFIG, MESH)))
+    tokens = jax.device_put(TOKENS, batch_sharding(MESH))
+
+    @jax.jit
+    def both(model, tokens):
+        with on(MESH):
+            return model.hidden(tokens), model(tokens)
+
+    split, found = both(sharded, tokens)
+    assert split.sharding.shard_shape(split.shape) == (2, 6, 16)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 

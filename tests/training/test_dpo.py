@@ -11,13 +11,7 @@ from ixjax.dialogue.chat import RenderedPair
 from ixjax.io import InputError
 from ixjax.models import param_shardings
 from ixjax.parallel import batch_sharding
-from ixjax.training import (
-    DPOConfig,
-    load_reference,
-    reference_logprobs,
-    save_reference,
-    train_dpo,
-)
+from ixjax.training import DPOConfig, reference_logprobs, train_dpo
 from ixjax.training.dpo import PairObjective
 from ixjax.training.steps import place_params
 from tests.training.doubles import (
@@ -170,29 +164,6 @@ def test_padding_pairs_change_nothing():
         jax.tree.leaves(loss(model, batch)), jax.tree.leaves(loss(model, padded)), strict=True
     ):
         assert a == pytest.approx(float(b), rel=1e-6)
-
-
-def test_stored_reference_is_read_back_to_the_bit(tmp_path):
-    reference = np.random.default_rng(0).normal(-30, 9, (7, 2)).astype(np.float32)
-    path = tmp_path / "reference.json"
-    assert load_reference(path, "a") == (None, "none are stored")
-    save_reference(path, reference, "a")
-    found, reason = load_reference(path, "a")
-    assert reason == "stored"
-    assert found is not None
-    np.testing.assert_array_equal(found, reference)
-
-
-def test_stale_or_damaged_reference_is_not_used_and_says_why(tmp_path):
-    path = tmp_path / "reference.json"
-    save_reference(path, np.zeros((2, 2), np.float32), "a")
-    found, reason = load_reference(path, "b")
-    assert found is None
-    assert "other pairs, tokens or weights" in reason
-    path.write_text(path.read_text()[:40])
-    found, reason = load_reference(path, "a")
-    assert found is None
-    assert "damaged" in reason
 
 
 def test_no_pair_or_one_too_long_is_refused(tmp_path):

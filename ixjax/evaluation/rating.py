@@ -1,0 +1,223 @@
+"""Two methods compared by people who do not know which is which.
+
+An item is one held-out condition: the dialogue of one method and that of the other with the same
+user, named A and B. Which is which is a coin's decision for each item, balanced over all of them,
+and stands in the key alone. Raters choose A, B or a tie.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io as text_io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ixjax import io
+from ixjax.dialogue.types import Dialogue
+from ixjax.evaluation.play import Played
+from ixjax.io import InputError
+
+RATINGS_SCHEMA = "ixjax.ratings"
+CHOICES = ("A", "B", "tie")
+COLUMNS = ("task", "item", "condition", "A", "B", "choice", "comment")
+
+Choice = Literal["A", "B", "tie"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RatingConfig:
+    """What raters compare."""
+
+    methods: tuple[str, str] = ("sft", "dpo_imcts")
+    """The two methods; win rates are the second one's."""
+    user: str = "simulator_heldout"
+    """The user whose dialogues with both are read."""
+    count: int = 50
+    """Items, drawn from the held-out conditions; all of them where there are fewer."""
+    order_seed: int = 0
+    """Of the draw, the order of the items, and which dialogue is A."""
+    question: str = "In which dialogue does the user get more out of it?"
+    """What raters are asked."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be compared."""
+        if self.methods[0] == self.methods[1]:
+            raise InputError(f"methods are both {self.methods[0]!r}; expected two different ones")
+        if self.count < 1:
+            raise InputError(f"count is {self.count}; expected 1 or more")
+        if self.order_seed < 0:
+            raise InputError(f"order_seed is {self.order_seed}; expected 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """Two dialogues under one condition.
+
+    id: says nothing about what it holds.
+    dialogues: as A and as B.
+    methods: whose they are.
+    """
+
+    id: str
+    dialogues: tuple[Dialogue, Dialogue]
+    methods: tuple[str, str]
+
+
+def draw_items(
+    first: Sequence[Played], second: Sequence[Played], config: RatingConfig
+) -> tuple[list[Item], int]:
+    """Choose conditions and shuffle who is A.
+
+    Args:
+        first: dialogues of `config.methods[0]`; of each condition, the first sample is taken.
+        second: those of the other method with the same user.
+        config: see there.
+
+    Returns:
+        The items, in the order in which they are read; and how many conditions were left out since
+        both dialogues are the same, which a rater could only call a tie.
+    """
+    theirs = {p.condition: p.dialogue for p in second if p.sample == 0}
+    both = [
+        (p.dialogue, theirs[p.condition]) for p in first if p.sample == 0 and p.condition in theirs
+    ]
+    differing = [pair for pair in both if pair[0].turns != pair[1].turns]
+    random = np.random.default_rng(config.order_seed)
+    drawn = [differing[i] for i in random.permutation(len(differing))[: config.count]]
+    swapped = random.permutation(np.arange(len(drawn)) % 2 == 1)
+    items = []
+    one, other = config.methods
+    for i, ((first_said, second_said), swap) in enumerate(zip(drawn, swapped, strict=True)):
+        name = f"item-{i + 1:03d}"
+        if swap:
+            items.append(Item(name, (second_said, first_said), (other, one)))
+        else:
+            items.append(Item(name, (first_said, second_said), (one, other)))
+    return items, len(both) - len(differing)
+
+
+def task_of(items: Sequence[Item], question: str) -> dict[str, Any]:
+    """What raters see, as JSON: nothing in it tells the methods."""
+    shown = [
+        {
+            "id": item.id,
+            "condition": dict(item.dialogues[0].condition.attributes),
+            **{
+                name: [[turn.role, turn.text] for turn in dialogue.turns]
+                for name, dialogue in zip("AB", item.dialogues, strict=True)
+            },
+        }
+        for item in items
+    ]
+    return {
+        "schema": RATINGS_SCHEMA,
+        "version": io.SCHEMA_VERSION,
+        "task": io.fingerprint(question, shown),
+        "question": question,
+        "items": shown,
+    }
+
+
+def task_csv(task: Mapping[str, Any]) -> str:
+    """The same as a table with two empty columns, for raters who prefer a spreadsheet.
+
+    No cell begins as a formula does: each dialogue begins with a role, a condition with a name.
+    """
+    text = text_io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for item in task["items"]:
+        condition = "; ".join(f"{name}: {value}" for name, value in item["condition"].items())
+        said = ["\n".join(f"{role}: {line}" for role, line in item[name]) for name in "AB"]
+        table.writerow([task["task"], item["id"], f"user with {condition}", *said, "", ""])
+    return text.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratings:
+    """What one rater chose: item id -> choice; items that were passed over are not in it."""
+
+    rater: str
+    choices: Mapping[str, Choice]
+
+
+def read_ratings(path: str | Path, *, task: str, items: Sequence[str]) -> Ratings:
+    """A rater's file: what the form saved (JSON), or the filled-in table (CSV).
+
+    Args:
+        path: the file; of a table, its name is the rater's.
+        task: fingerprint of what was to be rated.
+        items: their ids.
+
+    Raises:
+        InputError: it is neither, of another task, or has an item or a choice that there is not.
+    """
+    path = Path(path)
+    rater, rows = (_from_table if path.suffix.lower() == ".csv" else _from_form)(path, task)
+    choices: dict[str, Choice] = {}
+    for where, item, choice in rows:
+        if item not in items:
+            raise InputError(f"{where}: item is {item!r}; expected one of those exported")
+        if item in choices:
+            raise InputError(f"{where}: {item} is rated twice")
+        if choice:
+            choices[item] = _choice(choice, where)
+    if not choices:
+        raise InputError(f"{path}: nothing is rated in it")
+    return Ratings(rater, choices)
+
+
+def _choice(text: Any, where: str) -> Choice:
+    wanted = str(text).strip().lower()
+    for choice in ("A", "B", "tie"):
+        if wanted == choice.lower():
+            return choice
+    raise InputError(f"{where}: choice is {text!r}; expected one of {', '.join(CHOICES)}")
+
+
+Rows = list[tuple[str, Any, Any]]  # where it stands, item, choice
+
+
+def _from_form(path: Path, task: str) -> tuple[str, Rows]:
+    content = io.read_json(path)
+    found = content.get("schema") if isinstance(content, dict) else None
+    if found != RATINGS_SCHEMA:
+        raise InputError(f"{path}: expected what the rating form saved, found schema {found}")
+    _check_task(content.get("task"), task, str(path))
+    choices, rater = content.get("choices"), content.get("rater")
+    if not isinstance(choices, dict) or not isinstance(rater, str):
+        raise InputError(f"{path}: expected `rater` and `choices` as the rating form saves them")
+    rows = [(f"{path}: {item}", item, choice) for item, choice in choices.items()]
+    return rater.strip() or path.stem, rows
+
+
+def _from_table(path: Path, task: str) -> tuple[str, Rows]:
+    text = io.read_text(path)
+    head = text.partition("\n")[0]
+    delimiter = ";" if head.count(";") > head.count(",") else ","  # as spreadsheets of some places
+    try:
+        table = csv.DictReader(text_io.StringIO(text), delimiter=delimiter)
+        records = list(table)
+    except csv.Error as error:
+        raise InputError(f"{path}: not a table ({error})") from None
+    missing = [name for name in ("task", "item", "choice") if name not in (table.fieldnames or ())]
+    if missing:
+        raise InputError(f"{path}:1: no column {', '.join(missing)}; expected those exported")
+    rows: Rows = []
+    for number, record in enumerate(records, start=1):
+        where = f"{path}: row {number}"
+        _check_task(record["task"], task, where)
+        rows.append((where, record["item"], (record["choice"] or "").strip()))
+    return path.stem, rows
+
+
+def _check_task(found: Any, task: str, where: str) -> None:
+    if found != task:
+        raise InputError(
+            f"{where}: rates the task {found}; the run's key is of {task}: it was exported anew "
+            "since, or is of another run"
+        )

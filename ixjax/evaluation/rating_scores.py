@@ -1,0 +1,96 @@
+"""What raters made of two methods: win rates with intervals, and how far they agree."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ixjax.evaluation.agreement import cohen_kappa, fleiss_kappa, wilson_interval
+from ixjax.evaluation.rating import CHOICES, Choice, Ratings
+from ixjax.io import InputError
+
+
+def score(
+    ratings: Sequence[Ratings], sides: Mapping[str, tuple[str, str]], methods: tuple[str, str]
+) -> dict[str, Any]:
+    """Win rates with intervals, and how far the raters agree.
+
+    The item is the unit: an item's score is the mean over its raters of 1 where the second method
+    is preferred, 1/2 for a tie, 0 otherwise; its interval is Wilson's over items. Kappas are of
+    what was chosen: the one method, the other, or a tie.
+
+    Args:
+        ratings: at least one, of raters with different names.
+        sides: item id -> which method was A and which B.
+        methods: the two that were compared.
+
+    Returns:
+        A JSON object: `win_rate` of the second method with `low` and `high`; `votes` by choice;
+        `first_shown`, the share of decided votes for A, with its interval, whose distance from 1/2
+        tells of raters who go by place; `by_rater`; `cohen` for each two raters; `fleiss` over the
+        items that all have rated. What can't be told is null.
+    """
+    chosen = {r.rater: {i: _method(c, sides[i]) for i, c in r.choices.items()} for r in ratings}
+    if len(chosen) < len(ratings):
+        names = [r.rater for r in ratings]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"two files are of the rater {twice!r}; expected one each")
+    votes = [choice for by_item in chosen.values() for choice in by_item.values()]
+    places = [c for r in ratings for c in r.choices.values() if c != "tie"]
+    shown = statistics.fmean(c == "A" for c in places) if places else math.nan
+    low, high = wilson_interval(shown, len(places))
+    return {
+        "methods": list(methods),
+        "raters": len(ratings),
+        "items": len({item for by_item in chosen.values() for item in by_item}),
+        "votes": {name: votes.count(name) for name in (*methods, "tie")},
+        **_win_rate(list(chosen.values()), methods[1]),
+        "first_shown": _known({"share": shown, "low": low, "high": high}),
+        "by_rater": [
+            {"rater": name, "items": len(by_item), **_win_rate([by_item], methods[1])}
+            for name, by_item in chosen.items()
+        ],
+        "cohen": [
+            _pairwise(one, other, chosen) for one, other in itertools.combinations(chosen, 2)
+        ],
+        "fleiss": _fleiss(list(chosen.values()), (*methods, "tie")),
+    }
+
+
+def _method(choice: Choice, sides: tuple[str, str]) -> str:
+    return "tie" if choice == "tie" else sides[CHOICES.index(choice)]
+
+
+def _win_rate(by_rater: Sequence[Mapping[str, str]], method: str) -> dict[str, Any]:
+    scores: dict[str, list[float]] = {}
+    for choices in by_rater:
+        for item, choice in choices.items():
+            scores.setdefault(item, []).append(0.5 if choice == "tie" else float(choice == method))
+    rate = statistics.fmean(statistics.fmean(s) for s in scores.values()) if scores else math.nan
+    low, high = wilson_interval(rate, len(scores))
+    return _known({"win_rate": rate, "low": low, "high": high})
+
+
+def _pairwise(one: str, other: str, chosen: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    common = [item for item in chosen[one] if item in chosen[other]]
+    left, right = ([chosen[name][item] for item in common] for name in (one, other))
+    kappa = cohen_kappa(left, right)
+    return {"raters": [one, other], "items": len(common), **_known({"kappa": kappa})}
+
+
+def _fleiss(by_rater: Sequence[Mapping[str, str]], categories: Sequence[str]) -> dict[str, Any]:
+    common = [item for item in by_rater[0] if all(item in choices for choices in by_rater)]
+    if len(by_rater) < 2:
+        return {"items": len(common), "kappa": None}
+    chosen = [[choices[item] for choices in by_rater] for item in common]
+    counts = np.array([[row.count(name) for name in categories] for row in chosen])
+    return {"items": len(common), **_known({"kappa": fleiss_kappa(counts)})}
+
+
+def _known(figures: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}

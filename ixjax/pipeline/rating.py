@@ -1,0 +1,134 @@
+"""Items for human raters out of a run's evaluation, and their ratings back in.
+
+What raters are given lies in a folder of its own; the key, which tells the methods, beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ixjax import io
+from ixjax.evaluation.play import Played
+from ixjax.evaluation.rating import (
+    RatingConfig,
+    draw_items,
+    read_ratings,
+    task_csv,
+    task_of,
+)
+from ixjax.evaluation.rating_scores import score
+from ixjax.io import InputError, RunDirectory
+from ixjax.report import rating_form
+
+KEY_SCHEMA = "ixjax.rating_key"
+
+
+def export_rating(
+    root: str | Path, config: RatingConfig, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write `rating/items.csv`, `rating/form.html` and `rating_key.json` of a run.
+
+    Args:
+        root: the run directory.
+        config: what is compared.
+        overwrite: replace other items that were exported before; ratings of them are then lost.
+
+    Returns:
+        How many items there are, and how many conditions had two equal dialogues.
+
+    Raises:
+        InputError: the dialogues are not there, none differ, or other items were exported before.
+    """
+    directory = RunDirectory(Path(root))
+    first, second = (_played(directory, method, config.user) for method in config.methods)
+    items, equal = draw_items(first, second, config)
+    if not items:
+        raise InputError(
+            f"{directory.played}: {' and '.join(config.methods)} said the same under all of "
+            f"{equal} conditions; there is nothing to compare"
+        )
+    task = task_of(items, config.question)
+    key = {
+        "schema": KEY_SCHEMA,
+        "version": io.SCHEMA_VERSION,
+        "task": task["task"],
+        "methods": list(config.methods),
+        "user": config.user,
+        "order_seed": config.order_seed,
+        "equal": equal,
+        "items": {
+            item.id: {
+                "condition": item.dialogues[0].condition.id,
+                **dict(zip("AB", item.methods, strict=True)),
+            }
+            for item in items
+        },
+    }
+    if directory.rating_key.exists() and not overwrite:
+        there = io.read_json(directory.rating_key)
+        if there != key:
+            raise InputError(
+                f"{directory.rating_key}: other items were exported before, and what raters have "
+                "made of them needs this key; --overwrite replaces it"
+            )
+    io.write_json(directory.rating_key, key)
+    io.write_text(directory.rating / "items.csv", task_csv(task))
+    io.write_text(directory.rating / "form.html", rating_form(task))
+    return {"items": len(items), "equal": equal}
+
+
+def score_ratings(root: str | Path, files: Sequence[str | Path]) -> dict[str, Any]:
+    """Win rates and agreement of raters, also written to `rating_scores.json` of the run.
+
+    Raises:
+        InputError: there is no key, or a file is not a rating of these items.
+    """
+    directory = RunDirectory(Path(root))
+    if not files:
+        raise InputError("no ratings given; name the files that raters have sent back")
+    key = _key(directory.rating_key)
+    items = key["items"]
+    ratings = [read_ratings(file, task=key["task"], items=list(items)) for file in files]
+    sides = {name: (item["A"], item["B"]) for name, item in items.items()}
+    first, second = key["methods"]
+    found = score(ratings, sides, (first, second))
+    result = {
+        "schema": io.RATING_SCORES_SCHEMA,
+        "version": io.SCHEMA_VERSION,
+        "user": key["user"],
+        "equal": key["equal"],
+        **found,
+    }
+    io.write_json(directory.rating_scores, result)
+    return result
+
+
+def _key(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise InputError(f"{path}: no such file; `ixjax rate export` writes it")
+    key = io.read_json(path)
+    if not isinstance(key, dict) or key.get("schema") != KEY_SCHEMA:
+        raise InputError(f"{path}: expected what `ixjax rate export` wrote, found another file")
+    return key
+
+
+def _played(directory: RunDirectory, method: str, user: str) -> list[Played]:
+    """What a method said to a user in the evaluation.
+
+    Raises:
+        InputError: there is no evaluation, or none of that method or user; names those there are.
+    """
+    manifest = io.Manifest.load(directory.manifest)
+    done = manifest.get("evaluate")
+    if done is None:
+        raise InputError(f"{directory.root}: not evaluated; run `ixjax evaluate` first")
+    path = directory.played_by(method, user, inputs=done["inputs"])
+    if not path.exists():
+        there = io.read_json(directory.evaluation)
+        raise InputError(
+            f"{path}: no such file; the run compares {', '.join(there['methods'])} with "
+            f"{', '.join(there['users'])}"
+        )
+    return [Played.from_json(record) for record in io.read_jsonl(path, schema=io.PLAYED_SCHEMA)]

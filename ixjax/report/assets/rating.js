@@ -1,0 +1,103 @@
+"use strict";
+/* The rating form: one item at a time, kept in this browser until it is saved to a file. */
+
+class RatingForm {
+  constructor(place, task) {
+    this.task = task;
+    this.at = 0;
+    this.place = place;
+    this.answers = { rater: "", choices: {}, comments: {}, ...this.kept() };
+    this.draw();
+  }
+
+  /** What this browser kept of an earlier visit; a browser may refuse to keep anything. */
+  kept() {
+    try {
+      return JSON.parse(localStorage.getItem(this.name()) ?? "{}");
+    } catch {
+      return {};
+    }
+  }
+
+  keep() {
+    try {
+      localStorage.setItem(this.name(), JSON.stringify(this.answers));
+    } catch { /* it is still in the page */ }
+    this.progress.textContent = this.progressText();
+  }
+
+  name() {
+    return `ixjax-rating-${this.task.task}`;
+  }
+
+  progressText() {
+    const done = Object.keys(this.answers.choices).length;
+    return `Item ${this.at + 1} of ${this.task.items.length}; ${done} rated.`;
+  }
+
+  draw() {
+    const item = this.task.items[this.at];
+    const rater = element("input", { type: "text", autocomplete: "off" });
+    rater.value = this.answers.rater;
+    rater.addEventListener("input", () => { this.answers.rater = rater.value; this.keep(); });
+    this.progress = element("p", { class: "status", role: "status" }, this.progressText());
+    const side = (name) => element("article", { "aria-label": `Dialogue ${name}` },
+      element("h2", {}, name), dialogueList(item[name]));
+    this.place.replaceChildren(
+      element("h1", {}, "Compare dialogues"),
+      element("div", { class: "controls" }, labelled("Your name or number", rater)),
+      this.progress,
+      element("p", { class: "condition" }, `The user: ${conditionText(item.condition)}`),
+      element("div", { class: "sides" }, side("A"), side("B")),
+      this.question(item), this.comment(item), this.actions());
+  }
+
+  question(item) {
+    const options = [["A", "A"], ["tie", "no difference"], ["B", "B"]].map(([value, text]) => {
+      const input = element("input", { type: "radio", name: "choice", value });
+      input.checked = this.answers.choices[item.id] === value;
+      input.addEventListener("change", () => { this.answers.choices[item.id] = value; this.keep(); });
+      return element("label", {}, input, text);
+    });
+    return element("fieldset", {}, element("legend", {}, this.task.question), ...options);
+  }
+
+  comment(item) {
+    const text = element("textarea", { rows: "2" });
+    text.value = this.answers.comments[item.id] ?? "";
+    text.addEventListener("input", () => { this.answers.comments[item.id] = text.value; this.keep(); });
+    return element("div", { class: "controls" }, labelled("A word on it, if you like", text));
+  }
+
+  actions() {
+    const button = (text, action, attributes = {}) => {
+      const made = element("button", { type: "button", ...attributes }, text);
+      made.addEventListener("click", action);
+      return made;
+    };
+    const last = this.task.items.length - 1;
+    return element("div", { class: "actions" },
+      button("Back", () => this.go(-1), { disabled: this.at === 0 ? "" : false }),
+      button("Next", () => this.go(1), { disabled: this.at === last ? "" : false }),
+      button("Save to a file", () => this.save(), { class: "save" }));
+  }
+
+  go(step) {
+    this.at += step;
+    this.draw();
+    scrollTo(0, 0);
+  }
+
+  /** Hands the ratings over as a file to send back. */
+  save() {
+    const { schema, version, task } = this.task;
+    const text = JSON.stringify({ schema, version, task, ...this.answers }, null, 2);
+    const rater = this.answers.rater.replace(/[^\w-]+/g, "_") || "anonymous";
+    const link = element("a", { download: `ratings-${rater}.json` });
+    link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+}
+
+new RatingForm(document.getElementById("form"), dataOf("task"));

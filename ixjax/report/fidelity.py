@@ -1,0 +1,79 @@
+"""How far the simulated users can be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ixjax.report import figures
+from ixjax.report.blocks import Block, Gap, Plot, Plots, Section, Text
+from ixjax.report.files import RunFiles
+from ixjax.report.formats import is_weak
+from ixjax.report.layout import named, run_table, titled
+from ixjax.report.names import user_name
+
+COLUMNS = (
+    *("simulator", "dialogues", "utterance NLL", "outcome MAE", "MAE of the mean"),
+    *("Spearman", "Spearman half-way", "calibration error", "knows who is helped"),
+)
+
+
+def fidelity(runs: Sequence[RunFiles]) -> Section:
+    """How well each simulator foretells what was recorded of people."""
+    several = len(runs) > 1
+    rows: list[tuple[RunFiles, list[Any]]] = []
+    plots: list[Plot] = []
+    blocks: list[Block] = []
+    for run in runs:
+        if run.evaluation is None:
+            text = "not measured yet; `ixjax evaluate` measures it."
+            blocks.append(Gap(named(several, run, text)))
+            continue
+        found = run.evaluation["fidelity"]
+        rows += [(run, _fidelity_row(one)) for one in found]
+        plots.append(_calibration_plot(run, several))
+    if rows:
+        blocks = [
+            Text(
+                "Measured on held-out human dialogues: what the simulator foretells of how they "
+                "turned out, against what was recorded. One that does no better than the mean does "
+                "not know what helps people, and a gain with it means little."
+            ),
+            Plots(plots),
+            run_table(several, "Simulators, on held-out human dialogues", COLUMNS, rows),
+            *blocks,
+        ]
+    return Section("fidelity", "Simulator fidelity", blocks)
+
+
+def _fidelity_row(found: Mapping[str, Any]) -> list[Any]:
+    return [
+        user_name(found["simulator"]),
+        found["dialogues"],
+        found["utterance_nll"],
+        found["outcome_mae"],
+        found["outcome_mae_baseline"],
+        found["outcome_spearman"],
+        found["outcome_spearman_half"],
+        found["calibration_error"],
+        "no" if is_weak(found) else "yes",
+    ]
+
+
+def _calibration_plot(run: RunFiles, several: bool) -> Plot:
+    series = [
+        figures.Series(
+            user_name(found["simulator"]),
+            x=[one["predicted"] for one in found["calibration"]],
+            y=[one["recorded"] for one in found["calibration"]],
+            sizes=[one["count"] for one in found["calibration"]],
+            color=color,
+        )
+        for color, found in enumerate((run.evaluation or {})["fidelity"])
+    ]
+    return Plot(
+        titled(several, run, "Calibration"),
+        figures.calibration(series),
+        "Each point is a bin of dialogues by what was foretold, the larger the more there are. "
+        "On the dashed line the simulator is right on average.",
+    )

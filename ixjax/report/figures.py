@@ -1,0 +1,194 @@
+"""Figures in the form of plotly.js: traces and a layout, without colours.
+
+A trace names the colour that it wants by number (`meta.color`), since what that is depends on
+whether the page is read light or dark (assets/plots.js). Names come from files, and plotly reads
+its labels as HTML: every label goes through `label`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Sequence
+from typing import Any
+
+ROW_PIXELS = 22
+PLOT_PIXELS = 260
+FEW_POINTS = 12  # of a curve: each is shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One named line, or one set of points or bars.
+
+    x, y: as many of each; None leaves a gap.
+    low, high: ends of the interval around each x (of `dots` alone).
+    color: number of the colour.
+    dotted: whether the line is dotted.
+    listed: whether the legend has it.
+    sizes: area of each point, in any unit (of `calibration` alone).
+    """
+
+    name: str
+    x: Sequence[Any]
+    y: Sequence[Any]
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
+    color: int = 0
+    dotted: bool = False
+    listed: bool = True
+    sizes: Sequence[float] = ()
+
+
+def label(text: str) -> str:
+    """A text as plotly shows it: what looks like markup stands as it is."""
+    return html.escape(text, quote=False)
+
+
+def lines(
+    series: Sequence[Series], *, x_title: str, y_title: str, log: bool = False
+) -> dict[str, Any]:
+    """Curves over steps; `log`: on a logarithmic scale."""
+    traces = [
+        _trace(
+            one,
+            type="scatter",
+            mode="lines+markers" if len(one.x) < FEW_POINTS else "lines",
+            x=list(one.x),
+            y=list(one.y),
+            line={"dash": "dot" if one.dotted else "solid", "width": 2},
+        )
+        for one in series
+    ]
+    figure = _figure(traces, x_title=x_title, y_title=y_title, legend=len(series) > 1)
+    if log:
+        figure["layout"]["yaxis"] |= {"type": "log", "dtick": "D2"}  # 1, 2 and 5
+    return figure
+
+
+def dots(
+    series: Sequence[Series], *, rows: Sequence[str], span: tuple[float, float], x_title: str
+) -> dict[str, Any]:
+    """A row for each name, and in it a point with its interval for each series.
+
+    Args:
+        series: `y` holds the number of the row.
+        rows: their names, from the top.
+        span: the least and the most that x shows.
+        x_title: what the points measure.
+    """
+    traces = []
+    for i, one in enumerate(series):
+        shift = 0.6 * ((i + 0.5) / len(series) - 0.5)  # so that no interval hides another
+        drawn = [
+            (x, y + shift, low, high)
+            for x, y, low, high in zip(one.x, one.y, one.low, one.high, strict=True)
+            if x is not None
+        ]
+        traces.append(
+            _trace(
+                one,
+                type="scatter",
+                mode="markers",
+                x=[x for x, *_ in drawn],
+                y=[y for _, y, *_ in drawn],
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [0 if high is None else high - x for x, _, _, high in drawn],
+                    "arrayminus": [0 if low is None else x - low for x, _, low, _ in drawn],
+                    "thickness": 1.5,
+                    "width": 4,
+                },
+                marker={"size": 8},
+                hovertemplate="%{x:.3f}",
+            )
+        )
+    height = 110 + ROW_PIXELS * len(rows) * max(1, len(series))
+    figure = _figure(traces, x_title=x_title, legend=len(series) > 1, height=height)
+    room = 0.05 * (span[1] - span[0]) or 0.05
+    figure["layout"]["xaxis"]["range"] = [span[0] - room, span[1] + room]
+    figure["layout"]["yaxis"] |= {
+        "tickvals": list(range(len(rows))),
+        "ticktext": [label(name) for name in rows],
+        "range": [len(rows) - 0.5, -0.5],
+        "showgrid": False,
+        "zeroline": False,
+    }
+    return figure
+
+
+def bars(
+    series: Sequence[Series], *, x_title: str, y_title: str, whole: bool = False
+) -> dict[str, Any]:
+    """Counts, side by side where there are several series.
+
+    Args:
+        series: the bars.
+        x_title: what they stand at.
+        y_title: what is counted.
+        whole: whether x is a whole number, each of which has its tick.
+    """
+    traces = [_trace(one, type="bar", x=list(one.x), y=list(one.y)) for one in series]
+    figure = _figure(traces, x_title=x_title, y_title=y_title, legend=len(series) > 1)
+    figure["layout"] |= {"barmode": "group", "bargap": 0.15}
+    if whole:
+        figure["layout"]["xaxis"]["dtick"] = 1
+    return figure
+
+
+def calibration(series: Sequence[Series]) -> dict[str, Any]:
+    """What was foretold against what came, beside the line where both are the same."""
+    diagonal = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "calibrated",
+        "x": [0, 1],
+        "y": [0, 1],
+        "line": {"dash": "dash", "width": 1},
+        "meta": {"color": "muted"},
+        "hoverinfo": "skip",
+    }
+    traces = [diagonal]
+    for one in series:
+        most = max(one.sizes, default=1)
+        traces.append(
+            _trace(
+                one,
+                type="scatter",
+                mode="lines+markers",
+                x=list(one.x),
+                y=list(one.y),
+                line={"width": 1},
+                marker={"size": [7 + 17 * (size / most) ** 0.5 for size in one.sizes]},
+                text=[f"{size} dialogues" for size in one.sizes],
+                hovertemplate="foretold %{x:.2f}, recorded %{y:.2f}<br>%{text}",
+            )
+        )
+    figure = _figure(
+        traces, x_title="foretold engagement", y_title="recorded engagement", height=340
+    )
+    figure["layout"]["xaxis"]["range"] = figure["layout"]["yaxis"]["range"] = [-0.04, 1.04]
+    return figure
+
+
+def _trace(series: Series, **more: Any) -> dict[str, Any]:
+    look = {"meta": {"color": series.color}, "showlegend": series.listed}
+    return {"name": label(series.name), **look, **more}
+
+
+def _figure(
+    traces: list[dict[str, Any]],
+    *,
+    x_title: str,
+    y_title: str = "",
+    legend: bool = True,
+    height: int = PLOT_PIXELS,
+) -> dict[str, Any]:
+    layout = {
+        "height": height,
+        "showlegend": legend,
+        "xaxis": {"title": {"text": label(x_title)}, "automargin": True},
+        "yaxis": {"title": {"text": label(y_title)}, "automargin": True},
+    }
+    return {"data": traces, "layout": layout}

@@ -1,0 +1,109 @@
+"""Sections as Markdown: what a page says in words and tables, for reviews and terminals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from ixjax.report.blocks import (
+    Block,
+    Code,
+    Gap,
+    Items,
+    Plot,
+    Plots,
+    Section,
+    Table,
+    Text,
+    Transcript,
+    Widget,
+)
+from ixjax.report.formats import show
+
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
+WIDGETS = {
+    "explorer": "The trees can be walked through in the page.",
+    "dialogues": "The page has all of these, of any two methods. Here are the first ones:",
+}
+
+
+def markdown(title: str, sections: Sequence[Section]) -> str:
+    """The whole document."""
+    parts = [f"# {plain(title)}"]
+    for section in sections:
+        parts.append(f"## {section.title}")
+        shown = [_block(block) for block in section.blocks]
+        parts += [text for text in shown if text]
+    return "\n\n".join(parts) + "\n"
+
+
+def plain(text: str) -> str:
+    """A text of unknown origin as it stands, on one line: none of it is read as Markdown."""
+    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Text(text=text):
+            return _sentence(text)
+        case Items(items=items):
+            return "\n".join(f"- {_sentence(item)}" for item in items)
+        case Gap(text=text):
+            return f"*Missing:* {_sentence(text)}"
+        case Table():
+            return _table(block)
+        case Code():
+            return _code(block)
+        case Transcript():
+            return _transcript(block)
+        case Widget():
+            return f"*{WIDGETS[block.kind]}*"
+        case Plot() | Plots():
+            return ""  # the tables say it in figures
+
+
+def _sentence(text: str) -> str:
+    """A sentence of ours: code stays code, the rest stands as it is."""
+    parts = text.split("`")
+    return "".join(plain_keeping_ends(p) if i % 2 == 0 else f"`{p}`" for i, p in enumerate(parts))
+
+
+def plain_keeping_ends(text: str) -> str:
+    """As `plain`, with the blanks at both ends."""
+    return SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", text))
+
+
+def _table(table: Table) -> str:
+    if not table.rows:
+        return ""
+    other = ":--" if table.words else "--:"
+    lines = [
+        f"**{plain(table.caption)}**",
+        "",
+        _row(table.columns),
+        _line([":--"] * table.names + [other] * (len(table.columns) - table.names)),
+        *(_row([show(cell) for cell in row]) for row in table.rows),
+    ]
+    return "\n".join(lines)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return _line([plain(cell) for cell in cells])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _code(code: Code) -> str:
+    longest = max((len(run) for run in re.findall(r"`+", code.text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{plain(code.summary)}:\n\n{fence}{code.language}\n{code.text.rstrip()}\n{fence}"
+
+
+def _transcript(transcript: Transcript) -> str:
+    parts = [f"### {plain(transcript.title)}"]
+    for heading, turns in transcript.sides:
+        said = [f"> **{plain(role)}**: {plain(text)}" for role, text in turns]
+        parts.append("\n>\n".join([f"> *{plain(heading)}*", *said]))
+    return "\n\n".join(parts)

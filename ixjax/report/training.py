@@ -1,0 +1,180 @@
+"""How the models learned: losses of fine-tuning, and what DPO did to the margins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ixjax.report import figures
+from ixjax.report.blocks import Block, Gap, Plot, Plots, Section, Text
+from ixjax.report.files import Record, RunFiles
+from ixjax.report.layout import named, run_table
+
+SPEAKERS = ("policy", "simulator", "simulator_heldout")
+SOURCES = ("human", "imcts", "mix")
+SPEAKER_TITLES = {
+    "policy": "Policy",
+    "simulator": "Simulator of the search",
+    "simulator_heldout": "Held-out simulator",
+}
+SOURCE_TITLES = {
+    "human": "human pairs",
+    "imcts": "i×MCTS pairs",
+    "mix": "both",
+    "preferences": "given pairs",
+}
+DPO_CURVES = (
+    ("loss", "Loss", "Starts at 0.69 (log 2), where the policy equals the reference."),
+    (
+        "rewards/accuracies",
+        "Accuracy",
+        "Share of pairs whose chosen response gained more probability than the rejected one.",
+    ),
+    (
+        "rewards/margins",
+        "Reward margin",
+        "Implicit reward of the chosen less that of the rejected response.",
+    ),
+)
+
+
+def training(runs: Sequence[RunFiles]) -> Section:
+    """Curves of both kinds of training, and their last figures."""
+    blocks = [*_sft(runs), *_dpo(runs)]
+    return Section("training", "Training curves", blocks)
+
+
+def _sft(runs: Sequence[RunFiles]) -> list[Block]:
+    several = len(runs) > 1
+    expected = [f"sft/{name}" for name in SPEAKERS]
+    gaps = [gap for run in runs for gap in _gaps(several, run, expected, "ixjax sft")]
+    plots = [_loss_plot(runs, name) for name in SPEAKERS if _any_steps(runs, f"sft/{name}")]
+    fields = ("examples", "dropped_turns", "step", "loss", "validation_loss")
+    rows = [
+        (run, [SPEAKER_TITLES[name], *(facts.get(field) for field in fields)])
+        for run in runs
+        for name in SPEAKERS
+        if (facts := run.facts(f"sft/{name}")) is not None
+    ]
+    columns = ("model", "examples", "turns dropped", "steps", "loss", "validation loss")
+    blocks: list[Block] = []
+    if plots:
+        blocks += [Text("Fine-tuning on the human dialogues, cross-entropy in nats per token.")]
+        blocks += [Plots(plots)]
+    if rows:
+        blocks.append(run_table(several, "Fine-tuning, at the end", columns, rows))
+    return [*blocks, *gaps]
+
+
+def _dpo(runs: Sequence[RunFiles]) -> list[Block]:
+    several = len(runs) > 1
+    sources = _sources(runs)
+    gaps = [gap for run in runs for gap in _gaps(several, run, _expected(run), "ixjax dpo")]
+    blocks: list[Block] = []
+    if any(_any_steps(runs, f"dpo/{name}") for name in sources):
+        blocks.append(Text("Alignment by DPO, a curve for each source of pairs."))
+        blocks.append(Plots(_dpo_plots(runs, sources)))
+    fields = (
+        *("pairs", "step", "loss", "rewards/accuracies", "rewards/margins"),
+        *("rewards/chosen", "rewards/rejected"),
+    )
+    rows = [
+        (run, [_title(name), *(facts.get(field) for field in fields)])
+        for run in runs
+        for name in sources
+        if (facts := run.facts(f"dpo/{name}")) is not None
+    ]
+    columns = (
+        *("pairs of", "pairs", "steps", "loss", "accuracy", "margin"),
+        *("reward of the chosen", "of the rejected"),
+    )
+    if rows:
+        blocks.append(run_table(several, "Alignment, at the end", columns, rows))
+    return [*blocks, *gaps]
+
+
+def _sources(runs: Sequence[RunFiles]) -> list[str]:
+    """Of which pairs any of the runs has a DPO; a run may bring its own."""
+    stages = [stage for run in runs for stage in (*run.manifest.stages, *run.logged)]
+    found = {stage.removeprefix("dpo/") for stage in stages if stage.startswith("dpo/")}
+    return [*(name for name in SOURCES if name in found), *sorted(found.difference(SOURCES))]
+
+
+def _expected(run: RunFiles) -> list[str]:
+    """The DPO stages of a run: all those of a search's pairs, unless it has given ones alone."""
+    found = _sources([run])
+    others = [name for name in found if name not in SOURCES]
+    names = others if found and found == others else [*SOURCES, *others]
+    return [f"dpo/{name}" for name in names]
+
+
+def _title(source: str) -> str:
+    return SOURCE_TITLES.get(source, source)
+
+
+def _gaps(several: bool, run: RunFiles, stages: Sequence[str], command: str) -> list[Block]:
+    """What is not finished of a run."""
+    missing = [stage for stage in stages if run.facts(stage) is None]
+    text = f"{', '.join(missing)} not finished; `{command}` does it."
+    return [Gap(named(several, run, text))] if missing else []
+
+
+def _any_steps(runs: Sequence[RunFiles], stage: str) -> bool:
+    return any(run.steps(stage) for run in runs)
+
+
+def _loss_plot(runs: Sequence[RunFiles], name: str) -> Plot:
+    """Training and validation; of several runs the latter is dotted, and not in the legend."""
+    several, series = len(runs) > 1, []
+    for i, run in enumerate(runs):
+        steps = run.steps(f"sft/{name}")
+        title = run.name if several else "training"
+        series.append(_curve(steps, "loss", title, color=i))
+        look = {"color": i, "dotted": True, "listed": False} if several else {"color": 1}
+        series.append(_curve(steps, "validation_loss", "validation", **look))
+    return Plot(
+        SPEAKER_TITLES[name],
+        figures.lines(series, x_title="step", y_title="loss", log=True),
+        f"{'Dotted: validation. ' if several else ''}Where validation rises while training falls, "
+        "the model learns its examples by heart.",
+    )
+
+
+def _dpo_plots(runs: Sequence[RunFiles], sources: Sequence[str]) -> list[Plot]:
+    """A plot for each figure with a curve a source; of several runs, one for each source too."""
+    plots = []
+    for field, title, says in DPO_CURVES:
+        curves = {
+            source: [
+                _curve(
+                    run.steps(f"dpo/{source}"),
+                    field,
+                    run.name if len(runs) > 1 else _title(source),
+                    color=i if len(runs) > 1 else j,
+                )
+                for i, run in enumerate(runs)
+            ]
+            for j, source in enumerate(sources)
+        }
+        groups = (
+            {f"{title}, {_title(source)}": curves[source] for source in sources}
+            if len(runs) > 1
+            else {title: [curve for found in curves.values() for curve in found]}
+        )
+        for name, series in groups.items():
+            drawn = [one for one in series if one.x]
+            figure = figures.lines(drawn, x_title="step", y_title=title.lower())
+            plots.append(Plot(name, figure, says))
+    return plots
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _curve(steps: Sequence[Record], field: str, name: str, **look: Any) -> figures.Series:
+    known = [record for record in steps if _is_finite(record.get(field))]
+    return figures.Series(
+        name, x=[record["step"] for record in known], y=[record[field] for record in known], **look
+    )

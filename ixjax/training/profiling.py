@@ -1,0 +1,86 @@
+"""A trace of some steps of a training, for TensorBoard's profiler or Perfetto (`jax.profiler`)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from ixjax.io import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """Which steps of every training are traced."""
+
+    steps: str = ""
+    """FIRST:LAST, both included, such as 10:15; empty: none. The first step compiles."""
+
+    def __post_init__(self) -> None:
+        """Refuse what names no steps."""
+        self.bounds()
+
+    def bounds(self) -> tuple[int, int] | None:
+        """First and last step, from 1; None where nothing is traced.
+
+        Raises:
+            InputError: `steps` is not of the form FIRST:LAST.
+        """
+        if not self.steps:
+            return None
+        found = re.fullmatch(r"(\d+):(\d+)", self.steps, re.ASCII)
+        first, last = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= first <= last:
+            raise InputError(
+                f"profile.steps is {self.steps!r}; expected FIRST:LAST, such as 10:15, of steps "
+                "that count from 1"
+            )
+        return first, last
+
+
+class Profiler:
+    """Traces the steps that it is asked for; `close` (or the end of a `with`) ends an open trace.
+
+    Args:
+        config: which steps.
+        directory: where the trace is written to, such as RUN/profile/STAGE.
+    """
+
+    def __init__(self, config: ProfileConfig, directory: str | Path):
+        self._first, self._last = config.bounds() or (1, 0)
+        self._directory = Path(directory)
+        self._tracing = False
+
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Around what dispatches step `number`, from 1; a training may begin anywhere.
+
+        The trace ends once the devices have done the last of its steps.
+        """
+        if not self._first <= number <= self._last:
+            yield
+            return
+        if not self._tracing:
+            jax.profiler.start_trace(self._directory)
+            self._tracing = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            yield
+        if number == self._last:
+            self.close()
+
+    def close(self) -> None:
+        """End the trace where a training ends before its last step to be traced."""
+        if self._tracing:
+            self._tracing = False
+            jax.block_until_ready(jax.live_arrays())  # steps are dispatched ahead of their work
+            jax.profiler.stop_trace()
+
+    def __enter__(self) -> Profiler:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

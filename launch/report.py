@@ -1,0 +1,5 @@
+"""`python -m launch.report`: the same as `ixjax report`."""
+
+from ixjax.commands.main import main
+
+main("report")

@@ -1,0 +1,84 @@
+"""Ratings of a run: exported with the key apart, and scored by it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from ixjax.evaluation import RatingConfig
+from ixjax.io import InputError
+from ixjax.pipeline import export_rating, score_ratings
+from tests.report.runs import STAGES, write_run
+
+
+@pytest.fixture
+def exported(tmp_path):
+    export_rating(write_run(tmp_path), RatingConfig())
+    return tmp_path
+
+
+def test_what_raters_get_does_not_tell_the_methods(exported):
+    assert {path.name for path in (exported / "rating").iterdir()} == {"items.csv", "form.html"}
+    key = json.loads((exported / "rating_key.json").read_text())
+    for path in (exported / "rating").iterdir():
+        # What was said names its method in these runs; nothing else may.
+        text = path.read_text().replace("sft answers", "").replace("dpo_imcts answers", "")
+        assert not re.search("sft|dpo|simulator", text)
+        assert key["task"] in text
+    assert [{item["A"], item["B"]} for item in key["items"].values()] == [{"sft", "dpo_imcts"}] * 3
+
+
+def test_the_same_export_again_changes_nothing_and_another_is_refused(exported):
+    before = (exported / "rating_key.json").read_bytes()
+    export_rating(exported, RatingConfig())
+    other = RatingConfig(order_seed=4)
+    with pytest.raises(InputError, match="other items were exported before"):
+        export_rating(exported, other)
+    assert (exported / "rating_key.json").read_bytes() == before
+    export_rating(exported, other, overwrite=True)
+    assert (exported / "rating_key.json").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("config", "stages", "message"),
+    [
+        (RatingConfig(), [], "not evaluated; run `ixjax evaluate` first"),
+        (RatingConfig(user="nobody"), STAGES, "the run compares sft, dpo_imcts with simulator, "),
+        (RatingConfig(methods=("sft", "dpo")), STAGES, "-dpo-simulator_heldout.jsonl: no such fil"),
+    ],
+)
+def test_what_was_not_played_is_named(tmp_path, config, stages, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        export_rating(write_run(tmp_path, stages=stages), config)
+
+
+def test_methods_that_say_the_same_leave_nothing_to_compare(tmp_path):
+    write_run(tmp_path, say=lambda text: "all the same")
+    with pytest.raises(InputError, match="said the same under all of 3 conditions"):
+        export_rating(tmp_path, RatingConfig())
+
+
+def test_without_a_key_or_without_files_nothing_is_scored(tmp_path):
+    write_run(tmp_path)
+    with pytest.raises(InputError, match="no ratings given"):
+        score_ratings(tmp_path, [])
+    with pytest.raises(InputError, match=re.escape("rating_key.json: no such file; `ixjax rate")):
+        score_ratings(tmp_path, [tmp_path / "a.json"])
+    (tmp_path / "rating_key.json").write_text("{}")
+    with pytest.raises(InputError, match="expected what `ixjax rate export` wrote"):
+        score_ratings(tmp_path, [tmp_path / "a.json"])
+
+
+def test_a_table_is_scored_by_the_key(exported):
+    key = json.loads((exported / "rating_key.json").read_text())["items"]
+    path = exported / "ann.csv"
+    lines = ["task,item,choice"]
+    task = json.loads((exported / "rating_key.json").read_text())["task"]
+    for item, sides in key.items():  # always for the aligned policy
+        lines.append(f"{task},{item},{'A' if sides['A'] == 'dpo_imcts' else 'B'}")
+    path.write_text("\n".join(lines))
+    found = score_ratings(exported, [path])
+    assert (found["win_rate"], found["votes"]["dpo_imcts"]) == (1.0, 3)
+    assert json.loads((exported / "rating_scores.json").read_text()) == found

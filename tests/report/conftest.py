@@ -1,0 +1,66 @@
+"""A headless Chromium, where there is one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator:
+    """The system's browser; Debian has it as `apt-get install chromium`."""
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A page that was opened from disk, and all that it should not do."""
+
+    def __init__(self, browser, path: Path, **context):
+        self.context = browser.new_context(
+            **{"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"} | context
+        )
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}"))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.address = path.resolve().as_uri()
+        self.page.goto(self.address)
+
+    def texts(self, selector: str) -> list[str]:
+        """What the elements say, without what is behind them."""
+        return [text.strip() for text in self.page.locator(selector).all_text_contents()]
+
+    @property
+    def fetched(self) -> list[str]:
+        """What was asked of anything but the file itself and what it holds."""
+        own = (self.address, "data:", "blob:")
+        return [url for url in self.requests if not url.startswith(own)]
+
+
+@pytest.fixture
+def opened(chromium) -> Iterator:
+    """Opens files, and closes them after the test: it must have been quiet."""
+    pages: list[Watched] = []
+
+    def open_page(path: Path, **context) -> Watched:
+        pages.append(Watched(chromium, path, **context))
+        return pages[-1]
+
+    yield open_page
+    for one in pages:
+        one.context.close()

@@ -1,0 +1,94 @@
+"""Each doubt is raised by the figure that it is about, and by nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ixjax.report.cautions import ALWAYS, cautions
+from ixjax.report.files import open_runs
+from tests.report.runs import write_run
+
+
+def doubts(root) -> list[str]:
+    items = [list(b.items) for b in cautions(open_runs([str(root)])).blocks if hasattr(b, "items")]
+    assert items[-1] == list(ALWAYS)
+    return [item for block in items[:-1] for item in block]
+
+
+def edit(path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def sound(tmp_path):
+    """A run with nothing to doubt."""
+    write_run(tmp_path)
+    edit(
+        tmp_path / "evaluation.json",
+        lambda found: found["fidelity"][1].update(outcome_mae=0.1, outcome_spearman=0.7),
+    )
+    return tmp_path
+
+
+def test_a_sound_run_raises_none(sound):
+    assert doubts(sound) == []
+
+
+def of(cells, method: str, user: str):
+    return next(c for c in cells["cells"] if (c["method"], c["user"]) == (method, user))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda e: e["fidelity"][0].update(outcome_mae=0.31), "simulator does not know who is hel"),
+        (lambda e: e["fidelity"][0].update(outcome_spearman=None), "rank correlation n/a"),
+        (lambda e: e["fidelity"][1].update(calibration_error=0.2), "is off by 0.200 on average"),
+        (lambda e: e.update(conditions=12), "Only 12 held-out conditions were played"),
+        (lambda e: e["cells"][4].update(unreadable_rate=0.1), "10.0 % of the outcomes could not"),
+        (
+            lambda e: of(e, "dpo_imcts", "simulator_heldout").update(gain_low=-0.1),
+            "gains with the simulator that it was searched against and not with the held-out",
+        ),
+        (
+            lambda e: of(e, "dpo_imcts", "simulator").update(response_tokens=14.0),
+            "says 14.000 tokens a turn, SFT 7.000",
+        ),
+        (
+            lambda e: of(e, "dpo_imcts", "simulator").update(distinct_2=0.1),
+            "repeats itself more than SFT",
+        ),
+    ],
+)
+def test_a_figure_of_the_evaluation_raises_its_doubt_alone(sound, change, said):
+    edit(sound / "evaluation.json", change)
+    (found,) = doubts(sound)
+    assert said in found
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"chosen": "a much longer response"}, "is the longer one in 100.0 % of the pairs"),
+        ({"chosen": "short"}, "is the shorter one in 100.0 % of the pairs"),
+        ({"chosen_visits": 1}, "rest on a single return"),
+    ],
+)
+def test_what_pairs_are_like_raises_its_doubt_alone(sound, change, said):
+    head, line = (sound / "pairs.jsonl").read_text().splitlines()
+    (sound / "pairs.jsonl").write_text(f"{head}\n{json.dumps(json.loads(line) | change)}\n")
+    (found,) = doubts(sound)
+    assert said in found
+
+
+def test_chosen_responses_that_became_less_likely_are_told(sound):
+    edit(
+        sound / "manifest.json",
+        lambda found: found["stages"]["dpo/imcts"].update({"rewards/chosen": -0.5}),
+    )
+    (found,) = doubts(sound)
+    assert "less likely than before (reward -0.500)" in found

@@ -1,0 +1,209 @@
+"""The page in a browser: quiet, whole without a network, and the explorer as a reader uses it."""
+
+from __future__ import annotations
+
+import pytest
+
+from ixjax.report import write_report
+from tests.report.runs import METHODS, USERS, hostile, tree, write_run
+
+LARGE = 5000  # nodes
+
+
+@pytest.fixture(scope="module")
+def page_path(tmp_path_factory):
+    return write_report([str(write_run(tmp_path_factory.mktemp("run")))])[0]
+
+
+@pytest.fixture(scope="module")
+def hostile_path(tmp_path_factory):
+    return write_report([str(write_run(tmp_path_factory.mktemp("hostile"), say=hostile))])[0]
+
+
+@pytest.fixture(scope="module")
+def large_path(tmp_path_factory):
+    return write_report([str(write_run(tmp_path_factory.mktemp("large"), nodes=LARGE))])[0]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_is_quiet_needs_no_network_and_draws_every_plot(opened, page_path, width, scheme):
+    viewport = {"width": width, "height": 900}
+    watched = opened(page_path, viewport=viewport, color_scheme=scheme)
+    page = watched.page
+    places = page.locator("[data-plot]")
+    assert places.count() == 14
+    for i in range(places.count()):
+        assert places.nth(i).locator(".trace").count() > 0
+    assert page.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
+    assert (watched.complaints, watched.fetched) == ([], [])
+
+
+def test_plots_follow_the_page_from_light_to_dark(opened, page_path):
+    page = opened(page_path).page
+    point = page.locator("[data-plot] .point").first
+    light = point.evaluate("e => getComputedStyle(e).fill")
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(
+        "light => getComputedStyle(document.querySelector('[data-plot] .point')).fill !== light",
+        arg=light,
+    )
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 27)"
+
+
+def rows(watched) -> list[str]:
+    return watched.texts(".tree .said")
+
+
+def test_a_row_that_is_chosen_shows_the_dialogue_up_to_it(opened, page_path):
+    watched = opened(page_path)
+    # The most visited path is open: of equal visits, the response that was added first.
+    assert rows(watched) == ["hello", "response 0", "reaction 0", "response 1", "response 2"]
+    assert watched.texts(".reading li") == ["userhello", "policyresponse 0", "userreaction 0"]
+    watched.page.get_by_text("response 2", exact=True).click()
+    assert watched.texts(".reading li") == ["userhello", "policyresponse 2"]
+    assert "Q 0.100, 4 returns, depth 1" in watched.texts(".reading .status")[0]
+    assert watched.complaints == []
+
+
+def test_responses_of_pairs_are_marked(opened, page_path):
+    watched = opened(page_path)
+    marked = watched.page.locator(".tree .row", has=watched.page.locator(".mark"))
+    found = [row.locator(".said, .mark").all_text_contents() for row in marked.all()]
+    assert found == [["response 0", "▲ chosen"], ["response 2", "▼ rejected"]]
+
+
+def test_another_condition_shows_another_tree(opened, page_path):
+    watched = opened(page_path)
+    watched.page.locator("[data-select=tree]").select_option(label="user-1")
+    assert watched.texts(".tree .mark") == []
+    assert rows(watched)[0] == "hello"
+
+
+def test_keys_walk_the_tree(opened, page_path):
+    watched = opened(page_path)
+    page = watched.page
+    page.locator(".tree").focus()
+    for key, chosen in (
+        ("Home", "hello"), ("ArrowDown", "response 0"), ("ArrowLeft", "response 0"),
+        ("ArrowDown", "response 1"), ("ArrowRight", "response 1"), ("ArrowRight", "reaction 1"),
+        ("ArrowLeft", "response 1"), ("ArrowLeft", "response 1"), ("ArrowLeft", "hello"),
+        ("End", "response 2"), ("PageUp", "hello"),
+    ):  # fmt: skip
+        page.keyboard.press(key)
+        assert watched.texts(".tree [aria-selected=true] .said") == [chosen], key
+    active = page.locator(".tree").get_attribute("aria-activedescendant")
+    assert page.locator(f"#{active}").get_attribute("aria-expanded") == "true"
+
+
+def passing(watched) -> int:
+    """How many nodes the page says pass its filters."""
+    (status,) = watched.texts("[data-widget=explorer] > .status")
+    return int(status.split("nodes, ")[1].split(" pass")[0].replace(",", ""))
+
+
+def test_filters_let_through_what_they_say(opened, large_path):
+    watched = opened(large_path)
+    page, nodes = watched.page, tree("user-0", LARGE, str)["nodes"]
+
+    def fill(name, value):
+        page.locator(f"[data-filter={name}]").fill(value)
+
+    assert passing(watched) == LARGE
+    fill("depth", "3")
+    assert passing(watched) == sum(node["depth"] <= 3 for node in nodes)
+    fill("visits", "2")
+    assert passing(watched) == sum(node["depth"] <= 3 and node["visits"] >= 2 for node in nodes)
+    fill("depth", "")
+    assert passing(watched) == sum(node["visits"] >= 2 for node in nodes)
+    fill("visits", "")
+    fill("margin", "0.75")
+    # Only the root's responses differ so much: 0.9 to 0.1.
+    assert passing(watched) == 4
+    fill("margin", "0.85")
+    assert passing(watched) == 0
+    fill("margin", "")
+    page.locator("[data-filter=marked]").check()
+    assert passing(watched) == 2
+    assert rows(watched) == ["hello", "response 0", "response 2"]
+    assert watched.complaints == []
+
+
+def test_of_a_large_tree_only_what_is_in_sight_is_there(opened, large_path):
+    watched = opened(large_path)
+    page = watched.page
+    page.get_by_role("button", name="Open all").click()
+    assert "5,000 rows are open" in watched.texts("[data-widget=explorer] > .status")[0]
+    assert 20 < page.locator(".tree .row").count() < 60
+    page.locator(".tree").evaluate("e => { e.scrollTop = e.scrollHeight }")
+    page.wait_for_function("document.querySelector('.tree [data-place=\"4999\"]') !== null")
+    assert 20 < page.locator(".tree .row").count() < 60
+    page.locator(".tree").focus()
+    page.keyboard.press("End")
+    assert page.locator(".tree [data-place='4999']").get_attribute("aria-selected") == "true"
+    # The end of the chain below the last response, whose nodes are 3, 6, 9, ...
+    last = [node for node in tree("user-0", LARGE, str)["nodes"] if node["id"] % 3 == 0][-1]
+    assert page.locator(".reading li").count() == 1 + last["depth"]
+    assert watched.complaints == []
+
+
+def test_the_map_leads_to_what_it_shows(opened, page_path):
+    watched = opened(page_path)
+    watched.page.locator(".map").click(position={"x": 1100, "y": 18})  # second row, at the right
+    assert watched.texts(".tree [aria-selected=true] .said") == ["response 2"]
+
+
+def test_dialogues_of_two_methods_stand_side_by_side(opened, page_path):
+    watched = opened(page_path)
+    page = watched.page
+    said = "[data-widget=dialogues] .dialogue .policy"
+    assert watched.texts(said) == ["policysft answers", "policydpo_imcts answers"]
+    page.locator("[data-select=method-0]").select_option("dpo_imcts")
+    assert watched.texts(said) == ["policydpo_imcts answers"] * 2
+    users = page.locator("[data-select=user] option").evaluate_all("o => o.map(e => e.value)")
+    methods = page.locator("[data-select=method-1] option").evaluate_all("o => o.map(e => e.value)")
+    assert (users, methods) == (list(USERS), list(METHODS))
+    page.locator("[data-select=condition]").select_option(label="user-2")
+    assert watched.texts(said) == ["policydpo_imcts answers"] * 2
+    assert watched.complaints == []
+
+
+def test_hostile_texts_are_texts(opened, hostile_path):
+    watched = opened(hostile_path)
+    page = watched.page
+    assert hostile("response 0") in rows(watched)
+    page.get_by_text(hostile("response 2"), exact=True).click()
+    assert f"policy{hostile('response 2')}" in watched.texts(".reading li")
+    assert f"policy{hostile('sft answers')}" in watched.texts(".dialogue .policy")
+    assert page.locator("img").count() == 0
+    assert (watched.complaints, watched.fetched) == ([], [])
+
+
+def test_the_page_lets_no_other_script_run_and_nothing_be_fetched(opened, page_path):
+    """The second line of defence: even what were taken for markup could do nothing."""
+    watched = opened(page_path)
+    watched.page.evaluate("""() => {
+        const markup = "<img src='data:,' onerror='window.ran = 1'>";
+        document.body.insertAdjacentHTML("beforeend", markup);
+        const script = document.createElement("script");
+        script.textContent = "window.ran = 2";
+        document.body.append(script);
+        const image = document.createElement("img");
+        image.src = "http://localhost/image.png";
+        document.body.append(image);
+    }""")
+    watched.page.wait_for_timeout(300)
+    assert watched.page.evaluate("window.ran") is None
+    refused = [text for text in watched.complaints if "Content Security Policy" in text]
+    assert len(refused) == len(watched.complaints) == 3
+
+
+def test_several_runs_can_be_chosen_from(opened, tmp_path):
+    roots = [str(write_run(tmp_path / name, say=f"{name} {{}}".format)) for name in ("one", "two")]
+    watched = opened(write_report(roots)[0])
+    run = watched.page.locator("[data-widget=explorer] select").first
+    run.select_option(label="two")
+    assert rows(watched)[1] == "two response 0"
+    watched.page.locator("[data-select=run]").select_option(label="two")
+    assert watched.texts(".dialogue .policy")[0] == "policytwo sft answers"
+    assert watched.complaints == []

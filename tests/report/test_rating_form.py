@@ -1,0 +1,40 @@
+"""The form for raters in a browser: what is chosen is what is scored."""
+
+from __future__ import annotations
+
+from ixjax.evaluation import RatingConfig
+from ixjax.pipeline import export_rating, score_ratings
+from tests.report.runs import hostile, write_run
+
+
+def test_a_form_that_was_filled_in_is_scored(tmp_path, opened):
+    export_rating(write_run(tmp_path), RatingConfig())
+    watched = opened(tmp_path / "rating" / "form.html")
+    page = watched.page
+    page.get_by_label("Your name or number").fill("Ben B.")
+    for choice in ("A", "no difference"):
+        page.get_by_label(choice, exact=True).check()
+        page.get_by_role("button", name="Next").click()
+    assert "Item 3 of 3; 2 rated." in watched.texts(".status")
+    page.get_by_role("button", name="Back").click()
+    assert page.get_by_label("no difference").is_checked()
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Save to a file").click()
+    assert waiting.value.suggested_filename == "ratings-Ben_B_.json"
+    path = tmp_path / "ben.json"
+    waiting.value.save_as(path)
+    found = score_ratings(tmp_path, [path])
+    assert [r["rater"] for r in found["by_rater"]] == ["Ben B."]
+    assert (found["items"], found["votes"]["tie"]) == (2, 1)
+    assert (watched.complaints, watched.fetched) == ([], [])
+
+
+def test_hostile_texts_in_the_form_are_texts(tmp_path, opened):
+    write_run(tmp_path, say=hostile)
+    export_rating(tmp_path, RatingConfig())
+    watched = opened(tmp_path / "rating" / "form.html", viewport={"width": 390, "height": 800})
+    page = watched.page
+    assert f"user{hostile('hello')}" in watched.texts(".dialogue li")
+    assert page.locator("img").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert (watched.complaints, watched.fetched) == ([], [])
