@@ -297,6 +297,11 @@ class RunDirectory:
         return self.root / "policy_dpo"
 
     @property
+    def exported(self) -> Path:
+        """The aligned policies as Hugging Face folders."""
+        return self.root / "exported"
+
+    @property
     def played(self) -> Path:
         """The dialogues of the evaluation."""
         return self.root / "evaluation"

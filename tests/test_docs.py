@@ -81,7 +81,7 @@ def commands_of(page: str) -> list[list[str]]:
 
 def test_the_guides_stages_take_the_flags_that_it_gives_them():
     shown = [words for words in commands_of("guide.md") if words[0] in commands.STAGES]
-    assert {"pipeline", "search"} == {line[0] for line in shown}
+    assert {"pipeline", "search", "sft"} == {line[0] for line in shown}
     for stage, *flags in shown:
         assert parse(RunConfig, flags, stage=stage, summary="").out == "runs/quickstart"
 

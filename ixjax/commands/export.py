@@ -7,6 +7,7 @@ import dataclasses
 from rich.console import Console
 
 from ixjax import pipeline
+from ixjax.distributed import DistributedConfig
 from ixjax.io import InputError
 from ixjax.models.config import DType
 from ixjax.parallel import MeshConfig, make_mesh
@@ -33,6 +34,8 @@ class Settings:
     """Of the weights that are written; default: as they were trained."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     """How devices are laid out."""
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+    """Processes that hold the model together."""
 
 
 def execute(settings: Settings, run: pipeline.Run | None, console: Console) -> None:

@@ -5,7 +5,8 @@ makes nothing. A tool uses what is there, and takes a few settings of its own
 (`ixjax.commands.tools`).
 
 Bad input ends with one line and exit code 2, a full disk or a diverged training with 1, an
-interruption with 130; anything else is a bug and shows its traceback.
+interruption with 130, a training that SIGTERM told to save and leave with 75 (EX_TEMPFAIL of
+sysexits.h: to be started again); anything else is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ import importlib
 import importlib.metadata
 import os
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ixjax.io import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ixjax.distributed import DistributedConfig
 
 STAGES = {
     "prepare": "corpus to splits and tokenizer",
@@ -40,6 +45,9 @@ TOOLS = {
     "parity": "compare what the engine and the trainer compute",
 }
 COMMANDS = STAGES | PREVIEWS | TOOLS
+JOINT = ("sft", "dpo", "export")  # what several processes do together
+PREEMPTED = 75  # exit code
+LAST_WORDS_SECONDS = 2.0  # that process 0 leaves the others to say what they found wrong
 BAD_PATHS = (
     FileNotFoundError,
     FileExistsError,
@@ -68,24 +76,52 @@ def main(command: str | None = None, arguments: Sequence[str] | None = None) -> 
         command = arguments.pop(0)
     try:
         _run(command, arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:  # whoever read the output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except BAD_PATHS as error:  # where a person's path leads nowhere, or into a file
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"error: {what}", file=sys.stderr)
-        sys.exit(2)
-    except (OSError, FloatingPointError) as error:
-        # A full disk, a training that diverged.
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        hint = "" if command in TOOLS | PREVIEWS else "; run the same command again to continue"
-        print(f"interrupted{hint}", file=sys.stderr)
-        sys.exit(130)
+    except (Exception, KeyboardInterrupt) as error:
+        code, told = _judge(error, command)
+        if told is None and not _among_others():
+            raise
+        print(told or traceback.format_exc(), file=sys.stderr)
+        if _among_others() and code != PREEMPTED:
+            _leave_others(code)
+        sys.exit(code)
+
+
+def _judge(error: BaseException, command: str) -> tuple[int, str | None]:
+    """Exit code and what a person is told; None: all of it, since it is a bug."""
+    again = "" if command in TOOLS | PREVIEWS else "; run the same command again to continue"
+    if isinstance(error, InputError):
+        return 2, f"error: {error}"
+    if isinstance(error, BAD_PATHS):  # where a person's path leads nowhere, or into a file
+        named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return 2, f"error: {named}"
+    if isinstance(error, (OSError, FloatingPointError)):  # a full disk, a training that diverged
+        return 1, f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, f"interrupted{again}"
+    from ixjax.training import Preempted
+
+    if isinstance(error, Preempted):
+        return PREEMPTED, f"{error}{again}"
+    return 1, None
+
+
+def _among_others() -> bool:
+    """Whether this process works together with others."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def _leave_others(code: int) -> NoReturn:
+    """End at once: at an orderly end JAX waits for the others, and they may wait for this one."""
+    from ixjax import distributed
+
+    if distributed.joined() and distributed.is_first():
+        time.sleep(LAST_WORDS_SECONDS)  # JAX ends them when their coordinator is gone
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _run(command: str, arguments: Sequence[str]) -> None:
@@ -107,13 +143,16 @@ def _run(command: str, arguments: Sequence[str]) -> None:
 def _run_stage(stage: str, module: Any, arguments: Sequence[str], console: Console) -> None:
     from ixjax.commands.arguments import parse
     from ixjax.commands.progress import ProgressReporter
+    from ixjax.distributed import first_then_others
     from ixjax.pipeline import RunConfig, open_run
 
     config = parse(RunConfig, arguments, stage=stage, summary=module.SUMMARY)
     use_compilation_cache()
+    _join_others(stage, config.distributed, console)
     reporter = ProgressReporter(console)
     try:
-        run = open_run(config)
+        with first_then_others("the run directory is opened"):
+            run = open_run(config)
         console.print(f"run {run.directory.root} on {run.devices}")
         module.execute(run, reporter, console)
     finally:
@@ -132,7 +171,27 @@ def _run_tool(tool: str, module: Any, arguments: Sequence[str], console: Console
 
     settings, run = parse_tool(module.Settings, arguments, tool=tool, summary=module.SUMMARY)
     use_compilation_cache()
+    if tool in JOINT:
+        _join_others(tool, settings.distributed, console)
     module.execute(settings, run, console)
+
+
+def _join_others(command: str, config: DistributedConfig, console: Console) -> None:
+    """Work with other processes from here on, where there are any; the first one alone prints."""
+    from ixjax import distributed
+
+    if command not in JOINT:
+        if config.coordinator:
+            raise InputError(
+                f"distributed.coordinator is {config.coordinator}, but no processes work together "
+                f"in {command} (they do in {', '.join(JOINT)}); `ixjax search` is shared by "
+                "--processes.count and --processes.index"
+            )
+        return
+    told = distributed.start(config)
+    if told is not None:
+        console.print(told)
+        console.quiet = not distributed.is_first()
 
 
 def use_compilation_cache() -> None:

@@ -11,6 +11,7 @@ Format: https://huggingface.co/docs/safetensors
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -24,6 +25,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ixjax.distributed import is_first, to_host
 from ixjax.io import InputError, write_json
 from ixjax.models.config import DType, ModelConfig
 from ixjax.models.hf_config import CONFIG, SPECIAL_IDS, read_config, to_json
@@ -34,10 +36,10 @@ from ixjax.models.hf_files import (
     Checkpoint,
     Part,
     open_checkpoint,
-    save_whole,
+    write_tensors,
 )
 from ixjax.models.hf_generation import GENERATION, check_end_tokens
-from ixjax.models.sharding import param_shardings, path_name
+from ixjax.models.sharding import param_shardings, path_name, weights_by_path
 from ixjax.models.transformer import Transformer, weight_specs
 from ixjax.parallel import make_mesh
 
@@ -192,6 +194,8 @@ def save_hf(
 ) -> None:
     """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
+    The host holds one tensor at a time. Of several processes the first one writes.
+
     Args:
         model: the decoder; weights keep their type.
         path: the folder, made where it is missing; weights that it held before are replaced.
@@ -207,31 +211,41 @@ def save_hf(
     if model.config.lora is not None:
         raise ValueError("the model has adapters; merge them first, or save them (save_adapter)")
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
     described = to_json(model.config, tokenizer, end_ids)
-    shards = _plan_shards(model.config, shard_bytes)
-    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    names = names if len(names) > 1 else [WEIGHTS]
-    named = tensors(model.config)
-    fetch = functools.lru_cache(maxsize=1)(functools.partial(_fetch, model))
-    for name, shard in zip(names, shards, strict=True):
-        values = {
-            hf_name: _export(fetch(path), layer, transposed=named[path].transposed)
-            for hf_name, path, layer in shard
-        }
-        save_whole(folder / name, values)
-    for stale in folder.glob("model*.safetensors*"):
-        if stale.name not in names:
-            stale.unlink()
-    if len(shards) > 1:
-        weight_map = {t[0]: n for n, shard in zip(names, shards, strict=True) for t in shard}
-        total = sum(spec.nbytes for spec in jax.tree.leaves(nnx.state(model, nnx.Param)))
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    values = _exported(model)
+    try:
+        if is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_weights(folder, model.config, values, shard_bytes)
+    finally:
+        if jax.process_count() > 1:
+            # Every process gives its part of every tensor, also where one can't be written.
+            collections.deque(values, maxlen=0)
+    if not is_first():
+        return
     write_json(folder / CONFIG, described)
     # Written though config.json has the same: one that the folder held before would win.
     write_json(folder / GENERATION, {name: described[name] for name in SPECIAL_IDS})
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def _write_weights(
+    folder: Path, config: ModelConfig, values: Iterator[np.ndarray], shard_bytes: int
+) -> None:
+    """Files of weights and their index; what the folder had of them before goes."""
+    shards, dtype = _plan_shards(config, shard_bytes), jax.numpy.dtype(config.param_dtype)
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    names = names if len(names) > 1 else [WEIGHTS]
+    for name, shard in zip(names, shards, strict=True):
+        write_tensors(folder / name, shard, dtype, values)
+    for stale in folder.glob("model*.safetensors*"):
+        if stale.name not in names:
+            stale.unlink()
+    if len(shards) > 1:
+        weight_map = {t: n for n, shard in zip(names, shards, strict=True) for t in shard}
+        total = dtype.itemsize * sum(math.prod(s) for shard in shards for s in shard.values())
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _layout(config: ModelConfig) -> Iterator[tuple[str, str, int | None, tuple[int, ...]]]:
@@ -351,27 +365,30 @@ def _in_place(
     )
 
 
-def _plan_shards(config: ModelConfig, limit: int) -> list[list[tuple[str, str, int | None]]]:
-    """Tensors (name, path, layer) of each file, filled in order up to `limit` bytes."""
+def _plan_shards(config: ModelConfig, limit: int) -> list[dict[str, tuple[int, ...]]]:
+    """Tensors (name and shape) of each file, filled in order up to `limit` bytes."""
     item_bytes = jax.numpy.dtype(config.param_dtype).itemsize
-    shards: list[list[tuple[str, str, int | None]]] = [[]]
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
     used = 0
-    for name, path, layer, shape in _layout(config):
+    for name, _, _, shape in _layout(config):
         size = math.prod(shape) * item_bytes
         if shards[-1] and used + size > limit:
-            shards.append([])
+            shards.append({})
             used = 0
-        shards[-1].append((name, path, layer))
+        shards[-1][name] = shape
         used += size
     return shards
 
 
-def _fetch(model: Transformer, path: str) -> np.ndarray:
-    """One of our weights, whole, on the host."""
-    parameter: Any = functools.reduce(getattr, path.split("."), model)
-    return np.asarray(parameter[...])
+def _exported(model: Transformer) -> Iterator[np.ndarray]:
+    """Hugging Face's tensors in the order of `_layout`, each whole on the host; all must ask."""
+    weights, named = weights_by_path(model), tensors(model.config)
+    for _, path, layer, _ in _layout(model.config):
+        weight = weights[path] if layer is None else _layer_of(weights[path], layer)
+        value = to_host(weight)
+        yield value.T if named[path].transposed else value
 
 
-def _export(value: np.ndarray, layer: int | None, *, transposed: bool) -> np.ndarray:
-    value = value if layer is None else value[layer]
-    return np.ascontiguousarray(value.T if transposed else value)
+@jax.jit
+def _layer_of(stacked: jax.Array, layer: int) -> jax.Array:
+    return stacked[layer]

@@ -9,6 +9,8 @@ Format: https://huggingface.co/docs/safetensors
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +29,7 @@ ADAPTER_CONFIG = "adapter_config.json"  # of PEFT's; marks a folder that holds a
 # Rows read at once. 16 of float32, transposed, fill whole cache lines; more fall out of the cache
 # before they are written (measured: 64 rows take twice as long, a whole matrix four times).
 BLOCK_ROWS, BLOCK_BYTES = 16, 2**18
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # NumPy's name -> safetensors'
 RECOMPUTED = ".rotary_emb.inv_freq"  # a buffer that old Llama exports carry
 
 Part = tuple[tuple[int, int], ...]  # (start, stop) along each axis
@@ -166,6 +169,37 @@ def checked_file(file: Path, *, missing: str) -> Iterator[None]:
         raise InputError(f"{file}: no such file; {missing}") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: not a whole safetensors file ({error})") from None
+
+
+def write_tensors(
+    file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, values: Iterator[np.ndarray]
+) -> None:
+    """Write a file of tensors of one type that is there whole, or as it was before.
+
+    Unlike safetensors' own writer it holds one tensor at a time.
+
+    Args:
+        file: where to.
+        shapes: of the tensors, by their names.
+        dtype: of the tensors.
+        values: the tensors, in the order of `shapes`; no more are taken.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, shape in shapes.items():
+        end = at + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPES[dtype.name], "shape": shape, "data_offsets": [at, end]}
+        at = end
+    described = json.dumps(header).encode()
+    described += b" " * (-len(described) % 8)  # the data begin at a multiple of 8 bytes
+    partial = file.with_name(f".{file.name}.partial")
+    with partial.open("wb") as out:
+        out.write(len(described).to_bytes(8, "little") + described)
+        taken = itertools.islice(values, len(shapes))
+        for value, shape in zip(taken, shapes.values(), strict=True):
+            assert (value.shape, value.dtype) == (shape, dtype)
+            out.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+    os.replace(partial, file)
 
 
 def save_whole(file: Path, tensors: Mapping[str, np.ndarray]) -> None:

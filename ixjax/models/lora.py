@@ -22,6 +22,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from safetensors.numpy import load_file
 
+from ixjax.distributed import is_first, to_host
 from ixjax.io import InputError, read_json, write_json
 from ixjax.models.config import LORA_TARGETS, LoraConfig, ModelConfig
 from ixjax.models.hf import tensors
@@ -161,12 +162,14 @@ def save_adapter(
     """
     lora = _lora_of(model, adapter)
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = weights_by_path(model)
     values = {
-        name: np.ascontiguousarray(np.asarray(weights[ours][layer, adapter]).T)
+        name: np.ascontiguousarray(to_host(weights[ours][layer, adapter]).T)
         for name, ours, layer, _ in _layout(model.config)
     }
+    if not is_first():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     save_whole(folder / ADAPTER_WEIGHTS, values)
     modules = _modules(model.config)
     described = {

@@ -7,6 +7,7 @@ import dataclasses
 from ixjax.dialogue.corpora import DataConfig
 from ixjax.dialogue.preferences import PreferencesConfig
 from ixjax.dialogue.tokenizer import TokenizerConfig
+from ixjax.distributed import DistributedConfig
 from ixjax.evaluation import EvaluationConfig
 from ixjax.generation import DebugConfig, EngineConfig, ReadOut, SamplingConfig
 from ixjax.io import NO_EFFECT, InputError
@@ -14,7 +15,14 @@ from ixjax.models import ModelArguments
 from ixjax.parallel import MeshConfig
 from ixjax.pipeline.metrics import MetricsConfig
 from ixjax.search import PairsConfig, SearchConfig
-from ixjax.training import DPOConfig, ProfileConfig, ReferenceConfig, SFTConfig
+from ixjax.training import (
+    CheckpointConfig,
+    DPOConfig,
+    ProfileConfig,
+    ReferenceConfig,
+    ResumeConfig,
+    SFTConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +82,16 @@ class RunConfig:
         default_factory=ProcessesConfig, metadata=NO_EFFECT
     )
     """Processes that share the search."""
+    distributed: DistributedConfig = dataclasses.field(
+        default_factory=DistributedConfig, metadata=NO_EFFECT
+    )
+    """Processes that train together."""
+    checkpoints: CheckpointConfig = dataclasses.field(
+        default_factory=CheckpointConfig, metadata=NO_EFFECT
+    )
+    """What is kept of a training while it goes on."""
+    resume: ResumeConfig = dataclasses.field(default_factory=ResumeConfig, metadata=NO_EFFECT)
+    """How an interrupted training continues."""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     """The tree search."""
     pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
@@ -82,6 +100,8 @@ class RunConfig:
     """A file of preferences beside them."""
     dpo: DPOConfig = dataclasses.field(default_factory=DPOConfig)
     """The alignment."""
+    export: bool = dataclasses.field(default=False, metadata=NO_EFFECT)
+    """Write each aligned policy as a Hugging Face folder, too, below exported/."""
     reference: ReferenceConfig = dataclasses.field(
         default_factory=ReferenceConfig, metadata=NO_EFFECT
     )

@@ -12,7 +12,10 @@ from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
 from ixjax.dialogue.preference_tokens import pair_lengths
 from ixjax.dialogue.preferences import SHOWN_LINES
+from ixjax.distributed import is_first
 from ixjax.models import Transformer
+from ixjax.pipeline.checkpoints import find_checkpoint
+from ixjax.pipeline.export import export
 from ixjax.pipeline.inputs import PREFERENCES, pair_sources
 from ixjax.pipeline.preferences import given_pairs
 from ixjax.pipeline.run import Reporter, Run, tell_resumed
@@ -73,7 +76,11 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
             directory=directory,
             on_step=on_step,
             reference=reference,
+            checkpoints=config.checkpoints,
+            resume=config.resume,
         )
+        if config.export:
+            _export(run, source, reporter)
         reporter.finish(pairs=len(rendered))
     return run.facts(stage)
 
@@ -160,5 +167,20 @@ def _reference(
         return stored
     reporter.note(f"dpo {source}: reference log-probabilities are computed ({reason})")
     reference = reference_logprobs(policy, rendered, run.config.dpo, mesh=run.mesh)
-    save_reference(path, reference, identity)
+    if is_first():
+        save_reference(path, reference, identity)
     return reference
+
+
+def _export(run: Run, source: str, reporter: Reporter) -> None:
+    """Write an aligned policy as a Hugging Face folder; a failure is told, and ends nothing."""
+    name, folder = f"policy_dpo/{source}", run.directory.exported / source
+    try:
+        export(run, find_checkpoint(run, name), folder, overwrite=True, mesh=run.mesh)
+    except Exception as error:  # whatever it is: the training is done
+        reporter.note(
+            f"dpo {source}: the policy could not be exported ({error}); do it with `ixjax export "
+            f"--out {run.directory.root} --model {name} --to FOLDER`"
+        )
+    else:
+        reporter.note(f"dpo {source}: the policy is exported to {folder}")

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from ixjax import io
 from ixjax.dialogue.chat import ChatTemplate
+from ixjax.distributed import is_first, wait_for_all
 from ixjax.generation import SamplingConfig
 from ixjax.models import Transformer, cast, merge_lora, save_adapter, save_hf
 from ixjax.models.config import DType
@@ -54,6 +55,8 @@ def export(
 ) -> dict[str, Any]:
     """Write a model of a run as a Hugging Face folder.
 
+    Of several processes each gives its shards, and the first one writes.
+
     Args:
         run: whose model it is.
         checkpoint: the model; adapters are merged into it.
@@ -79,6 +82,7 @@ def export(
     other = folder / (CONFIG if adapter else ADAPTER_CONFIG)
     if other.exists():  # readers would put the adapter on the model beside it
         raise io.InputError(f"{other}: a model and an adapter take a folder each; give another")
+    wait_for_all("an export may begin")  # all have seen the folder as it was
     model, template = checkpoint.load(mesh=mesh)
     if adapter and model.config.lora is None:
         raise io.InputError(f"{checkpoint.path}: the model has no adapter; leave --adapter out")
@@ -91,14 +95,16 @@ def export(
         "role": checkpoint.role,
         "system": run.scenario.policy_prompt if checkpoint.role == "policy" else None,
     }
-    io.write_json(folder / RECORD, record)  # first: an export that was cut off can be done again
+    if is_first():  # before the weights: an export that was cut off can be done again
+        io.write_json(folder / RECORD, record)
     if adapter:
         save_adapter(_in_type(model, dtype), folder, base=run.config.model.path or None)
-        template.tokenizer.save_pretrained(folder)
     else:
         whole = model if model.config.lora is None else merge_lora(model)
         save_hf(_in_type(whole, dtype), folder, template.tokenizer, end_ids=template.end_ids)
-    io.write_json(folder / "generation_config.json", _generation(template, run.config.sampling))
+    if is_first():
+        template.tokenizer.save_pretrained(folder)
+        io.write_json(folder / "generation_config.json", _generation(template, run.config.sampling))
     return record
 
 

@@ -83,9 +83,10 @@ def _check_settings(config: RunConfig) -> None:
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """The configuration as plain values, without where it is written and by which process."""
+    """The configuration as plain values, without what belongs to one start of it alone."""
     settings = dataclasses.asdict(config)
-    del settings["out"], settings["processes"]
+    for name in ("out", "processes", "distributed", "resume"):
+        del settings[name]
     return settings
 
 

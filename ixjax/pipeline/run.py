@@ -24,6 +24,7 @@ from ixjax.dialogue.corpora import read_dialogues
 from ixjax.dialogue.scenarios import Scenario, get_scenario
 from ixjax.dialogue.tokenizer import load_tokenizer
 from ixjax.dialogue.types import Dialogue, Role
+from ixjax.distributed import first_then_others, is_first
 from ixjax.generation import Account, ModelSpeaker, speaker_engine
 from ixjax.models import Transformer
 from ixjax.parallel import describe, make_mesh
@@ -267,21 +268,29 @@ class Run:
         if there and self.manifest.is_done(name, inputs):
             yield None
             return
-        self.manifest.start(name, inputs)
+        if is_first():
+            self.manifest.start(name, inputs)
         facts: dict[str, Any] = {}
         started = time.monotonic()
         try:
             yield facts
         except BaseException:
-            if not self._has_states(name):
+            if is_first() and not self._has_states(name):
                 self.manifest.forget(name)
             raise
         seconds = round(time.monotonic() - started, 1)
         made_with = {**versions(), "devices": self.devices}
-        self.manifest.record(name, inputs, made_with=made_with, seconds=seconds, **facts)
+        with first_then_others(f"{name} is finished"):
+            if is_first():
+                self.manifest.record(name, inputs, made_with=made_with, seconds=seconds, **facts)
 
     def log(self, stage: str, metrics: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl, and tell the sinks that the run asks for."""
+        """Append a line to metrics.jsonl, and tell the sinks that the run asks for.
+
+        Of processes that train together the first one does.
+        """
+        if not is_first():
+            return
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in metrics.items()

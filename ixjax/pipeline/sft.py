@@ -85,6 +85,8 @@ def _train(run: Run, plan: SpeakerPlan, reporter: Reporter) -> dict[str, Any]:
             seed=seed,
             directory=plan.directory,
             on_step=on_step,
+            checkpoints=config.checkpoints,
+            resume=config.resume,
         )
         if started:
             reporter.finish(**_shown(facts))

@@ -1,10 +1,18 @@
 """Training: objectives, batches, one loop for all of them, checkpoints."""
 
-from ixjax.training.checkpoints import is_finished, load_model, model_fingerprint, save_model
+from ixjax.training.checkpoints import (
+    CheckpointConfig,
+    ResumeConfig,
+    is_finished,
+    load_model,
+    model_fingerprint,
+    save_model,
+)
 from ixjax.training.dpo import DPOConfig, reference_logprobs, train_dpo
 from ixjax.training.examples import sft_examples
 from ixjax.training.objectives import dpo_loss, sft_loss, token_logprobs
 from ixjax.training.optimizer import OptimizerConfig
+from ixjax.training.preemption import Preempted
 from ixjax.training.profiling import ProfileConfig, Profiler
 from ixjax.training.reference import (
     ReferenceConfig,
@@ -15,12 +23,15 @@ from ixjax.training.reference import (
 from ixjax.training.sft import SFTConfig, example_logprobs, train_sft, validation_loss
 
 __all__ = [
+    "CheckpointConfig",
     "DPOConfig",
     "OptimizerConfig",
+    "Preempted",
     "ProfileConfig",
     "Profiler",
     "ReferenceConfig",
     "ReferenceIdentity",
+    "ResumeConfig",
     "SFTConfig",
     "dpo_loss",
     "example_logprobs",

@@ -1,9 +1,12 @@
 """Models and training states on disk, through Orbax.
 
 A finished model is a folder `model/`: the parameters and, written last, their configuration.
-A training in progress keeps its newest state beside it, under `steps/`; Orbax writes each to a
-temporary name and renames it, so one that was cut off while it was written is never read.
-https://orbax.readthedocs.io
+A training in progress keeps its newest states beside it, under `steps/`. Each is written in the
+background, to a temporary name, and renamed: one that was cut off while it was written is never
+read. It holds parameters, optimiser state, the best parameters yet, and the step; with a training's
+`inputs` (the fingerprint of its configuration, seed and data) that is all there is to know, since
+the batch of a step is a function of (seed, step), and nothing else is drawn. Arrays are read into
+whatever shards the mesh of the day asks for. https://orbax.readthedocs.io
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -26,6 +30,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from ixjax import io
+from ixjax.distributed import first_then_others, is_first, to_host, wait_for_all
 from ixjax.models import ModelConfig, Transformer, abstract_params, param_shardings
 from ixjax.models.config import DType
 from ixjax.parallel import make_mesh
@@ -33,8 +38,14 @@ from ixjax.parallel import make_mesh
 MODEL_SCHEMA = "ixjax.model"
 LONGEST_CAUSE = 300  # characters of another library's error that are worth showing
 RECORD = "model.json"  # in the folder of a model: its configuration
-# Orbax and its storage layer tell at WARNING level of things that are as they should be.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax and its storage layer tell at WARNING level of things that are as they should be, and at
+# ERROR level pages of what they raise.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+# Of many reads that fail together the first is raised, and asyncio tells pages of all others.
+logging.getLogger("asyncio").addFilter(
+    lambda record: not (record.exc_info and "tensorstore" in str(record.exc_info[1]).lower())
+)
+logger = logging.getLogger(__name__)
 
 
 def save_model(model: Transformer, directory: str | Path) -> None:
@@ -45,8 +56,10 @@ def save_model(model: Transformer, directory: str | Path) -> None:
 
 def _save_params(params: Any, config: ModelConfig, directory: Path, *, inputs: str) -> None:
     path = directory.absolute() / "model"
-    path.mkdir(parents=True, exist_ok=True)
-    (path / RECORD).unlink(missing_ok=True)
+    if is_first():
+        path.mkdir(parents=True, exist_ok=True)
+        (path / RECORD).unlink(missing_ok=True)
+    wait_for_all("the folder of a model")
     ocp.save(str(path / "params"), params, overwrite=True)
     # Written last: a folder without it is not finished.
     record = {
@@ -55,7 +68,9 @@ def _save_params(params: Any, config: ModelConfig, directory: Path, *, inputs: s
         "inputs": inputs,
         "config": dataclasses.asdict(config),
     }
-    io.write_json(path / RECORD, record)
+    with first_then_others("a model is written"):
+        if is_first():
+            io.write_json(path / RECORD, record)
 
 
 def is_finished(directory: str | Path, inputs: str | None = None) -> bool:
@@ -103,16 +118,24 @@ def _readable(path: Path, *, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Orbax raises bare `Exception`, too
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        cause = _cause(error)
         if isinstance(cause, (MemoryError, jax.errors.JaxRuntimeError)):
             raise  # a device without room says nothing of the files
-        first_line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise io.InputError(
             f"{path}: what was saved can't be read, its files are damaged or of another form "
-            f"({first_line[:LONGEST_CAUSE]}); {remedy}"
+            f"({_first_line(cause)}); {remedy}"
         ) from None
+
+
+def _cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line.partition(" [tensorstore_spec")[0][:LONGEST_CAUSE]
 
 
 def _read_config(path: Path) -> ModelConfig:
@@ -131,7 +154,7 @@ def model_fingerprint(model: Transformer) -> str:
     digest = hashlib.sha256(io.fingerprint(model.config).encode())
     # Leaf by leaf: the whole model is never in host memory at once.
     for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        digest.update(np.ascontiguousarray(to_host(leaf)).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -169,17 +192,72 @@ class Progress:
         return False
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Which states of a training that goes on are kept."""
+
+    keep: int = 2
+    """Newest states that are kept: one to continue from, and others in case that one is damaged."""
+    keep_best: int = 0
+    """States of the lowest validation losses that are kept besides, until the training is over."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges."""
+        if self.keep < 1:
+            raise ValueError(f"keep is {self.keep}; it must be at least 1")
+        if self.keep_best < 0:
+            raise ValueError(f"keep_best is {self.keep_best}; it must be 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeConfig:
+    """What an interrupted training may continue from."""
+
+    allow_older: bool = False
+    """Where the newest state is damaged, remove it and continue from the one before."""
+
+
 class TrainingCheckpoints:
-    """The states of one training: the newest is kept, and continued from.
+    """The states of one training: written while it goes on, and continued from.
+
+    To be used as a context, which ends when the last state is on disk. All processes call the same
+    methods in the same order.
 
     Args:
         directory: of the training; states lie in `directory/steps`.
         inputs: fingerprint of what the training is made from; states of another are discarded.
+        config: which are kept.
+        resume: what may be continued from.
     """
 
-    def __init__(self, directory: str | Path, inputs: str):
+    def __init__(
+        self,
+        directory: str | Path,
+        inputs: str,
+        *,
+        config: CheckpointConfig | None = None,
+        resume: ResumeConfig | None = None,
+    ):
         self._root = Path(directory).absolute() / "steps"
         self._inputs = inputs
+        self._config = config or CheckpointConfig()
+        self._resume = resume or ResumeConfig()
+        self._orbax: ocp.training.Checkpointer | None = None
+        self._writing: tuple[int, Any] | None = None  # step, and what Orbax says once it is written
+        self._newest = 0  # step of the newest state
+
+    def __enter__(self) -> TrainingCheckpoints:
+        self._open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: Any) -> None:
+        failed = kind is not None
+        if failed and jax.process_count() > 1:
+            return  # whoever failed must not wait for the others, who may wait for it
+        # What was raised is worth more than what becomes of a state after it.
+        with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
+            self.wait()
+            self._close()
 
     def latest(self, abstract_state: Any, abstract_best: Any) -> tuple[Any, Any, Progress] | None:
         """State, best parameters and progress of the newest whole checkpoint of this training.
@@ -187,56 +265,164 @@ class TrainingCheckpoints:
         Args:
             abstract_state: (params, optimiser state) as `jax.ShapeDtypeStruct` with shardings.
             abstract_best: the parameters alike, or None where no best ones are kept.
+
+        Raises:
+            InputError: the newest is damaged, and no older one is there or may be used.
         """
-        with self._open() as checkpointer:
-            newest = checkpointer.latest
-            if newest is None:
-                return None
-            kept = checkpointer.metadata(newest.step).custom_metadata
-            if isinstance(kept, dict) and kept.get("inputs") == self._inputs:
-                remedy = f"remove {self._root} to train from the start"
-                with _readable(self._root, remedy=remedy):
-                    tree = checkpointer.load(newest.step, _to_tree(abstract_state, abstract_best))
-                leaves = [tree["state"][name] for name in sorted(tree["state"])]
-                state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
-                return state, tree.get("best"), Progress(**json.loads(str(kept["progress"])))
-        self.discard()
+        checkpointer = self._open()
+        steps = [checkpoint.step for checkpoint in checkpointer.checkpoints][::-1]
+        damaged: list[int] = []
+        for step, older in itertools.zip_longest(steps, steps[1:]):
+            try:
+                with _readable(self._root / str(step), remedy=self._remedy(older)):
+                    found = self._read(checkpointer, step, abstract_state, abstract_best)
+            except io.InputError as error:
+                if older is None or not self._may_use_older:
+                    raise
+                damaged.append(step)
+                logger.warning("%s", error)
+                continue
+            for gone in steps if found is None else damaged:
+                checkpointer.delete(gone)
+            self._newest = 0 if found is None else step
+            return found
         return None
 
-    def newest_step(self) -> int | None:
-        """Steps behind the newest state; None where there is none."""
-        if not self._root.exists():
+    def _read(
+        self, checkpointer: ocp.training.Checkpointer, step: int, state: Any, best: Any
+    ) -> tuple[Any, Any, Progress] | None:
+        """What was saved at a step; None of another training."""
+        kept = checkpointer.metadata(step).custom_metadata
+        if not isinstance(kept, dict) or "inputs" not in kept:
+            raise ValueError("it does not say of which training it is")
+        if kept["inputs"] != self._inputs:
             return None
-        with self._open() as checkpointer:
-            return None if checkpointer.latest is None else checkpointer.latest.step
+        tree = checkpointer.load(step, _to_tree(state, best))
+        leaves = [tree["state"][name] for name in sorted(tree["state"])]
+        restored = jax.tree.unflatten(jax.tree.structure(state), leaves)
+        return restored, tree.get("best"), Progress(**json.loads(str(kept["progress"])))
 
-    def save(self, state: Any, best: Any, progress: Progress) -> None:
-        """Write the state after `progress.step` steps; older ones go."""
+    @property
+    def _may_use_older(self) -> bool:
+        # Of several processes some may find damage where others do not: all of them end.
+        return self._resume.allow_older and jax.process_count() == 1
+
+    def _remedy(self, older: int | None) -> str:
+        if older is None:
+            return f"remove {self._root} to train from the start"
+        flag = "" if jax.process_count() > 1 else "give --resume.allow-older, or "
+        return f"{flag}remove this folder, to continue from step {older}"
+
+    def save(
+        self, state: Any, best: Any, progress: Progress, *, validation_loss: float | None = None
+    ) -> None:
+        """Write the state after `progress.step` steps in the background.
+
+        It may be donated to the next step at once: what is written was copied.
+
+        Args:
+            state: (params, optimiser state).
+            best: parameters of the best validation yet, or None.
+            progress: of the training.
+            validation_loss: of this very state, where it is known.
+
+        Raises:
+            OSError: this state, or the one before, could not be written.
+        """
+        self.wait()
+        if progress.step == self._newest:
+            return
         facts: dict[str, Any] = {
             "inputs": self._inputs,
             "progress": json.dumps(dataclasses.asdict(progress)),
         }
-        with self._open() as checkpointer:
-            tree = _to_tree(state, best)
-            checkpointer.save(progress.step, tree, custom_metadata=facts, overwrite=True)
+        metrics: Any = None if validation_loss is None else {"validation_loss": validation_loss}
+        with self._failing_as_one_line(progress.step):
+            response = self._open().save_async(
+                progress.step,
+                _to_tree(state, best),
+                metrics=metrics,
+                custom_metadata=facts,
+                force=True,  # it has been decided: no policy of Orbax's is asked
+            )
+        self._writing, self._newest = (progress.step, response), progress.step
+
+    def newest_step(self) -> int | None:
+        """Steps behind the newest state, once it is on disk; None where there is none."""
+        self.wait()
+        return self._newest or None
+
+    def check(self) -> None:
+        """Raise what befell the state that is being written, once that is known; never waits.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._writing is not None and not self._open().is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the state that is being written is on disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._writing is None:
+            return
+        (step, response), self._writing = self._writing, None
+        with self._failing_as_one_line(step):
+            response.result()
+
+    @contextlib.contextmanager
+    def _failing_as_one_line(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of Orbax, its storage layer or the file system
+            whole = [path.name for path in self._root.glob("*") if path.name.isdecimal()]
+            states = ", ".join(sorted(whole, key=int)) or "none"
+            raise OSError(
+                f"{self._root}: the state of step {step} could not be written "
+                f"({_first_line(_cause(error))}); whole ones are there of steps: {states}"
+            ) from error
 
     def finish(self, params: Any, config: ModelConfig) -> None:
         """Write the final model, then drop the states."""
+        self.wait()
         _save_params(params, config, self._root.parent, inputs=self._inputs)
         self.discard()
 
     def discard(self) -> None:
         """Remove every state."""
-        shutil.rmtree(self._root, ignore_errors=True)
+        self._close()
+        with first_then_others("states are removed"):
+            if is_first():
+                shutil.rmtree(self._root, ignore_errors=True)
+        self._newest = 0
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[ocp.training.Checkpointer]:
-        self._root.mkdir(parents=True, exist_ok=True)
-        newest_alone: Any = ocp.training.preservation_policies.LatestN(1)
-        with ocp.training.Checkpointer(
-            str(self._root), preservation_policy=newest_alone, cleanup_tmp_directories=True
-        ) as checkpointer:
-            yield checkpointer
+    def _open(self) -> ocp.training.Checkpointer:
+        if self._orbax is None:
+            kept = ocp.training.preservation_policies
+            best = kept.BestN(
+                n=self._config.keep_best,
+                get_metric_fn=lambda metrics: -metrics["validation_loss"],
+                keep_checkpoints_without_metrics=False,
+            )
+            policy: Any = kept.AnyPreservationPolicy([kept.LatestN(self._config.keep), best])
+            self._root.mkdir(parents=True, exist_ok=True)
+            # At once: where a folder can't be made, Orbax's threads would wait for it in vain.
+            folders_first = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+            self._orbax = ocp.training.Checkpointer(
+                str(self._root),
+                context=ocp.Context(async_options=folders_first),
+                preservation_policy=policy,
+                cleanup_tmp_directories=True,
+            )
+        return self._orbax
+
+    def _close(self) -> None:
+        checkpointer, self._orbax = self._orbax, None
+        if checkpointer is not None:
+            checkpointer.close()
 
 
 def _to_tree(state: Any, best: Any) -> dict[str, Any]:

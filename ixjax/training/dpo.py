@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
 from ixjax.models import LoraArguments, Remat, Transformer, new_adapter
+from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
 from ixjax.training.objectives import check_dpo_settings, dpo_loss, simpo_loss
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.pair_rows import PairBatches, PairRows, Share, shuffled_pairs
@@ -265,6 +266,8 @@ def train_dpo(
     directory: str | Path,
     on_step: OnStep,
     reference: np.ndarray | None = None,
+    checkpoints: CheckpointConfig | None = None,
+    resume: ResumeConfig | None = None,
 ) -> Transformer:
     """Align `model`, which is the reference too; resumes from `directory`.
 
@@ -278,6 +281,8 @@ def train_dpo(
         directory: checkpoints while it runs, the aligned model after.
         on_step: called with metrics under TRL's names; see `ixjax.training.trainer.train`.
         reference: `[P, 2]` from `reference_logprobs`; None: computed here.
+        checkpoints: which states are kept while it runs.
+        resume: what it may continue from.
 
     Returns:
         The aligned model: that of the best validation where pairs were held out. A finished
@@ -324,7 +329,15 @@ def train_dpo(
         frozen=config.frozen,
         micro_batches=config.micro_batches,
     )
-    return train(model, training, mesh=mesh, directory=directory, on_step=on_step)
+    return train(
+        model,
+        training,
+        mesh=mesh,
+        directory=directory,
+        on_step=on_step,
+        checkpoints=checkpoints,
+        resume=resume,
+    )
 
 
 def _hold_out(count: int, config: DPOConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:

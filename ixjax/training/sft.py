@@ -23,6 +23,7 @@ from ixjax.training.batching import (
     take,
     tree_bytes,
 )
+from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
 from ixjax.training.objectives import sft_loss
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.scoring import scored_logprobs
@@ -107,6 +108,8 @@ def train_sft(
     seed: int,
     directory: str | Path,
     on_step: OnStep,
+    checkpoints: CheckpointConfig | None = None,
+    resume: ResumeConfig | None = None,
 ) -> Transformer:
     """Fine-tune `model`; resumes from `directory`, and leaves the best model there.
 
@@ -119,6 +122,8 @@ def train_sft(
         seed: of the order of the rows.
         directory: checkpoints while it runs, the best model after.
         on_step: called with metrics; see `ixjax.training.trainer.train`.
+        checkpoints: which states are kept while it runs.
+        resume: what it may continue from.
 
     Returns:
         The model with the lowest validation loss. A finished training is read from `directory`.
@@ -147,7 +152,15 @@ def train_sft(
         frozen=config.frozen,
         micro_batches=config.micro_batches,
     )
-    return train(model, training, mesh=mesh, directory=directory, on_step=on_step)
+    return train(
+        model,
+        training,
+        mesh=mesh,
+        directory=directory,
+        on_step=on_step,
+        checkpoints=checkpoints,
+        resume=resume,
+    )
 
 
 def validation_loss(model: Transformer, examples: Sequence[Rendered], *, batch_size: int) -> float:

@@ -20,6 +20,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ixjax.distributed import to_devices
 from ixjax.models import ModelConfig, Transformer, mesh_of
 from ixjax.models.transformer import weight_specs
 from ixjax.parallel import BATCH_AXES, batch_sharding, on, replicated
@@ -276,10 +277,13 @@ def place_params(model: Transformer, mesh: Mesh) -> Any:
 def place_batch(batch: Any, mesh: Mesh, *, parts: int = 1) -> Any:
     """Host arrays on the devices, rows without weight added until they can be dealt out equally.
 
+    Every process makes the whole batch and hands its devices their rows: it is some megabytes of
+    integers, and so the same however many processes there are.
+
     Args:
         batch: leading axis R.
         mesh: the devices.
         parts: parts that each device takes its rows in.
     """
     multiple = mesh.shape["data"] * mesh.shape["fsdp"] * parts
-    return jax.device_put(pad_rows(batch, multiple=multiple), batch_sharding(mesh))
+    return to_devices(pad_rows(batch, multiple=multiple), batch_sharding(mesh))

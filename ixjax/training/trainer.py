@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,16 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ixjax.models import Transformer
-from ixjax.training.checkpoints import Progress, TrainingCheckpoints, is_finished, load_model
+from ixjax.training.checkpoints import (
+    CheckpointConfig,
+    Progress,
+    ResumeConfig,
+    TrainingCheckpoints,
+    is_finished,
+    load_model,
+)
 from ixjax.training.optimizer import OptimizerConfig
+from ixjax.training.preemption import Preempted, noted_sigterm
 from ixjax.training.steps import (
     Objective,
     join,
@@ -75,7 +83,14 @@ class Training:
 
 
 def train(
-    model: Transformer, training: Training, *, mesh: Mesh, directory: str | Path, on_step: OnStep
+    model: Transformer,
+    training: Training,
+    *,
+    mesh: Mesh,
+    directory: str | Path,
+    on_step: OnStep,
+    checkpoints: CheckpointConfig | None = None,
+    resume: ResumeConfig | None = None,
 ) -> Transformer:
     """Train to the end, continuing from the newest checkpoint in `directory`.
 
@@ -87,6 +102,8 @@ def train(
         on_step: called every `log_every` steps with step, steps, steps_since (the last report;
             at first also those of an earlier, interrupted call), learning_rate and metrics; the
             first time after an interruption also resumed_at, the step that it continued behind.
+        checkpoints: which states are kept while it runs.
+        resume: what it may continue from.
 
     Returns:
         The trained model: that of the best validation where there is one.
@@ -94,13 +111,17 @@ def train(
     Raises:
         ValueError: the mesh does not divide the batch.
         FloatingPointError: the loss is not finite; the newest checkpoint is still there.
+        InputError: the newest checkpoint is damaged.
+        OSError: a checkpoint could not be written; those before are still there.
+        Preempted: SIGTERM came; the state is saved.
     """
-    checkpoints = TrainingCheckpoints(directory, training.inputs)
+    states = TrainingCheckpoints(directory, training.inputs, config=checkpoints, resume=resume)
     if is_finished(directory, training.inputs):
-        checkpoints.discard()
+        states.discard()
         return load_model(directory, mesh=mesh)
-    params = _Loop(model, training, mesh, checkpoints, on_step).run()
-    checkpoints.finish(params, model.config)
+    with noted_sigterm() as told_to_leave, states:
+        params = _Loop(model, training, mesh, states, on_step, told_to_leave).run()
+        states.finish(params, model.config)
     return nnx.merge(nnx.graphdef(model), params)
 
 
@@ -114,12 +135,14 @@ class _Loop:
         mesh: Mesh,
         checkpoints: TrainingCheckpoints,
         on_step: OnStep,
+        told_to_leave: Callable[[], bool],
     ):
         self.training = training
         self.config = model.config
         self.mesh = mesh
         self.checkpoints = checkpoints
         self.on_step = on_step
+        self.told_to_leave = told_to_leave
         self.rates = training.optimizer.learning_rates(training.steps)
         trained = trained_paths(model.config, training.frozen)
         self.compiled = make_steps(
@@ -154,11 +177,13 @@ class _Loop:
         """To the last step; returns the parameters to keep."""
         training, progress = self.training, self.progress
         while progress.step < training.steps and not progress.stopped:
+            self.checkpoints.check()
             rate = self.rates[progress.step]
             self._take_step(rate)
             last = progress.step == training.steps
             validates = training.validation and (self._due(training.eval_every) or last)
-            saves = self._due(training.checkpoint_every) and not last
+            leaves = self.told_to_leave() and not last
+            saves = (self._due(training.checkpoint_every) or leaves) and not last
             reports = self._due(training.log_every) or last or progress.step == 1 or validates
             if reports or saves:
                 # Checked before a checkpoint, too: one that is kept is good.
@@ -169,7 +194,10 @@ class _Loop:
                 if reports:
                     self._report(facts)
                 if saves:
-                    self.checkpoints.save(self.state, self.best, progress)
+                    loss = facts.get("validation_loss")
+                    self.checkpoints.save(self.state, self.best, progress, validation_loss=loss)
+                if leaves:
+                    self._leave()
                 self.clock = time.monotonic() if reports else self.clock
         return join(self.best if training.validation else self.state[0], self.frozen)
 
@@ -180,6 +208,13 @@ class _Loop:
         self.state, metrics = self.compiled.train(self.state, self.frozen, placed, rate)
         self.pending.append(metrics)
         self.progress.step += 1
+
+    def _leave(self) -> NoReturn:
+        self.checkpoints.wait()
+        raise Preempted(
+            f"told to end (SIGTERM): the state behind step {self.progress.step} of "
+            f"{self.training.steps} is saved"
+        )
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0

@@ -10,8 +10,10 @@ import pytest
 
 from ixjax import io
 from ixjax.commands import main as commands
+from ixjax.commands import prepare as prepare_command
 from ixjax.models import save_hf
 from ixjax.testing import byte_tokenizer, tiny_model
+from ixjax.training import Preempted
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +154,41 @@ def test_a_stage_after_a_corpus_that_changed_is_refused(tmp_path, capsys):
     code, error = run(capsys, "search", "--out", str(tmp_path / "run"), *SANDBOX, *own)
     assert code == 2
     assert "sft/policy is not finished here" in error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (io.InputError("bad"), 2, "error: bad\n"),
+        (FileNotFoundError(2, "No such file", "here"), 2, "error: here: No such file\n"),
+        (OSError("steps: the state of step 9 could not be written"), 1, "error: steps: the state"),
+        (FloatingPointError("at step 3"), 1, "error: at step 3\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to continue\n"),
+        (Preempted("saved"), 75, "saved; run the same command again to continue\n"),
+    ],
+)
+def test_each_end_has_its_exit_code_and_one_line(tmp_path, capsys, monkeypatch, error, code, told):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(prepare_command, "execute", fail)
+    ended, line = prepare(capsys, tmp_path / "run")
+    assert ended == code
+    assert line.startswith(told)
+    assert line.count("\n") == 1
+
+
+def test_a_bug_shows_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_command, "execute", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        commands.main("prepare", ["--out", str(tmp_path / "run"), *SANDBOX])
+
+
+def test_processes_work_together_where_they_can_alone(tmp_path, capsys):
+    code, error = prepare(capsys, tmp_path / "run", "--distributed.coordinator", "host:1")
+    assert code == 2
+    assert "no processes work together in prepare (they do in sft, dpo, export)" in error
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
