@@ -272,7 +272,9 @@ class Transformer(nnx.Module):
 
         if layers is None:
             if remat != "none":
-                body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
+                # Unrolled blocks would be merged with their second computation, to no avail.
+                prevent = config.num_layers <= FULL_UNROLL_LAYERS
+                body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=prevent)
             unroll = config.num_layers <= FULL_UNROLL_LAYERS
             local = None if alike else jnp.array(config.is_local)
             x, kept = jax.lax.scan(body, x, (params, cache, local), unroll=unroll)

@@ -19,6 +19,7 @@ from ixjax.pipeline.export import export
 from ixjax.pipeline.inputs import PREFERENCES, pair_sources
 from ixjax.pipeline.preferences import given_pairs
 from ixjax.pipeline.run import Reporter, Run, tell_resumed
+from ixjax.pipeline.sharding import tell_sharding
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
 from ixjax.training import (
     ReferenceIdentity,
@@ -57,6 +58,7 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
         _tell(reporter, source, facts)
         directory = policy_directory(run, source)
         policy = run.load(run.directory.policy_sft)
+        tell_sharding(reporter, f"dpo {source}", policy.config, config.dpo, run.mesh)
         reference = _reference(run, source, policy, rendered, reporter)
         reporter.start(f"dpo {source}", config.dpo.steps, "steps")
 
@@ -78,6 +80,7 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
             reference=reference,
             checkpoints=config.checkpoints,
             resume=config.resume,
+            profiler=run.profiler(stage),
         )
         if config.export:
             _export(run, source, reporter)

@@ -11,6 +11,7 @@ from ixjax.models import Transformer, init_model, load_hf
 from ixjax.pipeline.bases import check_vocabulary
 from ixjax.pipeline.inputs import speaker_seed
 from ixjax.pipeline.run import Reporter, Run, tell_resumed
+from ixjax.pipeline.sharding import tell_sharding
 from ixjax.training import sft_examples, train_sft
 
 
@@ -76,8 +77,10 @@ def _train(run: Run, plan: SpeakerPlan, reporter: Reporter) -> dict[str, Any]:
 
         facts["examples"] = len(train)
         facts["dropped_turns"] = sum(example.dropped_turns for example in train)
+        model = initial_model(run, seed=seed)
+        tell_sharding(reporter, f"sft {plan.name}", model.config, config.sft, run.mesh)
         train_sft(
-            initial_model(run, seed=seed),
+            model,
             train,
             valid,
             config.sft,
@@ -87,6 +90,7 @@ def _train(run: Run, plan: SpeakerPlan, reporter: Reporter) -> dict[str, Any]:
             on_step=on_step,
             checkpoints=config.checkpoints,
             resume=config.resume,
+            profiler=run.profiler(stage),
         )
         if started:
             reporter.finish(**_shown(facts))

@@ -27,6 +27,7 @@ from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
 from ixjax.training.objectives import check_dpo_settings, dpo_loss, simpo_loss
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.pair_rows import PairBatches, PairRows, Share, shuffled_pairs
+from ixjax.training.profiling import Profiler
 from ixjax.training.scoring import scored_logprobs
 from ixjax.training.steps import Weight, make_eval_step, place_batch, place_params
 from ixjax.training.trainer import OnStep, Training, train
@@ -268,6 +269,7 @@ def train_dpo(
     reference: np.ndarray | None = None,
     checkpoints: CheckpointConfig | None = None,
     resume: ResumeConfig | None = None,
+    profiler: Profiler | None = None,
 ) -> Transformer:
     """Align `model`, which is the reference too; resumes from `directory`.
 
@@ -283,6 +285,7 @@ def train_dpo(
         reference: `[P, 2]` from `reference_logprobs`; None: computed here.
         checkpoints: which states are kept while it runs.
         resume: what it may continue from.
+        profiler: traces the steps that it is asked for.
 
     Returns:
         The aligned model: that of the best validation where pairs were held out. A finished
@@ -337,6 +340,7 @@ def train_dpo(
         on_step=on_step,
         checkpoints=checkpoints,
         resume=resume,
+        profiler=profiler,
     )
 
 

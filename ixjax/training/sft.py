@@ -26,6 +26,7 @@ from ixjax.training.batching import (
 from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
 from ixjax.training.objectives import sft_loss
 from ixjax.training.optimizer import OptimizerConfig
+from ixjax.training.profiling import Profiler
 from ixjax.training.scoring import scored_logprobs
 from ixjax.training.steps import Weight, make_eval_step, mean_loss, place_batch, place_params
 from ixjax.training.trainer import OnStep, Training, train
@@ -110,6 +111,7 @@ def train_sft(
     on_step: OnStep,
     checkpoints: CheckpointConfig | None = None,
     resume: ResumeConfig | None = None,
+    profiler: Profiler | None = None,
 ) -> Transformer:
     """Fine-tune `model`; resumes from `directory`, and leaves the best model there.
 
@@ -124,6 +126,7 @@ def train_sft(
         on_step: called with metrics; see `ixjax.training.trainer.train`.
         checkpoints: which states are kept while it runs.
         resume: what it may continue from.
+        profiler: traces the steps that it is asked for.
 
     Returns:
         The model with the lowest validation loss. A finished training is read from `directory`.
@@ -160,6 +163,7 @@ def train_sft(
         on_step=on_step,
         checkpoints=checkpoints,
         resume=resume,
+        profiler=profiler,
     )
 
 

@@ -19,7 +19,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from ixjax.devices import known_kind
 from ixjax.models import Transformer
+from ixjax.models.costs import training_flops
 from ixjax.training.checkpoints import (
     CheckpointConfig,
     Progress,
@@ -30,6 +32,7 @@ from ixjax.training.checkpoints import (
 )
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.preemption import Preempted, noted_sigterm
+from ixjax.training.profiling import ProfileConfig, Profiler
 from ixjax.training.steps import (
     Objective,
     join,
@@ -91,6 +94,7 @@ def train(
     on_step: OnStep,
     checkpoints: CheckpointConfig | None = None,
     resume: ResumeConfig | None = None,
+    profiler: Profiler | None = None,
 ) -> Transformer:
     """Train to the end, continuing from the newest checkpoint in `directory`.
 
@@ -104,6 +108,7 @@ def train(
             first time after an interruption also resumed_at, the step that it continued behind.
         checkpoints: which states are kept while it runs.
         resume: what it may continue from.
+        profiler: traces the steps that it is asked for.
 
     Returns:
         The trained model: that of the best validation where there is one.
@@ -119,8 +124,10 @@ def train(
     if is_finished(directory, training.inputs):
         states.discard()
         return load_model(directory, mesh=mesh)
-    with noted_sigterm() as told_to_leave, states:
-        params = _Loop(model, training, mesh, states, on_step, told_to_leave).run()
+    profiler = profiler or Profiler(ProfileConfig(), directory)
+    with noted_sigterm() as told_to_leave, states, profiler:
+        loop = _Loop(model, training, mesh, states, on_step, told_to_leave, profiler)
+        params = loop.run()
         states.finish(params, model.config)
     return nnx.merge(nnx.graphdef(model), params)
 
@@ -136,6 +143,7 @@ class _Loop:
         checkpoints: TrainingCheckpoints,
         on_step: OnStep,
         told_to_leave: Callable[[], bool],
+        profiler: Profiler,
     ):
         self.training = training
         self.config = model.config
@@ -143,6 +151,7 @@ class _Loop:
         self.checkpoints = checkpoints
         self.on_step = on_step
         self.told_to_leave = told_to_leave
+        self.profiler = profiler
         self.rates = training.optimizer.learning_rates(training.steps)
         trained = trained_paths(model.config, training.frozen)
         self.compiled = make_steps(
@@ -202,6 +211,10 @@ class _Loop:
         return join(self.best if training.validation else self.state[0], self.frozen)
 
     def _take_step(self, rate: Any) -> None:
+        with self.profiler.step(self.progress.step + 1):
+            self._dispatch(rate)
+
+    def _dispatch(self, rate: Any) -> None:
         batch = self.training.batch(self.progress.step)
         self.tokens += self.training.num_tokens(batch)
         placed = place_batch(batch, self.mesh, parts=self.training.micro_batches)
@@ -242,11 +255,22 @@ class _Loop:
         )
 
     def _speed(self) -> dict[str, float]:
-        """Tokens a second since the last report; none at first, which would time the compiler."""
+        """Speed since the last report; none at first, which would time the compiler.
+
+        Of devices whose peak is known also the share of it that the model's products with its
+        weights are (model FLOPs utilisation; Chowdhery et al. 2022, PaLM, appendix B).
+        """
         tokens, self.tokens = self.tokens, 0
         if self.clock is None:
             return {}
-        return {"tokens_per_second": tokens / (time.monotonic() - self.clock)}
+        rate = tokens / (time.monotonic() - self.clock)
+        known = known_kind(self.mesh.devices.flat[0].device_kind)
+        if known is None:
+            return {"tokens_per_second": rate}
+        # Without attention, whose share is small where responses are short: a lower bound.
+        flops = training_flops(self.config, rate, length=0)
+        peak = known.peak_tflops * 1e12 * self.mesh.size
+        return {"tokens_per_second": rate, "mfu": flops / peak}
 
     def _validate(self) -> float:
         """The validation loss; the best parameters yet are kept."""

@@ -1,0 +1,51 @@
+"""What a training tells of where its weights lie."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jax.sharding import Mesh
+
+from ixjax.models import ModelConfig
+from ixjax.models.placement import PlacedWeight, describe_sharding
+from ixjax.pipeline.run import Reporter
+from ixjax.training import DPOConfig, SFTConfig
+from ixjax.training.steps import trained_paths
+
+
+def tell_sharding(
+    reporter: Reporter, what: str, model: ModelConfig, training: SFTConfig | DPOConfig, mesh: Mesh
+) -> None:
+    """Say what a device holds of a model in training, and on several what is split how.
+
+    Args:
+        reporter: is told.
+        what: which training.
+        model: what it starts from.
+        training: its settings.
+        mesh: the devices.
+    """
+    config = dataclasses.replace(model, lora=training.lora.to_config() or model.lora)
+    trained = trained_paths(config, training.frozen)
+    placement = describe_sharding(config, mesh, trained=trained)
+    reporter.note(
+        f"{what}: {placement.weight_bytes / 1e6:,.1f} MB of weights and "
+        f"{placement.state_bytes / 1e6:,.1f} MB of optimiser state on each device"
+    )
+    if mesh.size == 1:
+        return
+    split: dict[str, list[str]] = {}
+    for weight in placement.weights:
+        split.setdefault(_over(weight), []).append(weight.name.removeprefix("layers."))
+    for over, names in split.items():
+        reporter.note(f"  {over}: {', '.join(names)}")
+
+
+def _over(weight: PlacedWeight) -> str:
+    """In words, how a weight is split."""
+    split = [
+        f"{axis} over {' x '.join(mesh_axes) if isinstance(mesh_axes, tuple) else mesh_axes}"
+        for axis, mesh_axes in zip(weight.axes, weight.mesh_axes, strict=True)
+        if mesh_axes
+    ]
+    return "; ".join(split) or "whole on every device"
