@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import Mesh
 
 from ixjax.dialogue import Dialogue, Turn, UserCondition, get_scenario
 from ixjax.dialogue.chat import ChatTemplate, View
@@ -16,6 +20,8 @@ from ixjax.generation import (
     speaker_engine,
 )
 from ixjax.io import InputError
+from ixjax.models import param_shardings
+from ixjax.parallel import MeshConfig, make_mesh
 from ixjax.search import FinishedTree, SearchConfig, run, warm_up
 from ixjax.testing import byte_tokenizer, tiny_model
 
@@ -34,12 +40,17 @@ def sides(template):
     return speakers(template)
 
 
-def speakers(template, *, account: Account | None = None, max_length: int = 192):
+def speakers(
+    template, *, account: Account | None = None, max_length: int = 192, mesh: Mesh | None = None
+):
     """Policy and user; a twelfth of all bytes end a turn, so that lengths differ."""
     ends = dataclasses.replace(template, end_ids=(5, *range(7, 263, 12)))
     found = []
     for seed, role in enumerate(("policy", "user")):
         model = tiny_model(template.vocab_size, max_length=max_length, seed=seed)
+        if mesh is not None:
+            params = jax.device_put(nnx.state(model), param_shardings(model.config, mesh))
+            model = nnx.merge(nnx.graphdef(model), params)
         view = View(get_scenario("sandbox"), role, ends)
         engine = speaker_engine(model, view, SAMPLING, ENGINE, account=account)
         found.append(ModelSpeaker(model, view, SAMPLING, seed=3, engine=engine))
@@ -75,6 +86,23 @@ def test_a_tree_is_the_same_among_sixty_four_others(sides):
     many = search(sides, roots(65), dataclasses.replace(CONFIG, trees=65))
     for i in (0, 31, 64):
         assert search(sides, roots(65)[i : i + 1])[f"c{i}"] == many[f"c{i}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(4, 1, 2), (2, 2, 2)])
+def test_eight_devices_grow_the_trees_of_one(template, sides, shape):
+    """But for draws so near a border between two tokens that rounding may cross it."""
+    one = search(sides, roots(7))
+    eight = search(speakers(template, mesh=make_mesh(MeshConfig(*shape))), roots(7))
+    different = [name for name, tree in one.items() if said(tree) != said(eight[name])]
+    assert len(different) <= 1
+    for name in one.keys() - set(different):
+        values = [node.value for node in one[name].nodes]
+        np.testing.assert_allclose([node.value for node in eight[name].nodes], values, atol=1e-3)
+
+
+def said(tree: FinishedTree) -> list:
+    return [(node.text, node.visits) for node in tree.nodes]
 
 
 def test_contexts_that_were_dropped_are_read_again(sides):
