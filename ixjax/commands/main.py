@@ -148,7 +148,8 @@ def _run_stage(stage: str, module: Any, arguments: Sequence[str], console: Conso
 
     config = parse(RunConfig, arguments, stage=stage, summary=module.SUMMARY)
     use_compilation_cache()
-    _join_others(stage, config.distributed, console)
+    shared = stage == "search" and config.processes.count > 1
+    _join_others(stage, config.distributed, console, shared=shared)
     reporter = ProgressReporter(console)
     try:
         with first_then_others("the run directory is opened"):
@@ -176,7 +177,9 @@ def _run_tool(tool: str, module: Any, arguments: Sequence[str], console: Console
     module.execute(settings, run, console)
 
 
-def _join_others(command: str, config: DistributedConfig, console: Console) -> None:
+def _join_others(
+    command: str, config: DistributedConfig, console: Console, *, shared: bool = False
+) -> None:
     """Work with other processes from here on, where there are any; the first one alone prints."""
     from ixjax import distributed
 
@@ -186,6 +189,13 @@ def _join_others(command: str, config: DistributedConfig, console: Console) -> N
                 f"distributed.coordinator is {config.coordinator}, but no processes work together "
                 f"in {command} (they do in {', '.join(JOINT)}); `ixjax search` is shared by "
                 "--processes.count and --processes.index"
+            )
+        found = distributed.cluster(os.environ) if config.detect != "never" else ""
+        if found and not shared:
+            raise InputError(
+                f"{found} has started several processes, each of which would do all of {command} "
+                "in one run directory: start one, share a search by --processes.count and "
+                "--processes.index, or set --distributed.detect never"
             )
         return
     told = distributed.start(config)

@@ -202,6 +202,8 @@ class Transformer(nnx.Module):
         batch, length = tokens.shape
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+        if segment_ids is None and shared_to is not None:
+            raise ValueError("shared_to names segments; give segment_ids, too")
         shared_to = segment_ids if shared_to is None else shared_to
         config = self.config
 

@@ -59,7 +59,11 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
         directory = policy_directory(run, source)
         policy = run.load(run.directory.policy_sft)
         tell_sharding(reporter, f"dpo {source}", policy.config, config.dpo, run.mesh)
-        reference = _reference(run, source, policy, rendered, reporter)
+        reference = (
+            None
+            if config.dpo.variant == "simpo"
+            else _reference(run, source, policy, rendered, reporter)
+        )
         reporter.start(f"dpo {source}", config.dpo.steps, "steps")
 
         def on_step(metrics: dict[str, Any]) -> None:

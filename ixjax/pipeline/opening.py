@@ -21,6 +21,7 @@ from ixjax.pipeline.inputs import PREFERENCES, paths
 from ixjax.pipeline.metrics import check_packages
 from ixjax.pipeline.preferences import check_preferences
 from ixjax.pipeline.run import Run
+from ixjax.training.steps import trained_paths
 
 
 def open_run(config: RunConfig) -> Run:
@@ -64,9 +65,20 @@ def _check_files(run: Run) -> None:
     check_preferences(run)
 
 
+def _check_frozen(config: RunConfig) -> None:
+    """Names of weights, where the network is known: one of a checkpoint is read later."""
+    if not config.model.path:
+        for stage, training in (("sft", config.sft), ("dpo", config.dpo)):
+            try:
+                trained_paths(config.model.to_config(1), training.frozen)
+            except io.InputError as error:
+                raise io.InputError(f"{stage}.{error}") from None
+
+
 def _check_settings(config: RunConfig) -> None:
     """Refuse now what would fail hours later."""
     check_packages(config.metrics)
+    _check_frozen(config)
     if not 0 <= config.seed < 2**31:
         raise io.InputError(f"seed is {config.seed}; expected 0 or more, below 2^31")
     if config.search.width < 2:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 from jax.sharding import Mesh
 
 from ixjax import io
@@ -308,7 +309,10 @@ class Run:
 
     def profiler(self, stage: str) -> Profiler:
         """Traces the steps of a training that the run asks for."""
-        return Profiler(self.config.profile, self.directory.root / "profile" / stage)
+        folder = self.directory.root / "profile" / stage
+        if jax.process_count() > 1:
+            folder /= f"process-{jax.process_index()}"
+        return Profiler(self.config.profile, folder)
 
 
 def tell_resumed(reporter: Reporter, what: str, metrics: dict[str, Any]) -> None:

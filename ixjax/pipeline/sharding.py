@@ -28,9 +28,10 @@ def tell_sharding(
     config = dataclasses.replace(model, lora=training.lora.to_config() or model.lora)
     trained = trained_paths(config, training.frozen)
     placement = describe_sharding(config, mesh, trained=trained)
+    state = placement.state_bytes if training.optimizer.kind == "adamw" else 0
     reporter.note(
         f"{what}: {placement.weight_bytes / 1e6:,.1f} MB of weights and "
-        f"{placement.state_bytes / 1e6:,.1f} MB of optimiser state on each device"
+        f"{state / 1e6:,.1f} MB of optimiser state on each device"
     )
     if mesh.size == 1:
         return

@@ -50,6 +50,11 @@ class Rows:
         """Tokens, padding left out (host arrays only)."""
         return int(np.count_nonzero(self.segment_ids))
 
+    @property
+    def num_scored(self) -> int:
+        """Tokens that are scored (host arrays only)."""
+        return int(np.count_nonzero(self.weights))
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:

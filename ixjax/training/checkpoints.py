@@ -347,6 +347,11 @@ class TrainingCheckpoints:
             )
         self._writing, self._newest = (progress.step, response), progress.step
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether states of low validation losses are kept: then each validation is saved."""
+        return self._config.keep_best > 0
+
     def newest_step(self) -> int | None:
         """Steps behind the newest state, once it is on disk; None where there is none."""
         self.wait()

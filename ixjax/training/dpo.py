@@ -23,10 +23,16 @@ from jax.sharding import Mesh
 from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
 from ixjax.models import LoraArguments, Remat, Transformer, new_adapter
-from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
+from ixjax.training.checkpoints import (
+    CheckpointConfig,
+    ResumeConfig,
+    is_finished,
+    load_model,
+    model_fingerprint,
+)
 from ixjax.training.objectives import check_dpo_settings, dpo_loss, simpo_loss
 from ixjax.training.optimizer import OptimizerConfig
-from ixjax.training.pair_rows import PairBatches, PairRows, Share, shuffled_pairs
+from ixjax.training.pair_rows import PairBatches, PairRows, Share, pairs_together, shuffled_pairs
 from ixjax.training.profiling import Profiler
 from ixjax.training.scoring import scored_logprobs
 from ixjax.training.steps import Weight, make_eval_step, place_batch, place_params
@@ -282,7 +288,7 @@ def train_dpo(
         seed: of the order of the pairs, and of which are held out.
         directory: checkpoints while it runs, the aligned model after.
         on_step: called with metrics under TRL's names; see `ixjax.training.trainer.train`.
-        reference: `[P, 2]` from `reference_logprobs`; None: computed here.
+        reference: `[P, 2]` from `reference_logprobs`; None: computed here. SimPO has none.
         checkpoints: which states are kept while it runs.
         resume: what it may continue from.
         profiler: traces the steps that it is asked for.
@@ -293,15 +299,25 @@ def train_dpo(
 
     Raises:
         InputError: there is no pair, or one is too long, or none is left to train on.
-        ValueError: the reference does not belong to this model: the first loss is not log 2.
+        ValueError: the reference does not belong to this model: the first loss is not that of equal
+            models (log 2 of DPO).
     """
-    if reference is None:
-        reference = reference_logprobs(model, pairs, config, mesh=mesh)
+    made_of = io.fingerprint(model_fingerprint(model)) if reference is None else ""
+    start = model
+    model = new_adapter(model, config.lora.to_config(), seed=seed)
+    tokens = [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+    given = b"" if reference is None else reference.tobytes()
+    inputs = io.fingerprint("dpo", config, seed, model.config, tokens, made_of, given)
+    if is_finished(directory, inputs):
+        return load_model(directory, mesh=mesh)
+    if reference is None and config.variant == "simpo":
+        reference = np.zeros((len(pairs), 2), np.float32)
+    elif reference is None:
+        reference = reference_logprobs(start, pairs, config, mesh=mesh)
     if reference.shape != (len(pairs), 2):
         raise ValueError(f"reference has shape {reference.shape}; expected ({len(pairs)}, 2)")
     known = reference.astype(np.float32)
-    model = new_adapter(model, config.lora.to_config(), seed=seed)
-    learned, held_out = _hold_out(len(pairs), config, seed)
+    learned, held_out = _hold_out(pairs, config, seed)
     chosen = shuffled_pairs(
         [pairs[i] for i in learned], share=config.share, batch_size=config.batch_size, seed=seed
     )
@@ -314,14 +330,13 @@ def train_dpo(
         of_held_out = _batches(model, pairs, in_order, config, mesh)
         validation = [of_held_out.make(n, known) for n in range(len(in_order))]
     objective = PairObjective.of(config)
-    tokens = [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
     training = Training(
         objective=objective,
         batch=lambda step: batches.make(step, known),
-        num_tokens=lambda batch: batch.rows.num_tokens,
+        rows=lambda batch: batch.rows,
         steps=config.steps,
         optimizer=config.optimizer,
-        inputs=io.fingerprint("dpo", config, seed, model.config, tokens, known.tobytes()),
+        inputs=inputs,
         validation=validation,
         eval_every=config.eval_every,
         patience=config.patience,
@@ -344,27 +359,42 @@ def train_dpo(
     )
 
 
-def _hold_out(count: int, config: DPOConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the pairs to learn from, and of those to validate on."""
-    order = np.random.default_rng(seed).permutation(count)
-    held = round(config.validation_fraction * count)
-    if count and held >= count:
+def _hold_out(
+    pairs: Sequence[RenderedPair], config: DPOConfig, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the pairs to learn from, and of those to validate on.
+
+    Pairs of one path through a dialogue stay together: they have prompts in common, and responses.
+    """
+    wanted, count = config.validation_fraction * len(pairs), 0
+    together = pairs_together(pairs, "path")
+    held: list[int] = []
+    for unit in np.random.default_rng(seed).permutation(len(together)):
+        if count >= wanted:
+            break
+        held += together[unit]
+        count = len(held)
+    if held and len(held) == len(pairs):
         raise io.InputError(
-            f"validation_fraction {config.validation_fraction} of {count} pairs leaves none to "
-            "train on"
+            f"validation_fraction {config.validation_fraction} of {len(pairs)} pairs, which stay "
+            "together where their prompts begin with each other, leaves none to train on"
         )
-    return np.sort(order[held:]), np.sort(order[:held])
+    return np.setdiff1d(np.arange(len(pairs)), held), np.sort(np.array(held, int))
 
 
 def _check_first(objective: PairObjective, compute_dtype: str, metrics: dict[str, float]) -> None:
     """Before the first update policy and reference are equal: margin 0 in every pair."""
-    expected = objective.first_loss()
+    expected, beta = objective.first_loss(), objective.beta
     if expected is None:
         return
-    # In 16 bits two compilations of one network may round differently.
-    tolerance = 1e-4 if compute_dtype == "float32" else 2e-2
+    # Two compilations of one network round differently: margins are off by a share of what they
+    # are differences of, and the loss by what its slope makes of that.
+    share = 1e-5 if compute_dtype == "float32" else 2e-4
+    off = share * (abs(metrics["logps/chosen"]) + abs(metrics["logps/rejected"]))
+    slope = {"ipo": off + 1 / beta, "robust": beta / (1 - 2 * objective.label_smoothing)}
+    tolerance = 1e-4 * max(1.0, expected) + off * slope.get(objective.variant, beta)
     found = metrics.get("losses/pairs", metrics["loss"])
-    if not abs(found - expected) <= tolerance * max(1.0, expected):
+    if not abs(found - expected) <= tolerance:
         raise ValueError(
             f"the first DPO loss is {found:.6f}; with the policy equal to its reference "
             f"it must be {expected:.6f}: the reference log-probabilities belong to other weights, "

@@ -185,10 +185,7 @@ def shuffled_pairs(
     Returns:
         Step to `[batch_size]` numbers of pairs.
     """
-    together: dict[Any, list[int]] = {}
-    for i, key in enumerate(_keys(pairs, share)):
-        together.setdefault(key, []).append(i)
-    units = list(together.values())
+    units = pairs_together(pairs, share)
     order = endless_shuffle(len(units), seed)
 
     @functools.lru_cache(maxsize=2)
@@ -201,6 +198,14 @@ def shuffled_pairs(
         return np.array([epoch(int(i // len(pairs)))[i % len(pairs)] for i in at])
 
     return numbers
+
+
+def pairs_together(pairs: Sequence[RenderedPair], share: Share) -> list[list[int]]:
+    """Numbers of the pairs that have in common what is shared."""
+    together: dict[Any, list[int]] = {}
+    for i, key in enumerate(_keys(pairs, share)):
+        together.setdefault(key, []).append(i)
+    return list(together.values())
 
 
 def check_pairs(pairs: Sequence[RenderedPair], max_length: int) -> None:

@@ -76,8 +76,10 @@ class Profiler:
         """End the trace where a training ends before its last step to be traced."""
         if self._tracing:
             self._tracing = False
-            jax.block_until_ready(jax.live_arrays())  # steps are dispatched ahead of their work
-            jax.profiler.stop_trace()
+            try:
+                jax.block_until_ready(jax.live_arrays())  # steps are dispatched ahead of their work
+            finally:
+                jax.profiler.stop_trace()
 
     def __enter__(self) -> Profiler:
         return self

@@ -93,6 +93,8 @@ def load_reference(
     try:
         record = io.read_json(path)
         reference = np.array(record["logprobs"], np.float32).reshape(-1, 2)
+        if (record["schema"], record["version"]) != (SCHEMA, io.SCHEMA_VERSION):
+            raise ValueError("another schema")
         changed = identity.differences(record["fingerprints"])
     except (io.InputError, KeyError, TypeError, ValueError):
         reason = "the stored ones are damaged or of an older version"

@@ -23,7 +23,7 @@ from ixjax.training.batching import (
     take,
     tree_bytes,
 )
-from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
+from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig, model_fingerprint
 from ixjax.training.objectives import sft_loss
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.profiling import Profiler
@@ -134,6 +134,7 @@ def train_sft(
     Raises:
         InputError: there is nothing to train or to validate on, or an example is too long.
     """
+    began = model_fingerprint(model)
     model = new_adapter(model, config.lora.to_config(), seed=seed)
     length = model.config.max_length
     rows = pack(train_examples, length=length)
@@ -142,10 +143,12 @@ def train_sft(
     training = Training(
         objective=SFTObjective(config.remat),
         batch=lambda step: take(rows, numbers(step)),
-        num_tokens=lambda batch: batch.num_tokens,
+        rows=lambda batch: batch,
         steps=config.steps,
         optimizer=config.optimizer,
-        inputs=io.fingerprint("sft", config, seed, model.config, *tree_bytes([rows, validation])),
+        inputs=io.fingerprint(
+            "sft", config, seed, model.config, began, *tree_bytes([rows, validation])
+        ),
         validation=in_batches(validation, batch_size=config.batch_size),
         eval_every=config.eval_every,
         patience=config.patience,

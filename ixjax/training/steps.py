@@ -21,6 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ixjax.distributed import to_devices
+from ixjax.io import InputError
 from ixjax.models import ModelConfig, Transformer, mesh_of
 from ixjax.models.transformer import weight_specs
 from ixjax.parallel import BATCH_AXES, batch_sharding, on, replicated
@@ -74,19 +75,19 @@ def trained_paths(config: ModelConfig, frozen: Sequence[str] = ()) -> tuple[str,
     Args:
         config: of the model.
         frozen: weights that stay as they are: a path (`embedding`), or the beginning of some
-            (`layers.query`).
+            (`layers.query`, its bias and norm too).
 
     Raises:
-        ValueError: no weight is called so, or none is left to learn.
+        InputError: no weight is called so, or none is left to learn.
     """
     paths = list(weight_specs(config))
     for name in frozen:
         if not any(_begins_with(path, name) for path in paths):
-            raise ValueError(f"frozen names {name!r}; the model's weights are {', '.join(paths)}")
+            raise InputError(f"frozen names {name!r}; the model's weights are {', '.join(paths)}")
     chosen = [p for p in paths if "_lora_" in p] if config.lora is not None else paths
     left = tuple(p for p in chosen if not any(_begins_with(p, name) for name in frozen))
     if not left:
-        raise ValueError(f"frozen is {tuple(frozen)}: nothing is left to train")
+        raise InputError(f"frozen is {tuple(frozen)}: nothing is left to train")
     return left
 
 

@@ -7,6 +7,7 @@ parameters, bit for bit, on the same mesh. What a step is made of lies in `ixjax
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from jax.sharding import Mesh
 from ixjax.devices import known_kind
 from ixjax.models import Transformer
 from ixjax.models.costs import training_flops
+from ixjax.training.batching import Rows
 from ixjax.training.checkpoints import (
     CheckpointConfig,
     Progress,
@@ -53,7 +55,7 @@ class Training:
 
     objective: what is minimised.
     batch: host arrays of the batch of a step.
-    num_tokens: tokens of a batch, padding left out.
+    rows: the rows of a batch, whose tokens are counted.
     steps: optimiser steps in all.
     optimizer: its settings.
     inputs: fingerprint of all of this and of the data.
@@ -70,7 +72,7 @@ class Training:
 
     objective: Objective
     batch: Callable[[int], Any]
-    num_tokens: Callable[[Any], int]
+    rows: Callable[[Any], Rows]
     steps: int
     optimizer: OptimizerConfig
     inputs: str
@@ -114,7 +116,7 @@ def train(
         The trained model: that of the best validation where there is one.
 
     Raises:
-        ValueError: the mesh does not divide the batch.
+        InputError: a name in `frozen` is no weight's.
         FloatingPointError: the loss is not finite; the newest checkpoint is still there.
         InputError: the newest checkpoint is damaged.
         OSError: a checkpoint could not be written; those before are still there.
@@ -166,7 +168,7 @@ class _Loop:
         self.state, self.best, self.progress = self._resume()
         self.resumed_at = self.progress.step
         self.reported_at = 0
-        self.tokens = 0
+        self.tokens = self.scored = 0
         self.pending: list[dict[str, jax.Array]] = []  # metrics of steps that nobody looked at yet
         self.clock: float | None = None  # None: nothing was timed yet (the first step compiles)
 
@@ -193,6 +195,7 @@ class _Loop:
             validates = training.validation and (self._due(training.eval_every) or last)
             leaves = self.told_to_leave() and not last
             saves = (self._due(training.checkpoint_every) or leaves) and not last
+            saves = saves or (validates and self.checkpoints.keeps_best and not last)
             reports = self._due(training.log_every) or last or progress.step == 1 or validates
             if reports or saves:
                 # Checked before a checkpoint, too: one that is kept is good.
@@ -216,7 +219,9 @@ class _Loop:
 
     def _dispatch(self, rate: Any) -> None:
         batch = self.training.batch(self.progress.step)
-        self.tokens += self.training.num_tokens(batch)
+        rows = self.training.rows(batch)
+        self.tokens += rows.num_tokens
+        self.scored += rows.num_scored
         placed = place_batch(batch, self.mesh, parts=self.training.micro_batches)
         self.state, metrics = self.compiled.train(self.state, self.frozen, placed, rate)
         self.pending.append(metrics)
@@ -245,7 +250,9 @@ class _Loop:
         return {name: float(value) for name, value in steps[-1].items()}
 
     def _not_finite(self, step: int, metrics: Mapping[str, Any]) -> str:
-        kept = self.checkpoints.newest_step()
+        kept = None
+        with contextlib.suppress(OSError):  # of a full disk: this is worse
+            kept = self.checkpoints.newest_step()
         good = "none was kept yet" if kept is None else f"the last good one is of step {kept}"
         return (
             f"at step {step} of {self.training.steps} the loss is {metrics['loss']} and the "
@@ -257,18 +264,20 @@ class _Loop:
     def _speed(self) -> dict[str, float]:
         """Speed since the last report; none at first, which would time the compiler.
 
-        Of devices whose peak is known also the share of it that the model's products with its
-        weights are (model FLOPs utilisation; Chowdhery et al. 2022, PaLM, appendix B).
+        Of devices whose peak is known also an estimate of the share of it that the model's products
+        with its weights are (model FLOPs utilisation; Chowdhery et al. 2022, PaLM, appendix B).
         """
-        tokens, self.tokens = self.tokens, 0
+        tokens, scored = self.tokens, self.scored
+        self.tokens = self.scored = 0
         if self.clock is None:
             return {}
-        rate = tokens / (time.monotonic() - self.clock)
+        seconds = time.monotonic() - self.clock
+        rate = tokens / seconds
         known = known_kind(self.mesh.devices.flat[0].device_kind)
         if known is None:
             return {"tokens_per_second": rate}
-        # Without attention, whose share is small where responses are short: a lower bound.
-        flops = training_flops(self.config, rate, length=0)
+        # Without attention, as if all weights learned.
+        flops = training_flops(self.config, tokens, length=0, scored=scored) / seconds
         peak = known.peak_tflops * 1e12 * self.mesh.size
         return {"tokens_per_second": rate, "mfu": flops / peak}
 

@@ -80,6 +80,11 @@ def one_batch(pairs, reference, *, share="pair", max_length=LENGTH, **settings):
     return batches.make(0, np.asarray(reference, np.float32))
 
 
+def assert_close(first, second, *, atol):
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol)
+
+
 def params(model):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(model)]
 

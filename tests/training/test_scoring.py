@@ -1,18 +1,22 @@
 """The head in pieces, and blocks computed again, give what they give at once."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from ixjax.models import init_model
 from ixjax.training.batching import pack
 from ixjax.training.scoring import head_logprobs, scored_logprobs
-from tests.training.doubles import counting_examples, tiny_model
-
-
-def assert_close(first, second, *, atol):
-    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol)
+from tests.training.doubles import (
+    CONFIG,
+    assert_close,
+    counting_examples,
+    one_device,
+    tiny_model,
+)
 
 
 @pytest.mark.parametrize("most_logits", [1, 32 * 3 * 4, 32 * 3 * 5])
@@ -46,3 +50,20 @@ def test_blocks_that_are_computed_again_change_nothing(remat):
         return jax.jit(jax.value_and_grad(total))(params)
 
     assert_close(values(remat), values("none"), atol=2e-4)
+
+
+@pytest.mark.parametrize("layers", [2, 9])  # unrolled, scanned
+def test_blocks_are_computed_again(layers):
+    config = dataclasses.replace(CONFIG, num_layers=layers)
+    model = init_model(config, seed=0, mesh=one_device())
+    rows, (graph, params) = pack(counting_examples(6), length=64), nnx.split(model)
+
+    def operations(remat):
+        def total(params):
+            return scored_logprobs(nnx.merge(graph, params), rows, remat=remat).sum()
+
+        compiled = jax.jit(jax.grad(total)).lower(params).compile()
+        return compiled.cost_analysis()["flops"]
+
+    none, dots, full = map(operations, ("none", "dots", "full"))
+    assert none < dots < full

@@ -8,15 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ixjax.dialogue.chat import RenderedPair
+from ixjax.io import InputError
 from ixjax.models import LoraArguments, LoraConfig, add_lora
 from ixjax.models.sharding import weights_by_path
-from ixjax.training import OptimizerConfig
+from ixjax.training import OptimizerConfig, reference_logprobs
 from ixjax.training.batching import pack
-from ixjax.training.dpo import PairObjective
+from ixjax.training.dpo import PairObjective, _hold_out
+from ixjax.training.objectives import dpo_loss, simpo_loss
 from ixjax.training.sft import SFTObjective
 from ixjax.training.steps import (
     join,
     make_steps,
+    mean_loss,
     place_batch,
     place_params,
     split,
@@ -25,6 +29,7 @@ from ixjax.training.steps import (
 from tests.training.doubles import (
     CONFIG,
     DPO,
+    assert_close,
     counting_examples,
     mesh_of_eight,
     one_batch,
@@ -49,11 +54,6 @@ def take_steps(batches, objective, *, mesh=None, rate=0.1, model=None, **setting
         state, metrics = steps.train(state, frozen, placed, np.float32(rate))
         losses.append(float(metrics["loss"]))
     return losses, jax.device_get(join(state[0], frozen))
-
-
-def assert_close(first, second, *, atol):
-    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol)
 
 
 def pair_batch(**settings):
@@ -106,6 +106,53 @@ def test_frozen_weights_stay_to_the_bit_and_the_others_learn(tmp_path):
     for name, value in before.items():
         same = np.array_equal(value, np.asarray(after[name]))
         assert same == (name in ("embedding", "layers.query")), name
+
+
+def test_what_is_held_out_shares_no_prompt_with_what_is_learned():
+    pairs = [RenderedPair((i % 5 + 1, 2), (7, i), (9, i), 0) for i in range(20)]
+    learned, held = _hold_out(pairs, dataclasses.replace(DPO, validation_fraction=0.05), 0)
+    assert sorted([*learned, *held]) == list(range(20))
+    assert len(held) == 4  # a prompt's pairs, though one would have been enough
+    assert not {pairs[i].prompt for i in learned} & {pairs[i].prompt for i in held}
+    with pytest.raises(InputError, match="leaves none to train on"):
+        _hold_out(pairs[:1], dataclasses.replace(DPO, validation_fraction=0.5), 0)
+
+
+def test_the_best_validation_is_returned(tmp_path):
+    rate = dataclasses.replace(DPO.optimizer, learning_rate=0.1)
+    config = dataclasses.replace(DPO, validation_fraction=0.3, eval_every=2, optimizer=rate)
+    # Which response is preferred is chance: there is nothing to learn but these very pairs.
+    swapped = [RenderedPair(p.prompt, p.rejected, p.chosen, 0) for p in random_pairs(20)]
+    reports, pairs = [], [*random_pairs(20, seed=1), *swapped]
+    model = align(tmp_path, pairs=pairs, config=config, on_step=reports.append)
+    losses = [r["validation_loss"] for r in reports if "validation_loss" in r]
+    assert min(losses) < losses[-1]
+    _, held = _hold_out(pairs, config, 3)
+    reference = reference_logprobs(tiny_model(), pairs, DPO, mesh=one_device())
+    batch = one_batch([pairs[i] for i in held], reference[held])
+    assert mean_loss(model, PairObjective.of(DPO), [batch]) == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_length_normalized_losses_are_those_of_means():
+    model, pairs = tiny_model(), random_pairs(8)
+    reference = np.random.default_rng(0).normal(-15, 3, (8, 2)).astype(np.float32)
+    said = reference_logprobs(model, pairs, DPO, mesh=one_device())
+    lengths = np.array([[len(p.chosen), len(p.rejected)] for p in pairs])
+    sides = [jnp.asarray(x) for x in (*(said / lengths).T, *(reference / lengths).T)]
+    expected = float(dpo_loss(*sides, beta=0.1)[0].mean())
+    config = dataclasses.replace(DPO, length_normalized=True)
+    found = mean_loss(model, PairObjective.of(config), [one_batch(pairs, reference)])
+    assert found == pytest.approx(expected, abs=1e-6)
+    simpo = PairObjective.of(dataclasses.replace(DPO, variant="simpo", simpo_gamma=0.3))
+    by_hand = float(simpo_loss(*sides[:2], beta=0.1, gamma=0.3)[0].mean())
+    for other in (reference, 2 * reference):
+        found = mean_loss(model, simpo, [one_batch(pairs, other)])
+        assert found == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_another_start_is_another_training(tmp_path):
+    first, other = (align(tmp_path, model=tiny_model(seed)) for seed in (0, 1))
+    assert not np.array_equal(*(np.asarray(m.embedding[...]) for m in (first, other)))
 
 
 @pytest.mark.parametrize(
@@ -210,8 +257,6 @@ def test_twenty_steps_leave_the_parameters_that_trl_leaves(tmp_path):
         optimizers=(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)),
     ).train()  # fmt: skip
     theirs.save_pretrained(tmp_path / "theirs")
-
-    from ixjax.training import reference_logprobs
 
     known = reference_logprobs(model, pairs, DPO, mesh=one_device())
     numbers = [range(4 * n, 4 * n + 4) for n in range(20)]
