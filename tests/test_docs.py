@@ -295,7 +295,7 @@ NOT_RUN = {
     "bash .ci/run": "runs these tests",
     "pip install": "changes the environment that runs this",
     "python examples/": "tests/examples",
-    "python benchmarks/": "tests/benchmarks; figures of an idle machine are docs/benchmarks.md",
+    "python benchmarks/": "minutes of an idle machine; tests/benchmarks has one of them",
 }
 
 
