@@ -54,9 +54,7 @@ class DistributedConfig:
     index: int = 0
     """Which of them this is, from 0."""
     detect: Literal["auto", "always", "never"] = "auto"
-    """Without a coordinator: whether to ask the cluster. auto: under SLURM or Open MPI with several
-    processes, and on several TPU hosts that their environment names; always: whatever JAX detects
-    (also pods that only a metadata server knows, and Kubernetes jobs)."""
+    """Without a coordinator, who is asked: auto (SLURM, Open MPI, TPU hosts), always, never."""
     timeout: float = 900.0
     """Seconds in which all of them must have found each other."""
 

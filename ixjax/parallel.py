@@ -38,7 +38,7 @@ class MeshConfig:
     """How devices are laid out; -1 takes what is left."""
 
     data: int = -1
-    """Copies of the model, each on its own slice of the batch."""
+    """Copies of the model, each on its own slice of the batch; -1: as many as devices allow."""
     fsdp: int = 1
     """Devices that share one copy's weights and optimiser state (and split its batch)."""
     tensor: int = 1

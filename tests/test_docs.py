@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import json
 import re
+import runpy
 import shlex
 import textwrap
 import typing
@@ -14,15 +16,17 @@ from pathlib import Path
 import pytest
 
 from ixjax.commands import main as commands
+from ixjax.commands import plan
 from ixjax.commands.arguments import parse
 from ixjax.commands.tools import parse_tool
 from ixjax.dialogue.preferences import DROP_RULES, PreferenceFormat
 from ixjax.dialogue.scenarios import base
-from ixjax.models import load_hf
+from ixjax.models import load_hf, save_hf
 from ixjax.models.hf_config import FAMILIES
 from ixjax.pipeline import RunConfig, export, find_checkpoint, open_run
 from ixjax.search import TreeNode
 from ixjax.search.ledger import COUNTS
+from ixjax.testing import byte_tokenizer, tiny_model
 from tests.commands.conftest import untrained_run
 from tests.end_to_end.tiny import tiny_run
 from tests.report.runs import write_run
@@ -41,7 +45,7 @@ def block(page: str, language: str, containing: str) -> str:
 def parcels(monkeypatch):
     """The guide's own scenario, registered for one test."""
     monkeypatch.setattr(base, "_SCENARIOS", dict(base._SCENARIOS))
-    exec(compile(block("guide.md", "python", "register_scenario"), "parcels.py", "exec"), {})
+    exec(compile(block("scenarios.md", "python", "register_scenario"), "parcels.py", "exec"), {})
     return base.get_scenario("parcels")
 
 
@@ -63,7 +67,7 @@ def test_the_guides_scenario_reads_what_it_writes(parcels):
 
 
 def test_the_guides_reward_of_reactions_is_one(parcels):
-    method = textwrap.dedent(block("guide.md", "python", "def reaction_reward"))
+    method = textwrap.dedent(block("scenarios.md", "python", "def reaction_reward"))
     exec(compile(method, "parcels.py", "exec"), names := {})
     rewarding = type("Rewarding", (type(parcels),), {"reaction_reward": names["reaction_reward"]})()
     assert isinstance(rewarding, base.RewardsReactions)
@@ -92,7 +96,7 @@ def test_every_flag_of_the_guide_is_a_setting_of_a_run_or_a_tool():
         RunConfig,
         *(importlib.import_module(f"ixjax.commands.{t}").Settings for t in commands.TOOLS),
     ]
-    known = {"--config", "--help", "--as"}.union(*map(flags_of, settings))
+    known = {"--config", "--help", "--as", commands.QUIET}.union(*map(flags_of, settings))
     text = re.sub(r"```.*?```", "", (DOCS / "guide.md").read_text(), flags=re.DOTALL)
     section, named = "", []
     for flag in re.findall(r"`(--[a-z.-]+|\.[a-z-]+)[ `]", text):
@@ -232,3 +236,116 @@ def test_every_command_is_in_the_readme():
     readme = (DOCS.parent / "README.md").read_text()
     for name in commands.COMMANDS:
         assert f"| `ixjax {name}` |" in readme
+
+
+PAGES = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]
+
+
+def test_the_page_of_settings_is_what_the_script_writes():
+    script = runpy.run_path(str(DOCS / "make_configuration.py"))
+    assert (DOCS / "configuration.md").read_text() == script["page"]()
+
+
+def test_every_setting_is_described_in_one_line():
+    text = (DOCS / "configuration.md").read_text()
+    rows = re.findall(r"^\| `\w+` \| .*? \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) > 100
+    assert not [row for row in rows if not row.endswith(".") or len(row) > 100]
+
+
+def test_every_message_of_the_troubleshooting_is_one_of_the_code():
+    said = [
+        text for file in Path(commands.__file__).parents[1].rglob("*.py") for text in said_in(file)
+    ]
+    page = (DOCS / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| `([^`|]+)` \|", page, re.MULTILINE)
+    assert len(quoted) > 15
+    assert not [message for message in quoted if not any(message in text for text in said)]
+
+
+def said_in(file: Path) -> list[str]:
+    """The texts of a module; what is filled in stands there as an ellipsis."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+            found.append("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return found
+
+
+def test_every_link_between_pages_leads_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
+def shell_lines(page: Path) -> list[list[str]]:
+    """Every command of a page's blocks of shell, continued lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+NOT_RUN = {
+    "vllm": "needs a GPU and a package that is no dependency",
+    "python3 -m venv": "a newcomer's first line: makes an environment, installs, runs for minutes",
+    ".venv/bin/python -m pytest": "these tests themselves",
+    "bash .ci/run": "runs these tests",
+    "pip install": "changes the environment that runs this",
+    "python examples/": "tests/examples",
+    "python benchmarks/": "minutes of an idle machine; tests/benchmarks has one of them",
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_of_a_kind_that_is_tested_or_says_why_not(page, parcels):
+    """Flags of stages and previews are parsed here; tools are run or parsed above."""
+    for words in shell_lines(page):
+        if " ".join(words).startswith(tuple(NOT_RUN)):
+            continue
+        name, flags = typed(words)
+        assert name in commands.COMMANDS, words
+        if name not in commands.TOOLS:
+            settings = plan.Settings if name == "plan" else RunConfig
+            parse(settings, flags, stage=name, summary="")
+
+
+def typed(words: list[str]) -> tuple[str, list[str]]:
+    """Command and flags behind `ixjax`, `python parcels.py` or `python -m launch.`."""
+    if words[:2] == ["python", "-m"]:
+        return words[2].removeprefix("launch."), words[3:]
+    assert words[0] == "ixjax" or words[:2] == ["python", "parcels.py"], words
+    start = 1 if words[0] == "ixjax" else 2
+    return words[start], words[start + 1 :]
+
+
+@pytest.mark.slow
+def test_the_guides_way_from_a_checkpoint_to_an_aligned_folder_is_one(
+    parcels, tmp_path, monkeypatch, capsys
+):
+    """The block before vLLM's, run with a tiny checkpoint and little work."""
+    monkeypatch.setenv(commands.CACHE_SWITCH, "off")
+    monkeypatch.chdir(tmp_path)
+    tokenizer = byte_tokenizer()
+    save_hf(tiny_model(len(tokenizer), max_length=1024), "checkpoint", tokenizer=tokenizer)
+    record = json.loads(block("data-formats.md", "json", "parcel"))
+    lines = [json.dumps(record | {"id": f"d{i}"}) + "\n" for i in range(40)]
+    Path("dialogues.jsonl").write_text("".join(lines))
+    code = block("guide.md", "bash", "--dtype bfloat16 --to exported/parcels")
+    typed_lines = [typed(shlex.split(line)) for line in code.replace("\\\n", " ").splitlines()]
+    assert [name for name, _ in typed_lines] == ["plan", "pipeline", "report", "export"]
+    for name, flags in typed_lines:
+        commands.main(name, [*flags, *(LITTLE.split() if name == "pipeline" else [])])
+    assert Path("runs/parcels/report.html").exists()
+    assert load_hf("exported/parcels").config.vocab_size == len(tokenizer)
+    assert json.loads(Path("exported/parcels/ixjax.json").read_text())["system"]
+
+
+LITTLE = (
+    "--sft.steps 2 --sft.batch-size 8 --sampling.max-new-tokens 8 --search.conditions 4 "
+    "--search.iterations 2 --search.max-turns 2 --pairs.min-margin 0 --dpo.steps 2 "
+    "--dpo.batch-size 8 --evaluation.conditions 2 --evaluation.max-turns 1 --evaluation.think 0 "
+    "--evaluation.candidates 2 --evaluation.bootstrap 20 --evaluation.fidelity-dialogues 2 --quiet"
+)

@@ -41,16 +41,13 @@ class Settings:
     out: str = ""
     """The run directory that holds the model."""
     model: str = ""
-    """Which of its models, such as policy_dpo/imcts, or a Hugging Face folder; default: the aligned
-    policy, or policy_sft; the simulator with --as policy."""
+    """A model of the run, or a Hugging Face folder; empty: the aligned policy (or simulator)."""
     role: Annotated[Role, tyro.conf.arg(name="as")] = "user"
     """The side that you speak for; the model has the other."""
     condition: str = ""
-    """Id of the run's condition that the user is in; default: with --as policy or --think the first
-    held-out one, else none."""
+    """Id of the user's condition; empty: with --as policy or --think the first held-out one."""
     think: int = 0
-    """Iterations of i×MCTS before each turn of the policy's, which then says what has the best mean
-    return with the run's simulator under the condition; 0: it says what comes first."""
+    """Iterations of i×MCTS before each turn of the policy's; 0: it says what comes first."""
     scenario: str = ""
     """What the dialogue is about; needed for a Hugging Face folder that does not say."""
     seed: int = 0
@@ -64,8 +61,7 @@ class Settings:
     )
     """How the model draws its turns."""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
-    """The search of --think, as in the run but for one tree of so many iterations: smaller is
-    faster. Its conditions, trees and iterations are not asked."""
+    """The search of --think, as in the run, for one tree of so many iterations."""
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     """How the generation engine lays out its work."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

@@ -28,8 +28,7 @@ class Settings:
     adapter: bool = False
     """Write the adapter alone, in PEFT's form; else it is merged into the model."""
     overwrite: bool = False
-    """Write into a folder that holds something else, too: model weights that lie there are replaced
-    or removed, other files stay."""
+    """Write into a folder that holds something else, too; its model weights are replaced."""
     dtype: DType | None = None
     """Of the weights that are written; default: as they were trained."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

@@ -55,6 +55,7 @@ BAD_PATHS = (
     IsADirectoryError,
     PermissionError,
 )
+QUIET = "--quiet"  # of stages
 CACHE_SWITCH = "IXJAX_COMPILATION_CACHE"  # a folder, or "off"
 
 
@@ -146,15 +147,18 @@ def _run_stage(stage: str, module: Any, arguments: Sequence[str], console: Conso
     from ixjax.distributed import first_then_others
     from ixjax.pipeline import RunConfig, open_run
 
-    config = parse(RunConfig, arguments, stage=stage, summary=module.SUMMARY)
+    quiet = QUIET in arguments
+    arguments = [argument for argument in arguments if argument != QUIET]
+    summary = f"{module.SUMMARY} {QUIET} prints the summary and errors alone."
+    config = parse(RunConfig, arguments, stage=stage, summary=summary)
     use_compilation_cache()
     shared = stage == "search" and config.processes.count > 1
     _join_others(stage, config.distributed, console, shared=shared)
-    reporter = ProgressReporter(console)
+    reporter = ProgressReporter(console, quiet=quiet)
     try:
         with first_then_others("the run directory is opened"):
             run = open_run(config)
-        console.print(f"run {run.directory.root} on {run.devices}")
+        reporter.note(f"run {run.directory.root} on {run.devices}")
         module.execute(run, reporter, console)
     finally:
         reporter.close()
@@ -229,7 +233,7 @@ def _version() -> str:
 
 
 def _usage() -> None:
-    print("usage: ixjax STAGE [--config PATH-or-preset] [--out RUN] [flags]")
+    print("usage: ixjax STAGE [--config PATH-or-preset] [--out RUN] [--quiet] [flags]")
     print("       ixjax PREVIEW [--config PATH-or-preset] [--out RUN] [flags]")
     print("       ixjax TOOL [--out RUN] [flags]")
     for kind, commands in (("stages", STAGES), ("previews", PREVIEWS), ("tools", TOOLS)):

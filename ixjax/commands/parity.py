@@ -29,8 +29,7 @@ class Settings:
     out: str = ""
     """A run directory: its models, on dialogues of its test split."""
     model: str = ""
-    """One of its models, or a Hugging Face folder (without a run, on dialogues of the sandbox);
-    default: every finished model of the run."""
+    """One of its models, or a Hugging Face folder; empty: every finished model of the run."""
     dialogues: int = 8
     """Dialogues compared, one turn of each."""
     tolerance: float | None = None

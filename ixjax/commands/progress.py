@@ -25,10 +25,11 @@ class ProgressReporter:
 
     Args:
         console: where to draw.
+        quiet: draw nothing.
     """
 
-    def __init__(self, console: Console):
-        self._console = console
+    def __init__(self, console: Console, *, quiet: bool = False):
+        self._console = Console(quiet=True) if quiet else console
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._stage, self._unit, self._total = "", "", None
@@ -100,7 +101,14 @@ class ProgressReporter:
         if not self._total or not self._count:
             return ""
         seconds = (time.monotonic() - self._started) * (self._total / self._count - 1)
-        return f", {seconds:.0f} s left"
+        return f", {_span(seconds)} left"
+
+
+def _span(seconds: float) -> str:
+    """Seconds in the unit that a person would name."""
+    if seconds < 2 * 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _figures(metrics: dict[str, Any]) -> str:

@@ -40,8 +40,7 @@ class PreferencesConfig:
     alone: bool = False
     """Align on this file alone; the run then needs no search."""
     max_prompt: int = 0
-    """Most tokens of a prompt, the oldest go first; 0: what the response leaves of
-    model.max_length."""
+    """Most tokens of a prompt, the oldest go first; 0: what the response leaves of a context."""
     min_margin: float = 0.0
     """Least difference of the two scores (values), where the file has them."""
 

@@ -40,8 +40,7 @@ class EvaluationConfig:
     rollouts: int = 1
     """Best of n: dialogues looked ahead from each of them."""
     think: int = 4
-    """i×MCTS at inference: iterations before each turn, of `candidates` responses and `rollouts`;
-    0 leaves the method out."""
+    """i×MCTS at inference: iterations before each turn; 0 leaves the method out."""
     fidelity_dialogues: int = 64
     """Held-out human dialogues that each simulator's fidelity is measured on, the first ones."""
 

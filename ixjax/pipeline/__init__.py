@@ -11,7 +11,7 @@ from ixjax.pipeline.opening import open_run
 from ixjax.pipeline.plan import Plan, PlanConfig, make_plan
 from ixjax.pipeline.prepare import prepare
 from ixjax.pipeline.rating import export_rating, score_ratings
-from ixjax.pipeline.run import Reporter, Run
+from ixjax.pipeline.run import Reporter, Run, SilentReporter
 from ixjax.pipeline.search import search
 from ixjax.pipeline.sft import train_speakers
 
@@ -22,6 +22,7 @@ __all__ = [
     "Reporter",
     "Run",
     "RunConfig",
+    "SilentReporter",
     "align",
     "evaluate",
     "export",

@@ -68,30 +68,10 @@ class RunConfig:
     """A tokenizer to load, or the size of one to train."""
     model: ModelArguments = dataclasses.field(default_factory=ModelArguments)
     """The network of both speakers."""
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig, metadata=NO_EFFECT)
-    """How devices are laid out in training."""
     sft: SFTConfig = dataclasses.field(default_factory=SFTConfig)
     """Training of the policy and the simulators."""
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     """How both speakers draw their turns."""
-    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig, metadata=NO_EFFECT)
-    """How the generation engine lays out its work."""
-    debug: DebugConfig = dataclasses.field(default_factory=DebugConfig, metadata=NO_EFFECT)
-    """Checks for whoever develops or tunes."""
-    processes: ProcessesConfig = dataclasses.field(
-        default_factory=ProcessesConfig, metadata=NO_EFFECT
-    )
-    """Processes that share the search."""
-    distributed: DistributedConfig = dataclasses.field(
-        default_factory=DistributedConfig, metadata=NO_EFFECT
-    )
-    """Processes that train together."""
-    checkpoints: CheckpointConfig = dataclasses.field(
-        default_factory=CheckpointConfig, metadata=NO_EFFECT
-    )
-    """What is kept of a training while it goes on."""
-    resume: ResumeConfig = dataclasses.field(default_factory=ResumeConfig, metadata=NO_EFFECT)
-    """How an interrupted training continues."""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     """The tree search."""
     pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
@@ -100,15 +80,35 @@ class RunConfig:
     """A file of preferences beside them."""
     dpo: DPOConfig = dataclasses.field(default_factory=DPOConfig)
     """The alignment."""
-    export: bool = dataclasses.field(default=False, metadata=NO_EFFECT)
-    """Write each aligned policy as a Hugging Face folder, too, below exported/."""
     reference: ReferenceConfig = dataclasses.field(
         default_factory=ReferenceConfig, metadata=NO_EFFECT
     )
     """Stored log-probabilities of the reference."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     """The comparison on held-out conditions."""
+    export: bool = dataclasses.field(default=False, metadata=NO_EFFECT)
+    """Write each aligned policy as a Hugging Face folder, too, below exported/."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig, metadata=NO_EFFECT)
+    """How devices are laid out in training."""
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig, metadata=NO_EFFECT)
+    """How the generation engine lays out its work."""
+    checkpoints: CheckpointConfig = dataclasses.field(
+        default_factory=CheckpointConfig, metadata=NO_EFFECT
+    )
+    """What is kept of a training while it goes on."""
+    resume: ResumeConfig = dataclasses.field(default_factory=ResumeConfig, metadata=NO_EFFECT)
+    """How an interrupted training continues."""
+    processes: ProcessesConfig = dataclasses.field(
+        default_factory=ProcessesConfig, metadata=NO_EFFECT
+    )
+    """Processes that share the search."""
+    distributed: DistributedConfig = dataclasses.field(
+        default_factory=DistributedConfig, metadata=NO_EFFECT
+    )
+    """Processes that train together."""
     metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig, metadata=NO_EFFECT)
     """Where metrics go."""
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig, metadata=NO_EFFECT)
     """Traces of trainings."""
+    debug: DebugConfig = dataclasses.field(default_factory=DebugConfig, metadata=NO_EFFECT)
+    """Checks for whoever develops or tunes."""

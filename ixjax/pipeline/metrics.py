@@ -28,8 +28,7 @@ class MetricsConfig:
     tensorboard: bool = False
     """Write them to RUN/tensorboard (pip install 'ixjax[tensorboard]')."""
     wandb: str = ""
-    """Log them to this project of Weights & Biases (pip install 'ixjax[wandb]'); with
-    WANDB_MODE=offline they stay in RUN/wandb."""
+    """Log to this project of Weights & Biases (pip install 'ixjax[wandb]'); empty: do not."""
 
 
 class Sink(Protocol):

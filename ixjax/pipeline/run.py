@@ -60,6 +60,22 @@ class Reporter(Protocol):
         ...
 
 
+class SilentReporter:
+    """A `Reporter` for programs that show no progress."""
+
+    def start(self, stage: str, total: int | None, unit: str) -> None:
+        """See `Reporter`."""
+
+    def advance(self, count: int = 1, **metrics: float) -> None:
+        """See `Reporter`."""
+
+    def finish(self, **facts: Any) -> None:
+        """See `Reporter`."""
+
+    def note(self, text: str) -> None:
+        """See `Reporter`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A run directory and what its stages share."""

@@ -55,8 +55,7 @@ class SearchConfig:
     reaction_weight: float = 0.0
     """lambda: what each reaction earns by itself, in a scenario that says so, times this."""
     stop_gap: float = 0.0
-    """Stop a tree once neighbours in the order of the root's responses are so many standard errors
-    apart; 0: never."""
+    """Stop a tree once the root's responses are so many standard errors apart; 0: never."""
     max_nodes: int = 0
     """Stop a tree that another iteration could take past so many nodes; 0: no limit."""
     max_tokens: int = 0

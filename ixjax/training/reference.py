@@ -26,8 +26,7 @@ class ReferenceConfig:
     """Stored reference log-probabilities."""
 
     strict: bool = False
-    """Refuse stored ones that belong to other weights, tokens or another tokenizer, or are damaged;
-    else they are computed anew."""
+    """Refuse stored ones that are of other weights or tokens, or damaged; else compute anew."""
 
 
 @dataclasses.dataclass(frozen=True)

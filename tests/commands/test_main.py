@@ -48,6 +48,15 @@ def test_prepare_writes_splits_conditions_and_a_tokenizer(tmp_path, capsys):
     assert splits == {"train.jsonl", "train_heldout.jsonl", "valid.jsonl", "test.jsonl"}
 
 
+def test_quiet_leaves_the_summary_and_errors(tmp_path, capsys):
+    commands.main("prepare", ["--out", str(tmp_path / "run"), *SANDBOX, "--quiet"])
+    [title, *_] = capsys.readouterr().out.splitlines()
+    assert title.strip() == "Corpus"
+    code, error = run(capsys, "sft", "--out", str(tmp_path / "run"), "--seed", "5", "--quiet")
+    assert code == 2
+    assert error.startswith("error: ")
+
+
 def test_prepare_again_does_nothing(tmp_path, capsys):
     prepare(capsys, tmp_path / "run")
     before = (tmp_path / "run" / "manifest.json").read_bytes()

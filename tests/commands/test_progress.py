@@ -52,6 +52,29 @@ def test_an_unknown_total_shows_no_time_left(clock):
     assert out.getvalue().rstrip() == "prepare: 40 dialogues, 2 dialogues/s"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(119, "119 s"), (120, "2 min"), (7199, "120 min"), (9000, "2.5 h")]
+)
+def test_the_time_left_is_in_the_unit_that_a_person_would_name(clock, seconds, shown):
+    reporter, out = plain()
+    reporter.start("sft", 2, "steps")
+    clock.now += seconds
+    reporter.advance()
+    assert f", {shown} left" in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_quiet_reporter_draws_nothing(clock, terminal):
+    out = io.StringIO()
+    reporter = ProgressReporter(Console(file=out, force_terminal=terminal), quiet=True)
+    reporter.start("search", 100, "trees")
+    clock.now += 20.0
+    reporter.advance(loss=0.25)
+    reporter.note("a line")
+    reporter.finish(loss=0.25)
+    assert out.getvalue() == ""
+
+
 def test_finish_says_how_long_it_took_and_the_figures_alone(clock):
     reporter, out = plain()
     reporter.start("sft policy", 4, "steps")

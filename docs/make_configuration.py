@@ -1,0 +1,88 @@
+"""Writes docs/configuration.md from the settings' dataclasses: `python docs/make_configuration.py`.
+
+A setting is described once, by the line under its field, which `--help` shows as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import itertools
+import textwrap
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+from ixjax.commands.main import PREVIEWS, TOOLS
+from ixjax.pipeline import RunConfig
+
+PAGE = Path(__file__).with_name("configuration.md")
+HEAD = """# Every setting
+
+Made by `python docs/make_configuration.py`; a test holds it against the code.
+
+A setting is a flag (`--search.width 6`) or a line of the file of `--config` (`width: 6`
+below `search:`); a flag goes first. Defaults are those of the code: a preset has its own, which
+`ixjax STAGE --config PRESET --help` shows. Engagement lies in [0, 1]. In flags `-` may be `_`,
+the parts of a list stand behind each other (`--sampling.stop "User:" "###"`), and `--no-NAME` turns
+a `yes` off. Stages take `--quiet` as well: the summary and errors alone are printed.
+"""
+
+
+def page() -> str:
+    """The whole page, as Markdown."""
+    parts = [HEAD, "## A run", *_tables(RunConfig)]
+    run = typing.get_type_hints(RunConfig)
+    for command in PREVIEWS | TOOLS:
+        settings = importlib.import_module(f"ixjax.commands.{command}").Settings
+        own = {n for n, kind in typing.get_type_hints(settings).items() if run.get(n) != kind}
+        shared = [f"`{f.name}`" for f in dataclasses.fields(settings) if f.name not in own]
+        inherited = "all of it" if issubclass(settings, RunConfig) else ", ".join(shared)
+        parts += [f"## `ixjax {command}`", f"As in a run: {inherited}. Besides:"]
+        parts += _tables(settings, only=own)
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _tables(cls: type, section: str = "", only: set[str] | None = None) -> Iterator[str]:
+    """A table of a dataclass's own fields, then those of the dataclasses in it."""
+    kinds, described = typing.get_type_hints(cls), field_docs(cls)
+    fields = [f for f in dataclasses.fields(cls) if only is None or f.name in only]
+    plain = [f for f in fields if not dataclasses.is_dataclass(kinds[f.name])]
+    if section:
+        yield f"### `{section}`"
+    rows = [f"| `{f.name}` | {_default(f)} | {_cell(described[f.name])} |" for f in plain]
+    if rows:
+        yield "\n".join(["| setting | default | what it is |", "| --- | --- | --- |", *rows])
+    for field in fields:
+        if field not in plain:
+            yield from _tables(kinds[field.name], f"{section}.{field.name}".lstrip("."))
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The text under each field of a dataclass."""
+    [tree] = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    found = {}
+    for field, below in itertools.pairwise(typing.cast(ast.ClassDef, tree).body):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+            name, text = ast.unparse(field.target), ast.literal_eval(below.value)
+            found[name] = " ".join(text.split())
+    return found
+
+
+def _default(field: dataclasses.Field) -> str:
+    made = field.default_factory
+    value = field.default if made is dataclasses.MISSING else made()
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"`{shown}`" if shown else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
