@@ -29,3 +29,14 @@ def corpora() -> Path:
     if not (folder / "esconv").is_dir() or not (folder / "p4g").is_dir():
         pytest.skip(f"{folder} has no esconv/ and p4g/; set IXJAX_DATA to the folder that has")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs():
+    """What a file compiled goes with it.
+
+    Each program is mapped into memory by itself, and a process may have so many mappings
+    (vm.max_map_count); at that limit XLA's compiler ends the process.
+    """
+    yield
+    jax.clear_caches()
