@@ -153,7 +153,7 @@ def _decode(
     *,
     sampling: SamplingConfig,
     seed: int,
-) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[float]]]:
+) -> tuple[list[list[int]], list[list[float]]]:
     """A turn behind each prompt, and the log-probability of each of its tokens."""
     rows = len(prompts)
     turns = Turns(

@@ -78,15 +78,15 @@ class Turns:
 class Decoded:
     """What was sampled.
 
-    tokens: S sequences; the token that ended a turn is included.
-    logprobs: S sequences, the log-probability of each under the full softmax.
+    tokens: S lists; the token that ended a turn is included.
+    logprobs: S lists, the log-probability of each under the full softmax.
     running: `[S]` whether the row's turn can go on: it neither ended nor reached its limit. After
         `Engine.decode`, which leaves no turn unfinished, none can.
     ended: `[S]` whether an end token or a stop string ended it.
     """
 
-    tokens: Sequence[Sequence[int]]
-    logprobs: Sequence[Sequence[float]]
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
     running: np.ndarray  # [S]
     ended: np.ndarray  # [S]
 

@@ -300,9 +300,8 @@ class Engine:
         check_logits(contexts, active)
         size = self._executor.batch_rows(len(limits))
         running, ended = limits > 0, np.zeros(len(limits), bool)
-        # Of many rows few are in a batch: the others share one empty turn.
-        tokens: list[Sequence[int]] = [()] * len(limits)
-        logprobs: list[Sequence[float]] = [()] * len(limits)
+        tokens: list[list[int]] = [[] for _ in limits]
+        logprobs: list[list[float]] = [[] for _ in limits]
         with self.account.clock("decode"):
             for start in range(0, len(active), size):
                 rows = active[start : start + size]

@@ -71,4 +71,4 @@ def generate(
         limits=np.full(len(prompts), max_new_tokens),
         end_ids=end_ids,
     )
-    return [list(row) for row in engine.decode(contexts, turns)[1].tokens]
+    return engine.decode(contexts, turns)[1].tokens
