@@ -78,9 +78,8 @@ def test_parts_of_a_batch_add_up_to_the_whole(which, parts):
 MESHES = [(8, 1, 1), (2, 4, 1), (1, 2, 4), (2, 2, 2)]
 
 
-@pytest.mark.parametrize(
-    "shape", [pytest.param(shape, marks=pytest.mark.slow) for shape in MESHES[:3]] + MESHES[3:]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", MESHES)
 def test_twenty_steps_on_eight_devices_have_the_losses_of_one(shape):
     rng = np.random.default_rng(0)
     batches = [
