@@ -1,13 +1,6 @@
 """Training: objectives, batches, one loop for all of them, checkpoints."""
 
-from ixjax.training.checkpoints import (
-    CheckpointConfig,
-    ResumeConfig,
-    is_finished,
-    load_model,
-    model_fingerprint,
-    save_model,
-)
+from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
 from ixjax.training.dpo import DPOConfig, reference_logprobs, train_dpo
 from ixjax.training.examples import sft_examples
 from ixjax.training.objectives import dpo_loss, sft_loss, token_logprobs
@@ -19,6 +12,12 @@ from ixjax.training.reference import (
     ReferenceIdentity,
     load_reference,
     save_reference,
+)
+from ixjax.training.saved_models import (
+    is_finished,
+    load_model,
+    model_fingerprint,
+    save_model,
 )
 from ixjax.training.sft import SFTConfig, example_logprobs, train_sft, validation_loss
 

@@ -23,17 +23,12 @@ from jax.sharding import Mesh
 from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
 from ixjax.models import LoraArguments, Remat, Transformer, new_adapter
-from ixjax.training.checkpoints import (
-    CheckpointConfig,
-    ResumeConfig,
-    is_finished,
-    load_model,
-    model_fingerprint,
-)
+from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
 from ixjax.training.objectives import check_dpo_settings, dpo_loss, simpo_loss
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.pair_rows import PairBatches, PairRows, Share, pairs_together, shuffled_pairs
 from ixjax.training.profiling import Profiler
+from ixjax.training.saved_models import is_finished, load_model, model_fingerprint
 from ixjax.training.scoring import scored_logprobs
 from ixjax.training.steps import Weight, make_eval_step, place_batch, place_params
 from ixjax.training.trainer import OnStep, Training, train
@@ -308,7 +303,7 @@ def train_dpo(
     tokens = [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
     given = b"" if reference is None else reference.tobytes()
     inputs = io.fingerprint("dpo", config, seed, model.config, tokens, made_of, given)
-    if is_finished(directory, inputs):
+    if is_finished(directory, inputs):  # then no reference is needed
         return load_model(directory, mesh=mesh)
     if reference is None and config.variant == "simpo":
         reference = np.zeros((len(pairs), 2), np.float32)

@@ -16,7 +16,7 @@ import numpy as np
 from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
 from ixjax.models import Transformer
-from ixjax.training.checkpoints import model_fingerprint
+from ixjax.training.saved_models import model_fingerprint
 
 SCHEMA = "ixjax.reference"
 

@@ -23,10 +23,11 @@ from ixjax.training.batching import (
     take,
     tree_bytes,
 )
-from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig, model_fingerprint
+from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
 from ixjax.training.objectives import sft_loss
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.profiling import Profiler
+from ixjax.training.saved_models import model_fingerprint
 from ixjax.training.scoring import scored_logprobs
 from ixjax.training.steps import Weight, make_eval_step, mean_loss, place_batch, place_params
 from ixjax.training.trainer import OnStep, Training, train

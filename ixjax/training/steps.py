@@ -26,7 +26,7 @@ from ixjax.models import ModelConfig, Transformer, mesh_of
 from ixjax.models.transformer import weight_specs
 from ixjax.parallel import BATCH_AXES, batch_sharding, on, replicated
 from ixjax.training.batching import pad_rows
-from ixjax.training.checkpoints import abstract_tree
+from ixjax.training.saved_models import abstract_tree
 
 Weight = Mapping[str, jax.Array]
 

@@ -29,12 +29,11 @@ from ixjax.training.checkpoints import (
     Progress,
     ResumeConfig,
     TrainingCheckpoints,
-    is_finished,
-    load_model,
 )
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.preemption import Preempted, noted_sigterm
 from ixjax.training.profiling import ProfileConfig, Profiler
+from ixjax.training.saved_models import is_finished, load_model
 from ixjax.training.steps import (
     Objective,
     join,

@@ -1,0 +1,159 @@
+"""Finished models on disk, through Orbax: a folder `model/` of parameters and, written last, their
+configuration. Arrays are read into whatever shards the mesh of the day asks for.
+https://orbax.readthedocs.io
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from orbax.checkpoint import v1 as ocp
+
+from ixjax import io
+from ixjax.distributed import first_then_others, is_first, to_host, wait_for_all
+from ixjax.models import ModelConfig, Transformer, abstract_params, param_shardings
+from ixjax.models.config import DType
+from ixjax.parallel import make_mesh
+
+MODEL_SCHEMA = "ixjax.model"
+LONGEST_CAUSE = 300  # characters of another library's error that are worth showing
+RECORD = "model.json"  # in the folder of a model: its configuration
+# Orbax and its storage layer tell at WARNING level of things that are as they should be, and at
+# ERROR level pages of what they raise.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+# Of many reads that fail together the first is raised, and asyncio tells pages of all others.
+logging.getLogger("asyncio").addFilter(
+    lambda record: not (record.exc_info and "tensorstore" in str(record.exc_info[1]).lower())
+)
+
+
+def save_model(model: Transformer, directory: str | Path) -> None:
+    """Write parameters and configuration to `directory/model`, replacing what is there."""
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    save_params(params, model.config, Path(directory), inputs="")
+
+
+def save_params(params: Any, config: ModelConfig, directory: Path, *, inputs: str) -> None:
+    """As `save_model`, of a training: with the fingerprint of what it was made from."""
+    path = directory.absolute() / "model"
+    if is_first():
+        path.mkdir(parents=True, exist_ok=True)
+        (path / RECORD).unlink(missing_ok=True)
+    wait_for_all("the folder of a model")
+    ocp.save(str(path / "params"), params, overwrite=True)
+    # Written last: a folder without it is not finished.
+    record = {
+        "schema": MODEL_SCHEMA,
+        "version": io.SCHEMA_VERSION,
+        "inputs": inputs,
+        "config": dataclasses.asdict(config),
+    }
+    with first_then_others("a model is written"):
+        if is_first():
+            io.write_json(path / RECORD, record)
+
+
+def is_finished(directory: str | Path, inputs: str | None = None) -> bool:
+    """Whether `directory` holds a whole model (made from just these inputs, where given)."""
+    path = Path(directory) / "model" / RECORD
+    return path.exists() and (inputs is None or io.read_json(path).get("inputs") == inputs)
+
+
+def load_model(
+    directory: str | Path, *, mesh: Mesh | None = None, dtype: DType | None = None
+) -> Transformer:
+    """Read what `save_model` or a finished training wrote, straight into its shards.
+
+    Args:
+        directory: the folder that holds `model/`.
+        mesh: the devices; None: all of them, the model whole on each.
+        dtype: type of the parameters and of the computation; None: as they were written.
+
+    Raises:
+        InputError: there is no whole model of ours in `directory`.
+    """
+    path = Path(directory).absolute() / "model"
+    if not is_finished(directory):
+        raise io.InputError(
+            f"{directory}: holds no finished model (model/{RECORD} is missing); train it first"
+        )
+    config = _read_config(path / RECORD)
+    if dtype is not None:
+        config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
+    with readable(path / "params", remedy=f"remove {path} and train again"):
+        params = ocp.load(str(path / "params"), abstract_tree(config, mesh or make_mesh()))
+    return nnx.merge(nnx.graphdef(Transformer(config)), params)
+
+
+@contextlib.contextmanager
+def readable(path: Path, *, remedy: str) -> Iterator[None]:
+    """A block that reads what Orbax wrote to `path`.
+
+    Raises:
+        InputError: in place of the errors of files that are missing or damaged, whose types and
+            pages of text are Orbax's own.
+    """
+    if not path.exists():
+        raise io.InputError(f"{path}: no such folder; {remedy}")
+    try:
+        yield
+    except Exception as error:  # Orbax raises bare `Exception`, too
+        cause = root_cause(error)
+        if isinstance(cause, (MemoryError, jax.errors.JaxRuntimeError)):
+            raise  # a device without room says nothing of the files
+        raise io.InputError(
+            f"{path}: what was saved can't be read, its files are damaged or of another form "
+            f"({first_line(cause)}); {remedy}"
+        ) from None
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What an error of Orbax's was raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def first_line(error: BaseException) -> str:
+    """What a person is told of another library's error."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line.partition(" [tensorstore_spec")[0][:LONGEST_CAUSE]
+
+
+def _read_config(path: Path) -> ModelConfig:
+    record = io.read_json(path)
+    expected = (MODEL_SCHEMA, io.SCHEMA_VERSION)
+    if not isinstance(record, dict) or (record.get("schema"), record.get("version")) != expected:
+        raise io.InputError(f"{path}: expected schema {expected[0]} version {expected[1]}")
+    try:
+        return ModelConfig.from_json(record["config"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise io.InputError(f"{path}: `config` does not describe a model ({error})") from None
+
+
+def model_fingerprint(model: Transformer) -> str:
+    """16 hex digits of configuration and parameters, the same however they are sharded."""
+    digest = hashlib.sha256(io.fingerprint(model.config).encode())
+    # Leaf by leaf: the whole model is never in host memory at once.
+    for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
+        digest.update(np.ascontiguousarray(to_host(leaf)).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def abstract_tree(config: ModelConfig, mesh: Mesh) -> Any:
+    """The parameters as nested dictionaries of `jax.ShapeDtypeStruct` with their shardings."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nnx.to_pure_dict(abstract_params(config)),
+        nnx.to_pure_dict(param_shardings(config, mesh)),
+    )
