@@ -28,10 +28,10 @@ from ixjax.training.objectives import check_dpo_settings, dpo_loss, simpo_loss
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.pair_rows import PairBatches, PairRows, Share, pairs_together, shuffled_pairs
 from ixjax.training.profiling import Profiler
-from ixjax.training.saved_models import is_finished, load_model, model_fingerprint
+from ixjax.training.saved_models import model_fingerprint
 from ixjax.training.scoring import scored_logprobs
 from ixjax.training.steps import Weight, make_eval_step, place_batch, place_params
-from ixjax.training.trainer import OnStep, Training, train
+from ixjax.training.trainer import OnStep, Training, finished_model, train
 
 PairLoss = Literal["sigmoid", "ipo", "hinge", "robust", "simpo"]
 
@@ -228,11 +228,14 @@ def reference_logprobs(
     params = place_params(model, mesh)
     batches = _batches(model, pairs, _in_order(len(pairs), config), config, mesh)
     found = np.zeros((len(pairs), 2), np.float32)
-    for n in range(len(batches)):
-        values = evaluate(params, place_batch(batches.make(n, found), mesh))
+    # Fetched behind the loop: the host goes on to the next batch while devices compute.
+    of_batches = [
+        evaluate(params, place_batch(batches.make(n, found), mesh)) for n in range(len(batches))
+    ]
+    for n, values in enumerate(jax.device_get(of_batches)):
         numbers = batches.numbers(n)
         real = numbers >= 0
-        found[numbers[real]] = np.asarray(values)[: len(numbers)][real]
+        found[numbers[real]] = values[: len(numbers)][real]
     return found
 
 
@@ -297,18 +300,18 @@ def train_dpo(
         ValueError: the reference does not belong to this model: the first loss is not that of equal
             models (log 2 of DPO).
     """
-    made_of = io.fingerprint(model_fingerprint(model)) if reference is None else ""
-    start = model
-    model = new_adapter(model, config.lora.to_config(), seed=seed)
+    # A reference that is given is the model's: its bits stand for the weights, which are many.
+    began = model_fingerprint(model) if reference is None else reference.tobytes()
+    learning = new_adapter(model, config.lora.to_config(), seed=seed)
     tokens = [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
-    given = b"" if reference is None else reference.tobytes()
-    inputs = io.fingerprint("dpo", config, seed, model.config, tokens, made_of, given)
-    if is_finished(directory, inputs):  # then no reference is needed
-        return load_model(directory, mesh=mesh)
+    inputs = io.fingerprint("dpo", config, seed, learning.config, tokens, began)
+    done = finished_model(directory, inputs, mesh=mesh)  # it needs no reference any more
+    if done is not None:
+        return done
     if reference is None and config.variant == "simpo":
         reference = np.zeros((len(pairs), 2), np.float32)
     elif reference is None:
-        reference = reference_logprobs(start, pairs, config, mesh=mesh)
+        reference = reference_logprobs(model, pairs, config, mesh=mesh)
     if reference.shape != (len(pairs), 2):
         raise ValueError(f"reference has shape {reference.shape}; expected ({len(pairs)}, 2)")
     known = reference.astype(np.float32)
@@ -317,12 +320,12 @@ def train_dpo(
         [pairs[i] for i in learned], share=config.share, batch_size=config.batch_size, seed=seed
     )
     batches = _batches(
-        model, pairs, [learned[chosen(step)] for step in range(config.steps)], config, mesh
+        learning, pairs, [learned[chosen(step)] for step in range(config.steps)], config, mesh
     )
     validation = []
     if len(held_out):
         in_order = [held_out[list(r)] for r in _in_order(len(held_out), config)]
-        of_held_out = _batches(model, pairs, in_order, config, mesh)
+        of_held_out = _batches(learning, pairs, in_order, config, mesh)
         validation = [of_held_out.make(n, known) for n in range(len(in_order))]
     objective = PairObjective.of(config)
     training = Training(
@@ -337,13 +340,13 @@ def train_dpo(
         patience=config.patience,
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
-        check_first=functools.partial(_check_first, objective, model.config.compute_dtype),
+        check_first=functools.partial(_check_first, objective, learning.config.compute_dtype),
         members=lambda step: f"pairs {', '.join(map(str, learned[chosen(step)]))}",
         frozen=config.frozen,
         micro_batches=config.micro_batches,
     )
     return train(
-        model,
+        learning,
         training,
         mesh=mesh,
         directory=directory,
@@ -361,14 +364,13 @@ def _hold_out(
 
     Pairs of one path through a dialogue stay together: they have prompts in common, and responses.
     """
-    wanted, count = config.validation_fraction * len(pairs), 0
-    together = pairs_together(pairs, "path")
+    wanted = config.validation_fraction * len(pairs)
     held: list[int] = []
-    for unit in np.random.default_rng(seed).permutation(len(together)):
-        if count >= wanted:
-            break
-        held += together[unit]
-        count = len(held)
+    if wanted:
+        together = pairs_together(pairs, "path")
+        for unit in np.random.default_rng(seed).permutation(len(together)):
+            if len(held) < wanted:
+                held += together[unit]
     if held and len(held) == len(pairs):
         raise io.InputError(
             f"validation_fraction {config.validation_fraction} of {len(pairs)} pairs, which stay "

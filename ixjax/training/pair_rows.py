@@ -99,11 +99,12 @@ class PairBatches:
     ):
         check_pairs(pairs, max_length)
         self._pairs, self._share = pairs, share
-        self._one = functools.lru_cache(maxsize=len(pairs))(lambda i: self._group((i,)))
-        longest = max(self._one(i).length for i in range(len(pairs)))
+        # Asked for when batches are planned, and again when they are made.
+        self._group = functools.lru_cache(maxsize=4 * len(pairs))(self._make_group)
+        longest = max(self._group((i,)).length for i in range(len(pairs)))
         self._length = max(round_up(longest, LENGTH_STEP), row_length)
         self._keys = _keys(pairs, share)
-        # Groups as the numbers of their pairs: they are made anew when a batch is.
+        # Groups as the numbers of their pairs: all groups of all steps would be too many to hold.
         self._batches = [self._pack(numbers) for numbers in batches]
         counts = [len(rows) for rows in self._batches]
         groups = [[self._group(g) for g in row] for batch in self._batches for row in batch]
@@ -150,7 +151,7 @@ class PairBatches:
     def _rows(self, batch: int) -> int:
         return round_up(len(self._batches[batch]), self._row_step)
 
-    def _group(self, numbers: tuple[int, ...]) -> Group:
+    def _make_group(self, numbers: tuple[int, ...]) -> Group:
         chosen = [(i, self._pairs[i]) for i in numbers]  # a pair may be among them twice
         return _apart(chosen) if self._share == "none" else _together(chosen)
 
@@ -167,7 +168,7 @@ class PairBatches:
                     continue
             open_groups[key] = len(groups)
             groups.append((i,))
-        sizes = [self._one(g[0]).length if len(g) == 1 else self._group(g).length for g in groups]
+        sizes = [self._group(group).length for group in groups]
         return [[groups[g] for g in row] for row in first_fit(sizes, self._length)]
 
 

@@ -1,6 +1,7 @@
-"""Finished models on disk, through Orbax: a folder `model/` of parameters and, written last, their
-configuration. Arrays are read into whatever shards the mesh of the day asks for.
-https://orbax.readthedocs.io
+"""Finished models on disk, through Orbax.
+
+Each is a folder `model/`: the parameters and, written last, their configuration. Arrays are read
+into whatever shards the mesh of the day asks for. https://orbax.readthedocs.io
 """
 
 from __future__ import annotations

@@ -249,19 +249,29 @@ def _shardings(config: ModelConfig, mesh: Mesh) -> Any:
 
 def mean_loss(model: Transformer, objective: Objective, batches: Sequence[Any]) -> float:
     """Loss of all batches (host arrays) as if they were one."""
-    mesh = mesh_of(model)
-    return loss_of(place_params(model, mesh), objective, batches, model.config, mesh)
+    mesh, weight = mesh_of(model), total_weight(objective, batches)
+    params = place_params(model, mesh)
+    return loss_of(params, objective, batches, weight, config=model.config, mesh=mesh)
+
+
+def total_weight(objective: Objective, batches: Sequence[Any]) -> dict[str, np.float32]:
+    """What sums over all batches (host arrays) are divided by; empty where there are none."""
+    weights = [jax.device_get(objective.weight(batch)) for batch in batches]
+    names = weights[0] if weights else ()
+    return {name: np.float32(max(sum(float(w[name]) for w in weights), 1.0)) for name in names}
 
 
 def loss_of(
-    params: Any, objective: Objective, batches: Sequence[Any], config: ModelConfig, mesh: Mesh
+    params: Any,
+    objective: Objective,
+    batches: Sequence[Any],
+    weight: Mapping[str, np.float32],
+    *,
+    config: ModelConfig,
+    mesh: Mesh,
 ) -> float:
-    """As `mean_loss`, of parameters that are placed."""
+    """As `mean_loss`, of parameters that are placed and batches whose weight is known."""
     evaluate = make_loss_step(config, mesh, objective)
-    weights = [jax.device_get(objective.weight(batch)) for batch in batches]
-    weight = {
-        name: np.float32(max(sum(float(w[name]) for w in weights), 1.0)) for name in weights[0]
-    }
     shares = [evaluate(params, place_batch(batch, mesh), weight) for batch in batches]
     return float(np.array(jax.device_get(shares), np.float64).sum())
 

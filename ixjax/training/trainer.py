@@ -42,6 +42,7 @@ from ixjax.training.steps import (
     place_batch,
     place_params,
     split,
+    total_weight,
     trained_paths,
 )
 
@@ -115,22 +116,29 @@ def train(
         The trained model: that of the best validation where there is one.
 
     Raises:
-        InputError: a name in `frozen` is no weight's.
+        InputError: a name in `frozen` is no weight's, or the newest checkpoint is damaged.
         FloatingPointError: the loss is not finite; the newest checkpoint is still there.
-        InputError: the newest checkpoint is damaged.
         OSError: a checkpoint could not be written; those before are still there.
         Preempted: SIGTERM came; the state is saved.
     """
+    done = finished_model(directory, training.inputs, mesh=mesh)
+    if done is not None:
+        return done
     states = TrainingCheckpoints(directory, training.inputs, config=checkpoints, resume=resume)
-    if is_finished(directory, training.inputs):
-        states.discard()
-        return load_model(directory, mesh=mesh)
     profiler = profiler or Profiler(ProfileConfig(), directory)
     with noted_sigterm() as told_to_leave, states, profiler:
         loop = _Loop(model, training, mesh, states, on_step, told_to_leave, profiler)
         params = loop.run()
         states.finish(params, model.config)
     return nnx.merge(nnx.graphdef(model), params)
+
+
+def finished_model(directory: str | Path, inputs: str, *, mesh: Mesh) -> Transformer | None:
+    """What a training of these inputs has left, its states removed; None: it is not finished."""
+    if not is_finished(directory, inputs):
+        return None
+    TrainingCheckpoints(directory, inputs).discard()
+    return load_model(directory, mesh=mesh)
 
 
 class _Loop:
@@ -163,6 +171,7 @@ class _Loop:
             trained=trained,
             micro_batches=training.micro_batches,
         )
+        self.validation_weight = total_weight(training.objective, training.validation)
         self.initial, self.frozen = split(place_params(model, mesh), trained)
         self.state, self.best, self.progress = self._resume()
         self.resumed_at = self.progress.step
@@ -283,8 +292,14 @@ class _Loop:
     def _validate(self) -> float:
         """The validation loss; the best parameters yet are kept."""
         params = join(self.state[0], self.frozen)
-        objective, batches = self.training.objective, self.training.validation
-        value = loss_of(params, objective, batches, self.config, self.mesh)
+        value = loss_of(
+            params,
+            self.training.objective,
+            self.training.validation,
+            self.validation_weight,
+            config=self.config,
+            mesh=self.mesh,
+        )
         if self.progress.improve(value, self.training.patience):
             self.best = _copy(self.state[0])
         return value
