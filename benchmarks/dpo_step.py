@@ -27,6 +27,7 @@ import jax
 import numpy as np
 import tyro
 from sizes import SIZES, Size, make_model
+from training_steps import timed
 
 from ixjax.dialogue.chat import RenderedPair
 from ixjax.models import Remat, save_hf
@@ -152,29 +153,9 @@ def trl(a: Arguments, folder: str, pairs: list[RenderedPair]) -> dict[str, Any]:
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        LlamaForCausalLM,
-        PreTrainedTokenizerFast,
-        TrainerCallback,
-    )
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
     from trl import DPOConfig as TRLConfig
     from trl import DPOTrainer
-
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.seconds: list[float] = []
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.seconds.append(time.perf_counter() - self.start)
-
-    class InOrder(DPOTrainer):
-        def _get_train_sampler(self, dataset: Any = None) -> Any:
-            return torch.utils.data.SequentialSampler(dataset or self.train_dataset)
 
     # Special tokens are not called like words: TRL would find "w1" in "w17".
     named = {name: i for i, name in enumerate(("<pad>", "<s>", "</s>", "<unk>"))}
@@ -197,8 +178,8 @@ def trl(a: Arguments, folder: str, pairs: list[RenderedPair]) -> dict[str, Any]:
         }
         for p in pairs
     ]
-    clock = Clock()
-    trainer = InOrder(
+    in_order, clock = timed(DPOTrainer)
+    trainer = in_order(
         model=LlamaForCausalLM.from_pretrained(folder),
         args=TRLConfig(
             output_dir=str(Path(folder) / "trl"),

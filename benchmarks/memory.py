@@ -13,19 +13,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 import tyro
+from training_steps import Stage, lower_step
 
-from ixjax.models import ModelConfig
 from ixjax.parallel import make_mesh
-from ixjax.pipeline import RunConfig
-from ixjax.pipeline.plan import training_objectives
-from ixjax.training import OptimizerConfig
 from ixjax.training.memory import step_memory
-from ixjax.training.steps import make_steps
 
 WITHIN = 0.15
 
@@ -34,7 +30,7 @@ WITHIN = 0.15
 class Arguments:
     """What is trained."""
 
-    objective: Literal["sft", "dpo"] = "sft"
+    objective: Stage = "sft"
     """sft or dpo."""
     layers: int = 12
     """Blocks: up to 8 are unrolled."""
@@ -57,35 +53,24 @@ def peak_bytes() -> int:
 
 def main(arguments: Arguments) -> None:
     """Plan, compile, run, compare."""
-    a, run = arguments, RunConfig()
-    run = dataclasses.replace(
-        run,
-        model=dataclasses.replace(run.model, max_length=a.length),
-        sft=dataclasses.replace(run.sft, batch_size=a.rows),
-        dpo=dataclasses.replace(run.dpo, batch_size=a.rows),
-    )
-    objective, shapes = training_objectives(run)[a.objective]
-    config = ModelConfig(
-        vocab_size=a.vocab_size,
+    a, mesh = arguments, make_mesh(devices=jax.devices()[:1])
+    step = lower_step(
+        a.objective,
+        mesh,
+        rows=a.rows,
+        length=a.length,
+        layers=a.layers,
         hidden_size=a.hidden_size,
-        num_layers=a.layers,
-        num_heads=a.hidden_size // 64,
-        num_kv_heads=max(a.hidden_size // 128, 1),
-        head_dim=64,
-        intermediate_size=4 * a.hidden_size,
-        max_length=a.length,
+        vocab_size=a.vocab_size,
     )
-    mesh = make_mesh(devices=jax.devices()[:1])
-    planned = step_memory(config, mesh, objective, shapes).peak
-    steps = make_steps(config, mesh, objective, OptimizerConfig().to_optax())
-    rate = jax.ShapeDtypeStruct((), "float32")
-    compiled = steps.train.lower(steps.abstract_state, {}, shapes, rate).compile()
+    planned = step_memory(step.config, mesh, step.objective, step.batch).peak
+    compiled = step.lowered.compile()
     found = compiled.memory_analysis()
     before = peak_bytes()
     state: Any = jax.tree.map(
-        lambda x: jax.device_put(np.ones(x.shape, x.dtype), x.sharding), steps.abstract_state
+        lambda x: jax.device_put(np.ones(x.shape, x.dtype), x.sharding), step.state
     )
-    batch = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    batch = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), step.batch)
     for _ in range(a.steps):
         state, _ = compiled(state, {}, jax.device_put(batch), np.float32(1e-3))
     jax.block_until_ready(state)

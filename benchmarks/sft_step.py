@@ -26,6 +26,7 @@ import jax
 import numpy as np
 import tyro
 from sizes import SIZES, Size, make_model
+from training_steps import timed
 
 from ixjax.dialogue.chat import Rendered
 from ixjax.models import Remat, save_hf
@@ -121,23 +122,7 @@ def ours(a: Arguments, model: Any, batches: list[Rows]) -> dict[str, Any]:
 def trainer(a: Arguments, folder: str, batches: list[Rows]) -> dict[str, Any]:
     """The same of transformers' Trainer, on the weights in `folder`."""
     import torch
-    from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
-
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.seconds: list[float] = []
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.seconds.append(time.perf_counter() - self.start)
-
-    class InOrder(Trainer):
-        def _get_train_sampler(self, dataset: Any = None) -> Any:
-            return torch.utils.data.SequentialSampler(dataset or self.train_dataset)
+    from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
     def row(rows: Rows, n: int) -> dict[str, Any]:
         labels = np.full(a.length, -100)
@@ -151,8 +136,8 @@ def trainer(a: Arguments, folder: str, batches: list[Rows]) -> dict[str, Any]:
         }
 
     data = [row(rows, n) for rows in batches for n in range(a.rows)]
-    clock = Clock()
-    peer = InOrder(
+    in_order, clock = timed(Trainer)
+    peer = in_order(
         model=LlamaForCausalLM.from_pretrained(folder),
         args=TrainingArguments(
             output_dir=str(Path(folder) / "trainer"),

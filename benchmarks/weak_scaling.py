@@ -27,7 +27,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
@@ -58,51 +58,26 @@ class Arguments:
     """Compile for so many devices in this process and print what was found; 0: all counts."""
 
 
-def lowered_step(a: Arguments) -> tuple[Any, Any]:
-    """The training step for this many devices, and the state that it takes: all we ask of it."""
-    import jax
-
-    from ixjax.models import ModelConfig
-    from ixjax.parallel import MeshConfig, make_mesh
-    from ixjax.pipeline import RunConfig
-    from ixjax.pipeline.plan import training_objectives
-    from ixjax.training import OptimizerConfig
-    from ixjax.training.steps import make_steps
-
-    run = RunConfig()
-    rows = a.rows * a.devices
-    run = dataclasses.replace(
-        run,
-        model=dataclasses.replace(run.model, max_length=a.length),
-        sft=dataclasses.replace(run.sft, batch_size=rows),
-        dpo=dataclasses.replace(run.dpo, batch_size=rows),
-    )
-    objective, batch = training_objectives(run)[a.objective]
-    config = ModelConfig(
-        vocab_size=4096,
-        hidden_size=a.hidden_size,
-        num_layers=a.layers,
-        num_heads=a.hidden_size // 64,
-        num_kv_heads=max(a.hidden_size // 128, 1),
-        head_dim=64,
-        intermediate_size=4 * a.hidden_size,
-        max_length=a.length,
-    )
-    sizes = {"data": 1, "fsdp": 1} | {a.axis: a.devices}
-    mesh = make_mesh(MeshConfig(**sizes))
-    steps = make_steps(config, mesh, objective, OptimizerConfig().to_optax())
-    rate = jax.ShapeDtypeStruct((), "float32")
-    return steps.train.lower(steps.abstract_state, {}, batch, rate), steps.abstract_state
-
-
 def compile_once(a: Arguments) -> dict[str, float]:
     """What XLA says of the step on `a.devices` devices."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", a.devices)
-    lowered, state = lowered_step(a)
-    compiled = lowered.compile()
+    # Not before the number of devices is set.
+    from training_steps import lower_step
+
+    from ixjax.parallel import MeshConfig, make_mesh
+
+    step = lower_step(
+        a.objective,
+        make_mesh(MeshConfig(**({"data": 1, "fsdp": 1} | {a.axis: a.devices}))),
+        rows=a.rows * a.devices,
+        length=a.length,
+        layers=a.layers,
+        hidden_size=a.hidden_size,
+    )
+    compiled, state = step.lowered.compile(), step.state
     costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
     shares = [
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

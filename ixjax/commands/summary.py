@@ -13,6 +13,7 @@ from ixjax.evaluation import Parity
 from ixjax.models.placement import Placement
 from ixjax.pipeline import Plan
 from ixjax.report.formats import interval, is_weak, percent, show
+from ixjax.report.result import cell_figures
 
 
 def print_prepare(console: Console, facts: Mapping[str, Any]) -> None:
@@ -98,7 +99,7 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
                 "tokens",
                 "unreadable",
             ),
-            (_evaluation_row(cell) for cell in cells),
+            ((cell["method"], *cell_figures(cell)) for cell in cells),
         )
         weak = [f for f in result["fidelity"] if f["simulator"] == user and is_weak(f)]
         if weak:
@@ -261,23 +262,6 @@ def _counted(count: int, what: str) -> str:
 
 def _by_rule(what: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return [(f"{what}: {rule.replace('_', ' ')}", count) for rule, count in counts.items()]
-
-
-def _evaluation_row(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (
-        cell["method"],
-        cell["engagement"],
-        interval(cell["low"], cell["high"]),
-        cell["gain"],
-        interval(cell["gain_low"], cell["gain_high"]),
-        percent(cell["relative_gain"]),
-        percent(cell["release_rate"]),
-        percent(cell["win_rate"]),
-        cell["turns"],
-        f"{show(cell['distinct_1'])}/{show(cell['distinct_2'])}",
-        cell["response_tokens"],
-        percent(cell["unreadable_rate"]),
-    )
 
 
 def _print(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -213,18 +213,9 @@ class Executor:
         span: int,
     ) -> kv.KVCache:
         """Rows of one cache, which is consumed, over those of another, in parts of one size."""
-        size = self.batch_rows(cache.rows)
-        for start in range(0, max(len(rows), 1), size):
-            part, source_part = rows[start : start + size], source_rows[start : start + size]
+        for into, out_of, count in self._in_parts(cache, rows, source_rows):
             cache = self.account.call(
-                kv.copy_rows,
-                cache,
-                filled(part, size),
-                source,
-                filled(source_part, size),
-                np.int32(len(part)),
-                span=span,
-                mesh=self.mesh,
+                kv.copy_rows, cache, into, source, out_of, count, span=span, mesh=self.mesh
             )
         return cache
 
@@ -237,19 +228,23 @@ class Executor:
         span: int,
     ) -> kv.KVCache:
         """As `copy_rows`, within one cache, which is consumed."""
+        for into, out_of, count in self._in_parts(cache, rows, source_rows):
+            cache = self.account.call(
+                kv.move_rows, cache, into, out_of, count, span=span, mesh=self.mesh
+            )
+        return cache
+
+    def _in_parts(
+        self,
+        cache: kv.KVCache,
+        rows: Sequence[int] | np.ndarray,
+        source_rows: Sequence[int] | np.ndarray,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.int32]]:
+        """Rows to write, rows to read and how many of them count, in parts of one size."""
         size = self.batch_rows(cache.rows)
         for start in range(0, max(len(rows), 1), size):
             part, source_part = rows[start : start + size], source_rows[start : start + size]
-            cache = self.account.call(
-                kv.move_rows,
-                cache,
-                filled(part, size),
-                filled(source_part, size),
-                np.int32(len(part)),
-                span=span,
-                mesh=self.mesh,
-            )
-        return cache
+            yield filled(part, size), filled(source_part, size), np.int32(len(part))
 
     def warm_up_rows(self, rows: int, draws: passes.Draws) -> None:
         """Compile all that reads and speaks from a cache of so many rows.

@@ -27,13 +27,14 @@ from ixjax.parallel import AnyMesh, abstract_mesh
 from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.evaluate import look_ahead
 from ixjax.pipeline.run import Run
+from ixjax.pipeline.sharding import learning_config
 from ixjax.pipeline.workload import Corpus, Work, count_corpus, pair_tokens, stage_work
 from ixjax.search import SearchConfig
 from ixjax.training.batching import Rows
-from ixjax.training.dpo import DPOConfig, PairObjective
+from ixjax.training.dpo import PairObjective
 from ixjax.training.memory import StepMemory, step_memory
 from ixjax.training.pair_rows import LENGTH_STEP, PairRows
-from ixjax.training.sft import SFTConfig, SFTObjective
+from ixjax.training.sft import SFTObjective
 from ixjax.training.steps import trained_paths
 
 OCCUPANCY = 0.85  # of the decode batch; docs/benchmarks.md has 87 to 92 %
@@ -182,7 +183,7 @@ def _training(config: RunConfig, model: ModelConfig, mesh: AnyMesh) -> dict[str,
     found = {}
     for stage, (objective, batch) in training_objectives(config).items():
         settings = getattr(config, stage)
-        learning = _learning(model, settings)
+        learning = learning_config(model, settings)
         found[stage] = step_memory(
             learning,
             mesh,
@@ -195,11 +196,6 @@ def _training(config: RunConfig, model: ModelConfig, mesh: AnyMesh) -> dict[str,
             copies=copies[stage],
         )
     return found
-
-
-def _learning(model: ModelConfig, settings: SFTConfig | DPOConfig) -> ModelConfig:
-    """The model that a stage trains, with its adapters."""
-    return dataclasses.replace(model, lora=settings.lora.to_config())
 
 
 def _rows(count: int, *, length: int, scored: int) -> Rows:
@@ -280,7 +276,7 @@ def _estimate(
     context = min(corpus.root_tokens + config.search.max_turns * corpus.turn_tokens, length)
     stage = config.dpo if is_dpo else config.sft
     trained = training_flops(
-        _learning(model, stage),
+        learning_config(model, stage),
         work.trained,
         length,
         scored=share * work.trained,

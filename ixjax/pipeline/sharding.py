@@ -25,7 +25,7 @@ def tell_sharding(
         training: its settings.
         mesh: the devices.
     """
-    config = dataclasses.replace(model, lora=training.lora.to_config() or model.lora)
+    config = learning_config(model, training)
     trained = trained_paths(config, training.frozen)
     placement = describe_sharding(config, mesh, trained=trained)
     state = placement.state_bytes if training.optimizer.kind == "adamw" else 0
@@ -40,6 +40,11 @@ def tell_sharding(
         split.setdefault(_over(weight), []).append(weight.name.removeprefix("layers."))
     for over, names in split.items():
         reporter.note(f"  {over}: {', '.join(names)}")
+
+
+def learning_config(model: ModelConfig, training: SFTConfig | DPOConfig) -> ModelConfig:
+    """The network that a training starts with, its adapters included."""
+    return dataclasses.replace(model, lora=training.lora.to_config() or model.lora)
 
 
 def _over(weight: PlacedWeight) -> str:

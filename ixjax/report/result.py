@@ -133,7 +133,7 @@ def _cells_table(runs: Sequence[RunFiles], user: str, several: bool) -> Table:
         "unreadable",
     )
     rows = [
-        (run, _cell_row(cell))
+        (run, [method_name(cell["method"]), *cell_figures(cell)])
         for run in runs
         for cell in (run.evaluation or {}).get("cells", [])
         if cell["user"] == user
@@ -141,9 +141,9 @@ def _cells_table(runs: Sequence[RunFiles], user: str, several: bool) -> Table:
     return run_table(several, f"Engagement with {user_name(user)}", columns, rows)
 
 
-def _cell_row(cell: Mapping[str, Any]) -> list[Any]:
+def cell_figures(cell: Mapping[str, Any]) -> list[Any]:
+    """What a table has of one method with one user, behind the method's name."""
     return [
-        method_name(cell["method"]),
         cell["engagement"],
         interval(cell["low"], cell["high"]),
         cell["gain"],
@@ -152,7 +152,7 @@ def _cell_row(cell: Mapping[str, Any]) -> list[Any]:
         percent(cell["release_rate"]),
         percent(cell["win_rate"]),
         cell["turns"],
-        f"{show(cell['distinct_1'])} / {show(cell['distinct_2'])}",
+        f"{show(cell['distinct_1'])}/{show(cell['distinct_2'])}",
         cell["response_tokens"],
         percent(cell["unreadable_rate"]),
     ]

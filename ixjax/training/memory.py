@@ -8,8 +8,8 @@ device. How much of it is stored depends on how the blocks are compiled:
 - unrolled, the compiler sees both passes at once: views are free, and an elementwise function that
   the forward pass has no use for is computed in the backward pass;
 - with rematerialisation a block's input is stored (and, for `dots`, its products with weights), and
-  one block's arrays exist at a time. (XLA's CPU backend merges what is computed again with what
-  was computed, where blocks are unrolled: there nothing is saved.)
+  one block's arrays exist at a time. (Where blocks are unrolled XLA's CPU backend computes them
+  again, but early: little is saved there.)
 
 `tests/training/test_memory.py` and `benchmarks/memory.py` hold this against what XLA allocates.
 docs/scaling.md has the account in words.

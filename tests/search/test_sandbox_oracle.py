@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -25,6 +26,11 @@ MAX_TURNS = 2
 # One way to say each act: enumeration grows with the number of texts.
 TABLE = {texts[0]: 1 / len(RESPONSES) for texts in RESPONSES.values()}
 
+# Every visit of a root response samples a reaction of its own, and nothing below it is chosen.
+FRESH_REACTIONS = SearchConfig(
+    width=24, max_turns=MAX_TURNS, c_uct=2.0, widening_factor=2.0, widening_exponent=1.0
+)
+
 
 def table(dialogue: Dialogue) -> dict[str, float]:
     return TABLE
@@ -46,15 +52,7 @@ def test_root_action_values_converge_to_the_enumerated_ones():
     """
     errors, largest = {}, 0.0
     for iterations in (4, 32, 256):
-        config = SearchConfig(
-            trees=6,
-            iterations=iterations,
-            width=24,
-            max_turns=MAX_TURNS,
-            c_uct=2.0,
-            widening_factor=2.0,
-            widening_exponent=1.0,
-        )
+        config = dataclasses.replace(FRESH_REACTIONS, trees=6, iterations=iterations)
         squared = []
         for tree in search(config, conditions=6):
             exact = response_values(tree.root, table, max_turns=MAX_TURNS)
@@ -83,15 +81,7 @@ def test_intervals_of_root_values_cover_the_enumerated_ones(conditions, iteratio
     values of its children are draws of Q^pi: a 95 % t interval of their mean covers it 95 times
     in 100. UCT looks again at what looks good, which costs some coverage at a given time.
     """
-    config = SearchConfig(
-        trees=25,
-        iterations=iterations,
-        width=24,
-        max_turns=MAX_TURNS,
-        c_uct=2.0,
-        widening_factor=2.0,
-        widening_exponent=1.0,
-    )
+    config = dataclasses.replace(FRESH_REACTIONS, trees=25, iterations=iterations)
     covered, within_two_errors = [], []
     for tree in search(config, conditions=conditions):
         exact = response_values(tree.root, table, max_turns=MAX_TURNS)
