@@ -120,7 +120,7 @@ def ends(board, number: int) -> dict[int, Finished]:
     return found
 
 
-@pytest.mark.parametrize("lockstep", [False, True])
+@pytest.mark.parametrize("lockstep", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_games_go_on_from_contexts_that_were_kept(model, template, lockstep):
     policy, user = speakers(model, template)
     whole = play(policy, user, games(5), max_turns=TURNS, rows=8)

@@ -50,6 +50,7 @@ def test_a_prepared_run_is_counted_and_another_is_assumed(untrained, tmp_path):
     assert "no prepared run at out" not in make_plan(untrained.config, SMALL, devices=1).assumed[0]
 
 
+@pytest.mark.slow
 def test_a_search_takes_no_more_than_was_planned(untrained):
     """Against the engines' own account of a whole search with these settings."""
     roots = untrained.roots("train")[:4]

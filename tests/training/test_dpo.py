@@ -106,6 +106,7 @@ def test_reference_logprobs_equal_the_plain_forward_pass_pair_by_pair():
             assert value == pytest.approx(sum(logprobs[i - 1, whole[i]] for i in at), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_pairs_of_several_lengths_train_together(tmp_path):
     model = tiny_model()
     model.config = dataclasses.replace(model.config, max_length=256)
@@ -146,6 +147,7 @@ def test_loss_and_gradients_on_eight_devices_equal_those_on_one(shape):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_on_eight_devices_follows_training_on_one(tmp_path):
     losses = {}
     for name, mesh in (("one", one_device()), ("eight", mesh_of_eight(2, 2, 2))):

@@ -23,7 +23,7 @@ def terminate_at(step):
     return on_step
 
 
-@pytest.mark.parametrize("objective", ["sft", "dpo"])
+@pytest.mark.parametrize("objective", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_a_training_that_is_told_to_end_continues_to_the_same_bits(objective, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     whole = run(objective, tmp_path / "whole")

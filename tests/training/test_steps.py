@@ -149,6 +149,7 @@ def test_length_normalized_losses_are_those_of_means():
         assert found == pytest.approx(by_hand, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_another_start_is_another_training(tmp_path):
     first, other = (align(tmp_path, model=tiny_model(seed)) for seed in (0, 1))
     assert not np.array_equal(*(np.asarray(m.embedding[...]) for m in (first, other)))

@@ -175,6 +175,7 @@ def test_loss_that_is_not_finite_ends_training_and_is_never_kept(tmp_path):
     assert steps == [1]  # the state after the first step, whose own loss was finite
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_mesh_does_not_divide_trains_as_on_one_device(tmp_path):
     sft = dataclasses.replace(SFT, batch_size=6)
     losses = []
