@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -85,25 +85,26 @@ def pass_sizes(piece: int, *, prefill_tokens: int, most_rows: int) -> list[int]:
 
 
 def group(
-    counts: Sequence[int], lengths: Sequence[int], *, prefill_tokens: int, most_rows: int
+    counts: Mapping[int, int], lengths: Mapping[int, int], *, prefill_tokens: int, most_rows: int
 ) -> list[Group]:
     """Rows that are to read something, put together by the size of their next piece.
 
     Args:
-        counts: `[S]` tokens that each row is still to read; 0 for one that reads nothing.
-        lengths: `[S]` tokens that each row holds: rows of like length share a pass.
+        counts: tokens that rows are still to read, 1 or more, by row.
+        lengths: tokens that they hold, by row: rows of like length share a pass.
         prefill_tokens: of a pass.
         most_rows: no pass needs more.
     """
     groups = []
-    busy = [row for row, count in enumerate(counts) if count]
     for piece, begun in itertools.product(PIECES, (False, True)):
         # Rows that hold nothing have passes of their own, in which nothing is attended to before
         # what is read: in others their last bits would differ.
         rows = [
-            row for row in busy if piece_of(counts[row]) == piece and (lengths[row] > 0) == begun
+            row
+            for row, count in counts.items()
+            if piece_of(count) == piece and (lengths[row] > 0) == begun
         ]
-        rows.sort(key=lambda row: lengths[row])
+        rows.sort(key=lambda row: (lengths[row], row))
         full, few = (pass_sizes(piece, prefill_tokens=prefill_tokens, most_rows=most_rows) * 2)[:2]
         while rows:
             size = full if len(rows) > full // 2 else few

@@ -7,7 +7,7 @@ the host, before it becomes an array.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -41,34 +41,48 @@ def check_adapters(adapters: np.ndarray, config: ModelConfig) -> None:
         )
 
 
-def check_tokens(
-    tokens: Sequence[Sequence[int]], config: ModelConfig, rows: Sequence[int] | None = None
-) -> None:
-    """Refuse ids outside the vocabulary.
-
-    Args:
-        tokens: of each row.
-        config: the model's.
-        rows: their numbers; default 0, 1, ...
+def check_tokens(tokens: Mapping[int, Sequence[int]], config: ModelConfig) -> None:
+    """Refuse ids outside the vocabulary, of tokens by row.
 
     Raises:
         ValueError: names the row and the token.
     """
-    for i, given in enumerate(tokens):
+    for row, given in tokens.items():
         if len(given) and not (min(given) >= 0 and max(given) < config.vocab_size):
             token = next(token for token in given if not 0 <= token < config.vocab_size)
             raise ValueError(
-                f"row {i if rows is None else rows[i]} was given token {token}; the model's "
-                f"vocab_size is {config.vocab_size}"
+                f"row {row} was given token {token}; the model's vocab_size is {config.vocab_size}"
+            )
+
+
+def check_room(contexts: Contexts, counts: Mapping[int, int], config: ModelConfig) -> None:
+    """Refuse more tokens than a row has room for, of counts by row.
+
+    Raises:
+        ValueError: names the row.
+    """
+    for row, count in counts.items():
+        held = len(contexts.tokens[row])
+        if held + count > config.max_length:
+            raise ValueError(
+                f"row {row} holds {held} tokens; {count} more exceed the model's max_length of "
+                f"{config.max_length}"
             )
 
 
 def check_turns(turns: Turns, rows: int) -> None:
-    """Refuse turns that are not of so many rows.
+    """Refuse turns of others than these rows, and what is not said of each of theirs.
 
     Raises:
         ValueError: names the field.
     """
+    if turns.rows is not None:
+        found = np.asarray(turns.rows)
+        if len(set(found.tolist())) < len(found) or not np.all((found >= 0) & (found < rows)):
+            raise ValueError(
+                f"Turns.rows is {found.tolist()}; expected different ones of 0 to {rows - 1}"
+            )
+        rows = len(found)
     one_for_all = {"end_ids": not any(isinstance(ids, Sequence) for ids in turns.end_ids)}
     for name in ("limits", "identities", "said", "sampling", "seed", "stops", "end_ids"):
         values = getattr(turns, name)
@@ -105,7 +119,6 @@ def check_scored(
     """
     check_rows("prefixes", len(prefixes), len(rows))
     check_rows("candidates", len(candidates), len(rows))
-    check_tokens(prefixes, config, rows)
     for row, prefix, lines in zip(rows, prefixes, candidates, strict=True):
         if not len(prefix):
             raise ValueError(
@@ -117,7 +130,8 @@ def check_scored(
                 f"row {row} has {len(lines)} candidates, row {rows[0]} has {len(candidates[0])}; "
                 "fill up with empty ones"
             )
-        check_tokens(lines, config, [row] * len(lines))
+        for tokens in (prefix, *lines):
+            check_tokens({row: tokens}, config)
         held, longest = len(contexts.tokens[row]), max(map(len, lines), default=0)
         if held + len(prefix) + longest > config.max_length:
             raise ValueError(

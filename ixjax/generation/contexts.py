@@ -1,6 +1,6 @@
 """What the engine is given and what it gives: rows of contexts, turns to be said, turns said.
 
-Axes: S cache rows, R rows of a batch, V vocabulary.
+Axes: S cache rows, N of them that speak, R rows of a batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -54,15 +54,18 @@ class Contexts:
 
 @dataclasses.dataclass(frozen=True)
 class Turns:
-    """What rows are to say: how it is drawn and where it ends. Each array has one entry a row.
+    """What rows are to say: how it is drawn and where it ends.
+
+    Each array has one entry for each of the N `rows`.
 
     sampling: temperature and the like; its own `max_new_tokens` and `stop` are not used.
     seed: of the run, for all rows or for each; its last 32 bits count.
-    identities: `[S, k]` uint32, what each row is (see `sampling.identity_keys`).
-    limits: `[S]` tokens sampled at most; a row with 0 neither samples nor grows.
+    identities: `[N, k]` uint32, what each row is (see `sampling.identity_keys`).
+    limits: `[N]` tokens sampled at most; a row with 0 neither samples nor grows.
     end_ids: tokens that end a turn, for all rows or for each.
     stops: which of the engine's sets of stop strings ends a turn, counted from 1; 0: none.
-    said: S sequences, what each row has said of its turn before; None: nothing.
+    said: N sequences, what each row has said of its turn before; None: nothing.
+    rows: which rows of the contexts, all different; None: all of them.
     """
 
     sampling: SamplingConfig | Sequence[SamplingConfig]
@@ -72,27 +75,28 @@ class Turns:
     end_ids: Sequence[int] | Sequence[Sequence[int]] = ()
     stops: int | Sequence[int] = 0
     said: Sequence[Sequence[int]] | None = None
+    rows: Sequence[int] | np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """What was sampled.
+    """What was sampled, one entry for each of the N rows of `Turns`.
 
-    tokens: S lists; the token that ended a turn is included.
-    logprobs: S lists, the log-probability of each under the full softmax.
-    running: `[S]` whether the row's turn can go on: it neither ended nor reached its limit. After
+    tokens: N lists; the token that ended a turn is included.
+    logprobs: N lists, the log-probability of each under the full softmax.
+    running: `[N]` whether the row's turn can go on: it neither ended nor reached its limit. After
         `Engine.decode`, which leaves no turn unfinished, none can.
-    ended: `[S]` whether an end token or a stop string ended it.
+    ended: `[N]` whether an end token or a stop string ended it.
     """
 
     tokens: list[list[int]]
     logprobs: list[list[float]]
-    running: np.ndarray  # [S]
-    ended: np.ndarray  # [S]
+    running: np.ndarray  # [N]
+    ended: np.ndarray  # [N]
 
     @property
     def counts(self) -> np.ndarray:
-        """`[S]` tokens sampled, an end token included; 0 for rows that sampled none."""
+        """`[N]` tokens sampled, an end token included; 0 for rows that sampled none."""
         return np.array([len(row) for row in self.tokens])
 
 
@@ -132,38 +136,38 @@ class StopSets:
 
 def draws_of(
     turns: Turns,
-    tokens: Sequence[tuple[int, ...]],
-    rows: np.ndarray,
+    held: Sequence[tuple[int, ...]],
+    entries: np.ndarray,
     used: np.ndarray,
     *,
     stay: int,
     stops: StopSets,
 ) -> Draws:
-    """`Turns` of some rows, as a pass takes them.
+    """Some of the N `Turns`, as a pass takes them.
 
     Args:
-        turns: of all S rows.
-        tokens: S tuples, what each row holds.
-        rows: `[R]` which of them are in the batch.
+        turns: what is to be said.
+        held: R tuples, the tokens that each row of the batch holds.
+        entries: `[R]` which of the turns each row is to say.
         used: `[R]` bool; the others are padding, and limited to nothing.
         stay: see `Draws`.
         stops: the engine's.
     """
-    sampling, count = turns.sampling, len(tokens)
+    sampling, count = turns.sampling, len(turns.limits)
     if isinstance(sampling, SamplingConfig):
         sampling = [sampling] * count
-    configs = [sampling[row] for row in rows]
-    said = [() if turns.said is None else turns.said[row] for row in rows]
-    sets = np.broadcast_to(np.asarray(turns.stops, np.int32), count)[rows]
+    configs = [sampling[entry] for entry in entries]
+    said = [() if turns.said is None else turns.said[entry] for entry in entries]
+    sets = np.broadcast_to(np.asarray(turns.stops, np.int32), count)[entries]
     states = [stops.state(number, before) for number, before in zip(sets, said, strict=True)]
-    limits = np.asarray(turns.limits, np.int32)[rows]
+    limits = np.asarray(turns.limits, np.int32)[entries]
     arrays: dict[str, Any] = {
-        "seeds": np.broadcast_to(as_uint32(turns.seed), count)[rows],
-        "identities": as_uint32(turns.identities)[rows],
+        "seeds": np.broadcast_to(as_uint32(turns.seed), count)[entries],
+        "identities": as_uint32(turns.identities)[entries],
         "offsets": np.array([len(before) for before in said], np.int32),
         "limits": np.where(used, limits, 0),
-        "end_ids": _end_ids(turns.end_ids, rows),
-        "seen": _seen([tokens[row] for row in rows], configs, stops.vocab_size),
+        "end_ids": _end_ids(turns.end_ids, entries),
+        "seen": _seen(held, configs, stops.vocab_size),
         "stop_sets": sets,
         "stop_states": np.array(states, np.int32),
         "stay": np.int32(stay),
@@ -182,7 +186,7 @@ def idle_draws(rows: int, parts: int, end_ids: Sequence[int], *, stops: StopSets
     """
     turns = Turns(SamplingConfig(), 0, np.zeros((1, parts)), [0], end_ids)
     everyone = np.zeros(rows, np.int32)
-    return draws_of(turns, [()], everyone, everyone > 0, stay=0, stops=stops)
+    return draws_of(turns, [()] * rows, everyone, everyone > 0, stay=0, stops=stops)
 
 
 def _seen(
@@ -205,8 +209,8 @@ def _nothing(rows: int, vocab_size: int) -> jax.Array:
     return jax.numpy.zeros((rows, vocab_size), bool)
 
 
-def _end_ids(end_ids: Sequence[int] | Sequence[Sequence[int]], rows: np.ndarray) -> np.ndarray:
+def _end_ids(end_ids: Sequence[int] | Sequence[Sequence[int]], entries: np.ndarray) -> np.ndarray:
     """`[R, E]`, filled up with a token that no row samples."""
     per_row = any(isinstance(ids, Sequence) for ids in end_ids)
-    each: Any = [end_ids[row] for row in rows] if per_row else [end_ids] * len(rows)
+    each: Any = [end_ids[entry] for entry in entries] if per_row else [end_ids] * len(entries)
     return pad(each, bucket(max(map(len, each))), NO_TOKEN)[0]

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ixjax.generation import passes
@@ -38,6 +37,7 @@ from ixjax.generation.cache import SIDE, KVCache
 from ixjax.generation.checks import (
     check_adapters,
     check_logits,
+    check_room,
     check_rows,
     check_scored,
     check_tokens,
@@ -162,64 +162,56 @@ class Engine:
                 vocabulary, `tokens` has not one entry a row, or the contexts were made with other
                 weights.
         """
-        rows = range(len(tokens))
-        return self.extend_some(contexts, tokens, needed=rows, enough=len(rows))[0]
+        check_rows("tokens", len(tokens), len(contexts.tokens))
+        given = dict(enumerate(tokens))
+        return self.extend_some(contexts, given, needed=given, enough=len(given))[0]
 
     def extend_some(
         self,
         contexts: Contexts,
-        tokens: Sequence[Sequence[int]],
+        tokens: Mapping[int, Sequence[int]],
         *,
-        needed: Sequence[int],
+        needed: Collection[int],
         enough: int,
-    ) -> tuple[Contexts, list[tuple[int, ...]]]:
-        """As `extend`, until `enough` of the rows `needed` have nothing left to read.
+    ) -> tuple[Contexts, dict[int, tuple[int, ...]]]:
+        """As `extend`, of tokens by row, until `enough` of `needed` have nothing left to read.
 
         Padding takes as long as tokens do, so passes that are filled go first, whoever's they are;
         what does not fill one may wait for more of its kind.
 
         Returns:
-            The contexts, and what each row has still to read.
+            The contexts, and what rows have still to read.
 
         Raises:
             ValueError: see `extend`.
         """
         self._check(contexts)
-        check_rows("tokens", len(tokens), len(contexts.tokens))
-        check_tokens(tokens, self.model_config)
-        before, counts = contexts.lengths, np.array([len(t) for t in tokens])
-        if (before + counts).max() > self.model_config.max_length:
-            row = int((before + counts).argmax())
-            raise ValueError(
-                f"row {row} holds {before[row]} tokens and was given {counts[row]} "
-                f"more; the model's max_length is {self.model_config.max_length}"
-            )
-        left = [tuple(t) for t in tokens]
+        left = {row: tuple(given) for row, given in tokens.items() if len(given)}
+        check_tokens(left, self.model_config)
+        check_room(contexts, {row: len(given) for row, given in left.items()}, self.model_config)
         with self.account.clock("prefill"):
-            while any(left):
+            while left:
                 groups = group(
-                    [len(rest) for rest in left],
-                    contexts.lengths.tolist(),
+                    {row: len(rest) for row, rest in left.items()},
+                    {row: len(contexts.tokens[row]) for row in left},
                     prefill_tokens=self.config.prefill_tokens,
-                    most_rows=len(left),
+                    most_rows=len(contexts.tokens),
                 )
                 full = [part for part in groups if part.full]
-                wanted = {row for row in needed if left[row]}
+                wanted = left.keys() & set(needed)
                 if not full and len(needed) - len(wanted) >= enough:
                     break
                 most = max(groups, key=lambda part: len(wanted.intersection(part.rows)))
                 for part in full or [most]:
-                    contexts, left = self._read(contexts, left, part)
+                    contexts = self._read(contexts, left, part)
             # Waited for here, for the clock: whatever is asked of the rows next would wait for it.
             jax.block_until_ready(contexts.cache.lengths)
         return contexts, left
 
-    def _read(
-        self, contexts: Contexts, left: list[tuple[int, ...]], part: Group
-    ) -> tuple[Contexts, list[tuple[int, ...]]]:
-        """Read the next piece of some rows, and what is left then."""
-        rows, left = filled(part.rows, part.size), list(left)
-        tokens, counts = pad([left[row][: part.piece] for row in rows], part.piece)
+    def _read(self, contexts: Contexts, left: dict[int, tuple[int, ...]], part: Group) -> Contexts:
+        """Read the next piece of some rows; `left` is what they have to read then."""
+        rows = filled(part.rows, part.size)
+        tokens, counts = pad([left[row][: part.piece] for row in rows.tolist()], part.piece)
         span = self._span(contexts.tokens, part.rows)
         cache = self._executor.extend(
             contexts.cache, part.rows, tokens, counts, contexts.adapters[rows], span=span
@@ -231,8 +223,9 @@ class Engine:
         for row in part.rows:
             held[row] += left[row][: part.piece]
             left[row] = left[row][part.piece :]
-        contexts = dataclasses.replace(contexts, cache=cache, tokens=tuple(held), stale=stale)
-        return contexts, left
+            if not left[row]:
+                del left[row]
+        return dataclasses.replace(contexts, cache=cache, tokens=tuple(held), stale=stale)
 
     def decode(self, contexts: Contexts, turns: Turns) -> tuple[Contexts, Decoded]:
         """Sample each row's turn to its end, from its logits on.
@@ -243,8 +236,8 @@ class Engine:
 
         Raises:
             ValueError: a row would outgrow its room or has read nothing since it was made or
-                shortened, `turns` are not of all S rows, or the contexts were made with other
-                weights.
+                shortened, what `turns` say is not said of each of their rows, or the contexts were
+                made with other weights.
         """
         check_turns(turns, len(contexts.tokens))
         limits = np.array(turns.limits, np.int32)
@@ -252,22 +245,22 @@ class Engine:
         tokens: list[list[int]] = [[] for _ in said]
         logprobs: list[list[float]] = [[] for _ in said]
         running, ended = limits > 0, np.zeros(len(limits), bool)
-        size = self._executor.batch_rows(len(limits))
+        size = self._executor.batch_rows(len(contexts.tokens))
         while running.any():
             # As many as there are places; a pause where others wait for one of them.
-            rows = np.flatnonzero(running)[:size]
+            entries = np.flatnonzero(running)[:size]
             stay = size - max(size // FEW, 1) if running.sum() > size else 0
-            chosen = np.isin(np.arange(len(limits)), rows)
+            chosen = np.isin(np.arange(len(limits)), entries)
             part = dataclasses.replace(
                 turns,
                 limits=np.where(chosen, limits - [len(row) for row in tokens], 0),
                 said=[(*before, *row) for before, row in zip(said, tokens, strict=True)],
             )
             contexts, decoded = self.decode_chunk(contexts, part, stay=stay)
-            for row in rows:
-                tokens[row] += decoded.tokens[row]
-                logprobs[row] += decoded.logprobs[row]
-            running[rows] = decoded.running[rows]
+            for entry in entries:
+                tokens[entry] += decoded.tokens[entry]
+                logprobs[entry] += decoded.logprobs[entry]
+            running[entries] = decoded.running[entries]
             ended |= decoded.ended
         return contexts, Decoded(tokens, logprobs, running, ended)
 
@@ -288,49 +281,56 @@ class Engine:
         """
         self._check(contexts)
         check_turns(turns, len(contexts.tokens))
-        limits = np.asarray(turns.limits, np.int32)
-        full = np.where(limits > 0, contexts.lengths + limits, 0)
-        if full.max() > self.model_config.max_length:
-            row = int(full.argmax())
-            raise ValueError(
-                f"row {row} holds {len(contexts.tokens[row])} tokens; {limits[row]} more exceed "
-                f"the model's max_length of {self.model_config.max_length}"
-            )
+        everyone = range(len(contexts.tokens)) if turns.rows is None else turns.rows
+        rows, limits = np.asarray(everyone, int), np.asarray(turns.limits, np.int32)
         active = np.flatnonzero(limits > 0)
-        check_logits(contexts, active)
-        size = self._executor.batch_rows(len(limits))
+        asked = dict(zip(rows[active].tolist(), limits[active].tolist(), strict=True))
+        check_room(contexts, asked, self.model_config)
+        check_logits(contexts, rows[active])
+        size = self._executor.batch_rows(len(contexts.tokens))
         running, ended = limits > 0, np.zeros(len(limits), bool)
         tokens: list[list[int]] = [[] for _ in limits]
         logprobs: list[list[float]] = [[] for _ in limits]
         with self.account.clock("decode"):
             for start in range(0, len(active), size):
-                rows = active[start : start + size]
-                contexts, sampled, slots = self._decode_batch(contexts, turns, rows.tolist(), stay)
-                for row, slot in zip(rows, slots, strict=True):
+                entries = active[start : start + size]
+                contexts, sampled, slots = self._decode_batch(contexts, turns, rows, entries, stay)
+                for entry, slot in zip(entries, slots, strict=True):
                     count = int(sampled.counts[slot])
-                    tokens[row] = sampled.tokens[slot, :count].tolist()
-                    logprobs[row] = sampled.logprobs[slot, :count].tolist()
-                    ended[row] = sampled.kept[slot] < count
-                    running[row] = not ended[row] and count < limits[row]
+                    tokens[entry] = sampled.tokens[slot, :count].tolist()
+                    logprobs[entry] = sampled.logprobs[slot, :count].tolist()
+                    ended[entry] = sampled.kept[slot] < count
+                    running[entry] = not ended[entry] and count < limits[entry]
         return contexts, Decoded(tokens, logprobs, running, ended)
 
     def _decode_batch(
-        self, contexts: Contexts, turns: Turns, rows: list[int], stay: int
+        self, contexts: Contexts, turns: Turns, everyone: np.ndarray, entries: np.ndarray, stay: int
     ) -> tuple[Contexts, passes.Sampled, np.ndarray]:
-        """One pass over some rows: contexts after it, what was sampled, each row's slot."""
+        """One pass over some of the turns: contexts after it, what was sampled, each one's slot.
+
+        Args:
+            contexts: consumed.
+            turns: N of them.
+            everyone: `[N]` their rows.
+            entries: which turns.
+            stay: see `decode_chunk`.
+        """
+        rows = everyone[entries].tolist()
         adapters = contexts.adapters[rows].tolist()
-        aside = [len(said) % SIDE for said in _said(turns, rows)]
+        said = [() if turns.said is None else turns.said[entry] for entry in entries]
+        aside = [len(before) % SIDE for before in said]
         before = [contexts.tokens[row] for row in rows]
         batch, slots = self._executor.place(
             contexts.cache, rows, list(zip(before, adapters, aside, strict=True))
         )
         # Slots that no row is in are padding, and limited to nothing.
         size = len(batch.lengths)
-        row_of, fills, starts = np.full(size, rows[0], np.int32), *np.zeros((2, size), np.int32)
-        row_of[slots], fills[slots] = rows, aside
+        entry_of, fills, starts = np.full(size, entries[0]), *np.zeros((2, size), np.int32)
+        entry_of[slots], fills[slots] = entries, aside
         starts[slots] = [len(held) - count for held, count in zip(before, aside, strict=True)]
-        used = np.isin(np.arange(size), slots)
-        draws = draws_of(turns, contexts.tokens, row_of, used, stay=stay, stops=self._stops)
+        used, row_of = np.isin(np.arange(size), slots), everyone[entry_of]
+        held = [contexts.tokens[row] for row in row_of]
+        draws = draws_of(turns, held, entry_of, used, stay=stay, stops=self._stops)
         decoded = self._executor.decode(batch, starts, fills, contexts.adapters[row_of], draws)
         found = jax.device_get(decoded[2])
         tokens = list(contexts.tokens)
@@ -482,20 +482,18 @@ class Engine:
         for rows in sorted(set(moves)):
             self._executor.warm_up_moves(rows)
 
-    def shorten(self, contexts: Contexts, lengths: Sequence[int] | np.ndarray) -> Contexts:
+    def shorten(self, contexts: Contexts, lengths: Mapping[int, int]) -> Contexts:
         """Forget every token of row s behind `lengths[s]`; it must read before it is decoded."""
-        wanted, before = np.asarray(lengths), contexts.lengths
-        check_rows("lengths", len(wanted), len(before))
-        cut = wanted < before
-        if not cut.any():
+        cut = {row: length for row, length in lengths.items() if length < len(contexts.tokens[row])}
+        if not cut:
             return contexts
-        tokens = list(contexts.tokens)
-        for row in np.flatnonzero(cut):
-            tokens[row] = tokens[row][: wanted[row]]
-        kept = jnp.asarray(np.minimum(wanted, before), jnp.int32)
-        kept = jax.device_put(kept, contexts.cache.lengths.sharding)
-        cache = dataclasses.replace(contexts.cache, lengths=kept)
-        stale = contexts.stale | cut
+        tokens, stale = list(contexts.tokens), contexts.stale.copy()
+        for row, length in cut.items():
+            tokens[row], stale[row] = tokens[row][:length], True
+        kept = np.fromiter(map(len, tokens), np.int32, len(tokens))
+        cache = dataclasses.replace(
+            contexts.cache, lengths=jax.device_put(kept, contexts.cache.lengths.sharding)
+        )
         return dataclasses.replace(contexts, cache=cache, tokens=tuple(tokens), stale=stale)
 
     def _span(self, tokens: Sequence[tuple[int, ...]], rows: Sequence[int] | np.ndarray) -> int:
@@ -508,11 +506,6 @@ class Engine:
                 f"these contexts were made with weights {contexts.version}, the engine holds "
                 f"weights {self._version}: read them anew"
             )
-
-
-def _said(turns: Turns, rows: Sequence[int]) -> list[Sequence[int]]:
-    """What rows have said of their turns before."""
-    return [() if turns.said is None else turns.said[row] for row in rows]
 
 
 def _with_rows_of(

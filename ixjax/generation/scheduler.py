@@ -20,12 +20,12 @@ from ixjax.generation.buckets import bucket
 from ixjax.generation.config import EngineConfig
 from ixjax.generation.contexts import Turns
 from ixjax.generation.games import Finished, Game
-from ixjax.generation.in_play import Event, InPlay, by_row, play_out, root_of, uttered
+from ixjax.generation.in_play import Event, InPlay, play_out, root_of
 from ixjax.generation.lockstep import Lockstep
 from ixjax.generation.protocols import Speaker, User
 from ixjax.generation.rows import Rows
 from ixjax.generation.speakers import ModelSpeaker
-from ixjax.generation.turns import POLICY, USER, words
+from ixjax.generation.turns import POLICY, USER, as_uint32, words
 
 PAUSE = 1 / 8  # of a batch: turns that have ended, for which decoding pauses
 OVER = 1 / 8  # of the places: dialogues that are over, for which outcomes are read and others begun
@@ -232,17 +232,15 @@ class Scheduler(InPlay):
         for k in speakers:
             side = self._sides[k]
             self._update(side, dataclasses.replace(side.state, contexts=contexts))
-        for k, i in chosen:
-            side, row = self._sides[k], self._row(k, i)
-            side.tokens[i] += decoded.tokens[row]
-            side.logprobs[i] += sum(decoded.logprobs[row])
-        events = []
-        for k in speakers:
-            ended = [
-                i for which, i in chosen if which == k and not decoded.running[self._row(k, i)]
-            ]
-            events += self._settle(k, ended)
-        return events
+        ended: dict[int, list[int]] = {k: [] for k in speakers}
+        turns = zip(chosen, decoded.tokens, decoded.logprobs, decoded.running, strict=True)
+        for (k, i), tokens, logprobs, running in turns:
+            side = self._sides[k]
+            side.tokens[i] += tokens
+            side.logprobs[i] += sum(logprobs)
+            if not running:
+                ended[k].append(i)
+        return [event for k in speakers for event in self._settle(k, ended[k])]
 
     def _row(self, speaker: int, place: int) -> int:
         return self._sides[speaker].first + place
@@ -251,22 +249,23 @@ class Scheduler(InPlay):
         self, speakers: Sequence[int], chosen: Sequence[tuple[int, int]], *, enough: int
     ) -> None:
         """Read on, until `enough` of these (speaker, place) have nothing left to read."""
-        state = self._sides[speakers[0]].state
-        tokens: list[Sequence[int]] = [()] * len(state.unread)
-        for k in speakers:
-            for i, place in self.places.items():
-                if not place.held:
-                    tokens[self._row(k, i)] = self._sides[k].unread(i)
+        tokens = {
+            self._row(k, i): unread
+            for k in speakers
+            for i, place in self.places.items()
+            if not place.held and (unread := self._sides[k].unread(i))
+        }
         needed = [self._row(k, i) for k, i in chosen]
-        if sum(not tokens[row] for row in needed) >= enough:
+        if sum(row not in tokens for row in needed) >= enough:
             return
         engine = self._speakers[speakers[0]].engine
-        contexts, left = engine.extend_some(state.contexts, tokens, needed=needed, enough=enough)
+        contexts, left = engine.extend_some(
+            self._sides[speakers[0]].state.contexts, tokens, needed=needed, enough=enough
+        )
         for k in speakers:
             side, unread = self._sides[k], list(self._sides[k].state.unread)
-            for i, place in self.places.items():
-                if not place.held:
-                    unread[side.first + i] = left[side.first + i]
+            for row in tokens:
+                unread[row] = left.get(row, ())
             self._update(side, dataclasses.replace(side.state, contexts=contexts, unread=unread))
 
     def _begin_turns(self, side: _Side, chosen: Sequence[int]) -> None:
@@ -278,25 +277,19 @@ class Scheduler(InPlay):
 
     def _turns(self, chosen: Sequence[tuple[int, int]]) -> Turns:
         """What is to be said at these (speaker, place): the rest of each turn."""
-        rows = len(self._sides[chosen[0][0]].state.dialogues)
-        owner = [chosen[0][0]] * rows
-        identities: dict[int, tuple[int, ...]] = {}
-        said: list[Sequence[int]] = [()] * rows
-        limits = np.zeros(rows, np.int32)
-        for k, i in chosen:
-            side, row = self._sides[k], self._row(k, i)
-            owner[row], identities[row] = k, self.places[i].identity
-            said[row] = side.tokens[i]
-            limits[row] = side.speaker.longest_turn(identities[row]) - len(said[row])
-        speakers = [self._speakers[k] for k in owner]
+        speakers = [self._speakers[k] for k, _ in chosen]
+        said = [self._sides[k].tokens[i] for k, i in chosen]
+        identities = [self.places[i].identity for _, i in chosen]
+        turns = zip(speakers, identities, said, strict=True)
         return Turns(
             sampling=[speaker.sampling for speaker in speakers],
             seed=[speaker.seed for speaker in speakers],
-            identities=by_row(identities, rows),
-            limits=limits,
+            identities=as_uint32(np.array(identities)),
+            limits=[s.longest_turn(identity) - len(before) for s, identity, before in turns],
             end_ids=[speaker.view.template.end_ids for speaker in speakers],
             stops=[speaker.engine.stop_set(speaker.sampling.stop) for speaker in speakers],
             said=said,
+            rows=[self._row(k, i) for k, i in chosen],
         )
 
     def _settle(self, speaker: int, ended: Sequence[int]) -> list[tuple[int, Event]]:
@@ -304,24 +297,18 @@ class Scheduler(InPlay):
         if not ended:
             return []
         side, other = self._sides[speaker], self._sides[1 - speaker]
-        rows = len(side.state.dialogues)
-        active, starts = np.zeros(rows, bool), side.state.contexts.lengths
-        tokens: list[list[int]] = [[] for _ in range(rows)]
-        logprobs = [0.0] * rows
-        identities: dict[int, tuple[int, ...]] = {}
-        for i in ended:
-            row = side.first + i
-            active[row], starts[row] = True, side.starts.pop(i)
-            tokens[row], logprobs[row] = side.tokens.pop(i), side.logprobs.pop(i)
-            identities[row] = self.places[i].identity
         state, said = side.speaker.settle(
-            side.state, starts, tokens, logprobs, by_row(identities, rows), active
+            side.state,
+            [side.first + i for i in ended],
+            [side.starts.pop(i) for i in ended],
+            [side.tokens.pop(i) for i in ended],
+            [side.logprobs.pop(i) for i in ended],
+            [self.places[i].identity for i in ended],
         )
         self._update(side, state)
         events: list[tuple[int, Event]] = []
         heard: dict[int, str] = {}
-        for i in ended:
-            utterance = uttered(said[side.first + i])
+        for i, utterance in zip(ended, said, strict=True):
             events += self._take_down(i, utterance)
             if not self.places[i].over:
                 heard[other.first + i] = words(utterance)

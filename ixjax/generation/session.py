@@ -68,7 +68,7 @@ class Session(TurnTaking):
             state = self.speaker.listen(state, [text])
         identity = np.array([[self._drawn]], np.uint32)
         self._drawn += 1
-        starts, tokens, told = state.contexts.lengths, [], ""
+        [start], tokens, told = state.contexts.lengths.tolist(), [], ""
         logprob = 0.0
         for contexts, part in self._parts(state.contexts, identity):
             state = dataclasses.replace(state, contexts=contexts)
@@ -81,11 +81,10 @@ class Session(TurnTaking):
                 yield words[len(told) :]
                 told = words
         state, [said] = self.speaker.settle(
-            state, starts, [tokens], [logprob], identity, np.ones(1, bool)
+            state, [0], [start], [tokens], [logprob], identity.tolist()
         )
         state = self.speaker.read(state)
         [dialogue] = state.dialogues
-        assert said is not None  # of an active row
         assert dialogue is not None
         if rest := said.text[len(told) :]:
             yield rest

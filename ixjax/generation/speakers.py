@@ -109,7 +109,7 @@ class ModelSpeaker:
             identities=list(state.identities),
             unread=list(state.unread),
         )
-        lengths = state.contexts.lengths
+        lengths: dict[int, int] = {}
         for row, dialogue in dialogues.items():
             tokens = self._render(dialogue)
             # One token is read at least: what is sampled next depends on it.
@@ -134,14 +134,21 @@ class ModelSpeaker:
         self, state: Rows, identities: np.ndarray, active: np.ndarray
     ) -> tuple[Rows, list[Utterance | None]]:
         """See `Speaker.speak`."""
-        limits = [
-            self.longest_turn(row) if on else 0 for row, on in zip(identities, active, strict=True)
-        ]
-        contexts, decoded = self.engine.decode(state.contexts, self.turns(identities, limits))
-        starts, state = state.contexts.lengths, dataclasses.replace(state, contexts=contexts)
+        rows = np.flatnonzero(active)
+        starts, drawn_by = state.contexts.lengths[rows], np.asarray(identities)[rows]
+        turns = self.turns(drawn_by, [self.longest_turn(identity) for identity in drawn_by])
+        contexts, decoded = self.engine.decode(
+            state.contexts, dataclasses.replace(turns, rows=rows)
+        )
+        state = dataclasses.replace(state, contexts=contexts)
         logprobs = [sum(row) for row in decoded.logprobs]
-        state, said = self.settle(state, starts, decoded.tokens, logprobs, identities, active)
-        return self.read(state), said
+        state, said = self.settle(
+            state, rows.tolist(), starts.tolist(), decoded.tokens, logprobs, drawn_by.tolist()
+        )
+        utterances: list[Utterance | None] = [None] * len(active)
+        for row, utterance in zip(rows, said, strict=True):
+            utterances[row] = utterance
+        return self.read(state), utterances
 
     def longest_turn(self, identity: Sequence[int] | np.ndarray) -> int:
         """Tokens of this turn at the most; one that reaches it is cut.
@@ -164,38 +171,39 @@ class ModelSpeaker:
     def settle(
         self,
         state: Rows,
-        starts: np.ndarray,
+        rows: Sequence[int],
+        starts: Sequence[int],
         tokens: Sequence[Sequence[int]],
         logprobs: Sequence[float],
-        identities: np.ndarray,
-        active: np.ndarray,
-    ) -> tuple[Rows, list[Utterance | None]]:
+        identities: Sequence[Sequence[int]],
+    ) -> tuple[Rows, list[Utterance]]:
         """Make utterances of whole turns.
 
         Args:
             state: rows that have read their turns as they were sampled; consumed.
-            starts: `[S]` tokens that each row held before.
-            tokens: S turns, that of the rows `active` whole.
-            logprobs: `[S]` the sums of their tokens' log-probabilities.
-            identities: `[S, k]` what they were drawn by.
-            active: `[S]` bool.
+            rows: N of them, whose turns are over.
+            starts: N numbers of tokens that they held before.
+            tokens: N turns.
+            logprobs: N sums of their tokens' log-probabilities.
+            identities: N times what they were drawn by.
 
         Returns:
-            As `speak`; but rows whose utterance is not what was sampled have yet to read it.
+            As `speak`, of these rows alone; but those whose utterance is not what was sampled have
+            yet to read it.
         """
-        utterances: list[Utterance | None] = [None] * len(active)
+        utterances: list[Utterance] = []
         dialogues, lines = list(state.dialogues), list(state.lines)
-        lengths, unread = state.contexts.lengths, list(state.unread)
-        drawn_by = list(state.identities)
-        for row in map(int, np.flatnonzero(active)):
-            dialogue = held(dialogues[row], row)
-            said, lines[row], kept = self._parse(tokens[row])
-            mean = round(float(logprobs[row]) / max(len(tokens[row]), 1), DECIMALS)
-            utterances[row] = said = dataclasses.replace(said, mean_logprob=mean)
-            drawn_by[row] = tuple(np.asarray(identities[row]).tolist())
-            lengths[row] = starts[row] + (kept or 0)
+        drawn_by, unread = list(state.identities), list(state.unread)
+        lengths: dict[int, int] = {}
+        for row, start, turn, logprob, identity in zip(
+            rows, starts, tokens, logprobs, identities, strict=True
+        ):
+            said, lines[row], kept = self._parse(turn)
+            mean = round(float(logprob) / max(len(turn), 1), DECIMALS)
+            utterances.append(dataclasses.replace(said, mean_logprob=mean))
+            drawn_by[row], lengths[row] = tuple(identity), start + (kept or 0)
             if said.text:
-                dialogues[row] = after = dialogue.said(self.view.role, said.text)
+                dialogues[row] = after = held(dialogues[row], row).said(self.view.role, said.text)
                 if kept is None:  # not what was sampled: read as the other side hears it
                     lengths[row], unread[row] = 0, self._render(after)
         # Behind the utterance lies at most a closing line, which the outcome is read without.
@@ -225,12 +233,13 @@ class ModelSpeaker:
         """As `listen`, of turns by row, but that the rows have yet to read what was said."""
         other = _other(self.view.role)
         dialogues, unread = list(state.dialogues), list(state.unread)
-        lengths = state.contexts.lengths
+        lengths: dict[int, int] = {}
         for row, text in texts.items():
             before = held(dialogues[row], row)
             new = self.view.continuation(before, text)
             dialogues[row] = after = before.said(other, text)
-            if new is None or lengths[row] + len(unread[row]) + len(new) > self._limit:
+            length = len(state.contexts.tokens[row]) + len(unread[row])
+            if new is None or length + len(new) > self._limit:
                 lengths[row], unread[row] = 0, self._render(after)
             else:
                 unread[row] = [*unread[row], *new]

@@ -31,10 +31,11 @@ def test_spans_cover_what_is_held_with_little_to_spare(columns, data):
     st.sampled_from([64, 1024]),
 )
 def test_every_row_is_in_one_group_that_has_room_for_it(rows, prefill_tokens):
-    counts, lengths = (list(column) for column in zip(*rows, strict=True))
+    lengths = {row: length for row, (_, length) in enumerate(rows)}
+    counts = {row: count for row, (count, _) in enumerate(rows) if count}
     groups = group(counts, lengths, prefill_tokens=prefill_tokens, most_rows=len(rows))
     members = [row for part in groups for row in part.rows]
-    assert sorted(members) == [row for row, count in enumerate(counts) if count]
+    assert sorted(members) == list(counts)
     for part in groups:
         assert 0 < len(part.rows) <= part.size
         assert part.size * part.piece <= max(prefill_tokens, part.piece)

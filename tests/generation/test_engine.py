@@ -118,11 +118,12 @@ def test_long_pieces_are_read_in_chunks_and_rows_may_fill_up(engine):
 def test_what_fills_no_pass_waits_unless_it_is_needed():
     engine = Engine(MODEL, EngineConfig(prefill_tokens=64))  # 2 rows of 32 tokens fill a pass
     given = draw(20, 21, 22, 23, 24)
-    contexts, left = engine.extend_some(engine.empty(5), given, needed=range(5), enough=3)
-    assert sorted(map(len, left)) == [0, 0, 0, 0, 24]
+    asked = dict(enumerate(given))
+    contexts, left = engine.extend_some(engine.empty(5), asked, needed=range(5), enough=3)
+    assert left == {4: tuple(given[4])}
     assert contexts.lengths.tolist() == [20, 21, 22, 23, 0]
     contexts, left = engine.extend_some(contexts, left, needed=[4], enough=1)
-    assert not any(left)
+    assert not left
     whole = engine.extend(engine.empty(5), given)
     np.testing.assert_array_equal(contexts.cache.logits, whole.cache.logits)
     assert contexts.tokens == whole.tokens
@@ -144,7 +145,7 @@ def test_a_row_that_would_outgrow_the_model_is_refused(engine):
     contexts = start(engine, draw(5, 60, 9))
     with pytest.raises(
         ValueError,
-        match="row 1 holds 60 tokens and was given 101 more; the model's max_length is 160",
+        match="row 1 holds 60 tokens; 101 more exceed the model's max_length of 160",
     ):
         engine.extend(contexts, [[], [1] * 101, []])
 
@@ -226,20 +227,20 @@ def test_store_moves_the_named_rows_and_leaves_the_others(engine):
 
 def test_a_shortened_row_extends_like_a_fresh_one(engine):
     base, more = draw(20, 7, 33), draw(9, 6, 4, seed=4)
-    contexts = engine.shorten(start(engine, base), np.array([11, 7, 0]))
+    contexts = engine.shorten(start(engine, base), {0: 11, 2: 0})
     kept = [base[0][:11], base[1], []]
     assert_predicts(engine.extend(contexts, more), [a + b for a, b in zip(kept, more, strict=True)])
 
 
 def test_shortening_never_lengthens(engine):
-    contexts = engine.shorten(start(engine, draw(5, 7, 33)), np.array([99, 3, 9]))
+    contexts = engine.shorten(start(engine, draw(5, 7, 33)), {0: 99, 1: 3, 2: 9})
     np.testing.assert_array_equal(contexts.lengths, [5, 3, 9])
 
 
 def test_no_turn_is_drawn_from_logits_that_are_not_the_rows_own(engine):
     with pytest.raises(ValueError, match="row 0 has read nothing since it was made"):
         decode(engine, engine.empty(ROWS))
-    shorter = engine.shorten(start(engine, draw(20, 7, 33)), [20, 3, 99])
+    shorter = engine.shorten(start(engine, draw(20, 7, 33)), {0: 20, 1: 3, 2: 99})
     assert shorter.stale.tolist() == [False, True, False]
     copies = engine.store(start(engine, draw(5, 6, 9)), [0, 2], shorter, [1, 0])
     assert copies.stale.tolist() == [True, False, False]
@@ -339,6 +340,25 @@ def test_a_turn_decoded_in_parts_is_the_turn_decoded_at_once(engine):
     more = draw(3, 6, 4, seed=5)
     now = [p + a + m for p, a, m in zip(prompts, parts, more, strict=True)]
     assert_predicts(engine.extend(contexts, more), now)
+
+
+def test_some_rows_speak_while_the_others_are_left_alone(engine):
+    prompts = draw(20, 7, 60)
+    _, whole = decode(engine, start(engine, prompts))
+    some = dataclasses.replace(turns(2, ids=(2, 0)), rows=[2, 0])
+    contexts, decoded = engine.decode(start(engine, prompts), some)
+    assert decoded.tokens == [whole.tokens[2], whole.tokens[0]]
+    now = [prompts[0] + whole.tokens[0], prompts[1], prompts[2] + whole.tokens[2]]
+    assert contexts.tokens == tuple(map(tuple, now))
+    assert_predicts(contexts, now)
+
+
+@pytest.mark.parametrize("rows", [[0, 0], [0, 3], [-1, 0]])
+def test_turns_of_rows_that_are_not_there_are_refused(engine, rows):
+    with pytest.raises(ValueError, match=r"Turns.rows is .*; expected different ones of 0 to 2"):
+        engine.decode(
+            start(engine, draw(20, 7, 60)), dataclasses.replace(turns(2, ids=(0, 1)), rows=rows)
+        )
 
 
 def test_decoding_pauses_once_few_rows_run(engine):
