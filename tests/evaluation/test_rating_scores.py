@@ -58,7 +58,7 @@ def test_several_raters_of_an_item_are_one_trial():
     alone = score([one], items, METHODS)
     copies = [Ratings(name, one.choices) for name in "abc"]
     three = score(copies, items, METHODS)
-    for name in ("win_rate", "low", "high"):
+    for name in ("win_rate", "low", "high", "first_shown"):
         assert three[name] == pytest.approx(alone[name])
     assert three["fleiss"] == {"items": 30, "kappa": pytest.approx(1.0)}
     assert [c["kappa"] for c in three["cohen"]] == pytest.approx([1.0] * 3)
@@ -83,7 +83,8 @@ def test_votes_by_hand():
     assert [r["win_rate"] for r in found["by_rater"]] == pytest.approx([0.5, 1.0])
     # Of the two items that both rated they agree on one; by chance they would on half.
     assert found["cohen"] == [{"raters": ["ann", "ben"], "items": 2, "kappa": pytest.approx(0.0)}]
-    assert found["first_shown"]["share"] == pytest.approx(3 / 4)
+    # Item 0: both A; item 1: one of two; item 2: nobody decided.
+    assert found["first_shown"]["share"] == pytest.approx((1 + 1 / 2) / 2)
 
 
 def test_one_rater_has_nobody_to_agree_with():

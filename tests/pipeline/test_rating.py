@@ -12,6 +12,8 @@ from ixjax.io import InputError
 from ixjax.pipeline import export_rating, score_ratings
 from tests.report.runs import STAGES, write_run
 
+KEY = "rating_key.json"
+
 
 @pytest.fixture
 def exported(tmp_path):
@@ -41,6 +43,38 @@ def test_the_same_export_again_changes_nothing_and_another_is_refused(exported):
     assert (exported / "rating_key.json").read_bytes() != before
 
 
+def test_scores_last_as_long_as_their_key(exported):
+    scores, key = exported / "rating_scores.json", json.loads((exported / KEY).read_text())
+    rated = exported / "ann.csv"
+    rated.write_text("task,item,choice\n" + f"{key['task']},{next(iter(key['items']))},A\n")
+    assert score_ratings(exported, [rated])["task"] == key["task"]
+    export_rating(exported, RatingConfig(), overwrite=True)  # the same once more
+    assert scores.exists()
+    export_rating(exported, RatingConfig(order_seed=4), overwrite=True)
+    assert not scores.exists()
+
+
+def test_a_dialogue_that_is_not_whole_is_named_with_its_line(tmp_path):
+    path = write_run(tmp_path) / "evaluation" / "0123456789abcdef-sft-simulator_heldout.jsonl"
+    whole = path.read_text()
+    for damage, message in ((("released", "other"), "'released' is missing"), (("[4]", "4"), "4")):
+        path.write_text(whole.replace(*damage))
+        with pytest.raises(InputError, match=re.escape(f"{path}:2: ")) as refused:
+            export_rating(tmp_path, RatingConfig())
+        assert message in str(refused.value)
+
+
+def test_a_key_of_another_version_is_refused(exported):
+    path = exported / KEY
+    path.write_text(path.read_text().replace('"version": 1', '"version": 99'))
+    with pytest.raises(InputError, match=r"rating_key version 1, found 'ixjax.rating_key' version"):
+        score_ratings(exported, [exported / "a.json"])
+
+
+def test_a_spreadsheet_knows_the_table_for_utf_8(exported):
+    assert (exported / "rating" / "items.csv").read_bytes().startswith(b"\xef\xbb\xbf")
+
+
 @pytest.mark.parametrize(
     ("config", "stages", "message"),
     [
@@ -67,7 +101,7 @@ def test_without_a_key_or_without_files_nothing_is_scored(tmp_path):
     with pytest.raises(InputError, match=re.escape("rating_key.json: no such file; `ixjax rate")):
         score_ratings(tmp_path, [tmp_path / "a.json"])
     (tmp_path / "rating_key.json").write_text("{}")
-    with pytest.raises(InputError, match="expected what `ixjax rate export` wrote"):
+    with pytest.raises(InputError, match=r"schema ixjax\.rating_key version 1, found None"):
         score_ratings(tmp_path, [tmp_path / "a.json"])
 
 
