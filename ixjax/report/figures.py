@@ -129,7 +129,15 @@ def bars(
         y_title: what is counted.
         whole: whether x is a whole number, each of which has its tick.
     """
-    traces = [_trace(one, type="bar", x=list(one.x), y=list(one.y)) for one in series]
+    traces = [
+        _trace(
+            one,
+            type="bar",
+            x=[label(x) if isinstance(x, str) else x for x in one.x],
+            y=list(one.y),
+        )
+        for one in series
+    ]
     figure = _figure(traces, x_title=x_title, y_title=y_title, legend=len(series) > 1)
     figure["layout"] |= {"barmode": "group", "bargap": 0.15}
     if whole:

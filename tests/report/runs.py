@@ -11,6 +11,11 @@ METHODS = ("sft", "dpo_imcts")
 USERS = ("simulator", "simulator_heldout", "true")
 INPUTS = "0123456789abcdef"
 CONDITIONS = 60
+RATING_SCORES = {
+    "schema": "ixjax.rating_scores", "version": 1, "user": "true", "raters": 2, "items": 50,
+    "methods": ["sft", "dpo_imcts"], "win_rate": 0.61, "low": 0.47, "high": 0.73,
+    "fleiss": {"items": 50, "kappa": 0.3},
+}  # fmt: skip
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> | [a](http://b) `c` #"
 STAGES = ("sft", "search", "pairs", "dpo", "evaluate")
 

@@ -7,7 +7,7 @@ import json
 import re
 from html.parser import HTMLParser
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -23,6 +23,7 @@ def tags(text: str) -> list[str]:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"])))
+@example("&lt;b&gt; &amp; &#60;")
 def test_a_text_in_a_sentence_is_read_as_it_was_written(text):
     rendered = MarkdownIt().render(f"says: {plain(text)}")
     assert tags(rendered) == ["p", "/p"]
