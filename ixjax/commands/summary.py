@@ -104,8 +104,8 @@ def print_ratings(console: Console, result: Mapping[str, Any]) -> None:
     _print(console, "Agreement beyond chance", ("of", "items", "kappa"), rows)
     place = result["first_shown"]
     console.print(
-        f"{percent(place['share'])} of an item's decided votes went to A, the dialogue shown first, "
-        f"({interval(place['low'], place['high'])}); far from a half, raters go by place."
+        f"{percent(place['share'])} of an item's decided votes went to A, the dialogue shown "
+        f"first ({interval(place['low'], place['high'])}); far from a half, raters go by place."
     )
 
 

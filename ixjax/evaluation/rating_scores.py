@@ -32,8 +32,8 @@ def score(
     Returns:
         A JSON object: `win_rate` of the second method with `low` and `high`; `votes` by choice;
         `first_shown`, the share of A among an item's decided votes, its mean over items and the
-        interval, whose distance from 1/2 tells of raters who go by place; `by_rater`; `cohen` for each two raters; `fleiss` over the
-        items that all have rated. What can't be told is null.
+        interval, whose distance from 1/2 tells of raters who go by place; `by_rater`; `cohen` for
+        each two raters; `fleiss` over the items that all have rated. What can't be told is null.
     """
     chosen = {r.rater: {i: _method(c, sides[i]) for i, c in r.choices.items()} for r in ratings}
     if len(chosen) < len(ratings):

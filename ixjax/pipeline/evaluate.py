@@ -11,6 +11,7 @@ from ixjax import io
 from ixjax.dialogue.scenarios import sandbox
 from ixjax.dialogue.types import Dialogue
 from ixjax.evaluation import Played, cell_metrics, fidelity, play
+from ixjax.evaluation.play import read_played
 from ixjax.generation import Speaker, User
 from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.dpo import policy_directory
