@@ -32,14 +32,16 @@ def rater(
 
 @pytest.mark.parametrize(("prefers", "ties"), [(0.5, 0.0), (0.7, 0.0), (0.7, 0.3), (0.95, 0.1)])
 def test_the_interval_holds_a_raters_bias_as_often_as_it_says(prefers, ties):
-    """95 % or more: of 400 raters, 19 or fewer outside is what that leaves room for, plus noise."""
+    """Of 400 raters an interval of 95 % misses 20 on average, and 28 or fewer in 97 % of draws.
+
+    Both by the binomial of 400 trials; these draws are always the same.
+    """
     items, truth = sides(50), ties / 2 + (1 - ties) * prefers
     found = [
         score([rater("ann", items, prefers=prefers, ties=ties, seed=seed)], items, METHODS)
         for seed in range(400)
     ]
-    held = np.mean([one["low"] <= truth <= one["high"] for one in found])
-    assert held >= 0.92
+    assert sum(not one["low"] <= truth <= one["high"] for one in found) <= 28
     assert np.mean([one["win_rate"] for one in found]) == pytest.approx(truth, abs=0.01)
 
 

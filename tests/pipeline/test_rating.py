@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 
 from ixjax.evaluation import RatingConfig
@@ -116,3 +117,27 @@ def test_a_table_is_scored_by_the_key(exported):
     found = score_ratings(exported, [path])
     assert (found["win_rate"], found["votes"]["dpo_imcts"]) == (1.0, 3)
     assert json.loads((exported / "rating_scores.json").read_text()) == found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_simulated_raters_bias_is_in_the_interval(tmp_path, seed):
+    """From what was played to the scores, by the files that a person and a form see."""
+    bias, random = 0.7, np.random.default_rng(seed)
+    root = write_run(tmp_path / "run", conditions=60)
+    assert export_rating(root, RatingConfig(count=60))["items"] == 60
+    form = (root / "rating" / "form.html").read_text()
+    task = json.loads(re.search(r'id="data-task">(.*?)</script>', form)[1])
+    sides = json.loads((root / KEY).read_text())["items"]
+    choices = {}
+    for item in task["items"]:
+        wanted = "dpo_imcts" if random.random() < bias else "sft"
+        (choices[item["id"]],) = (side for side in "AB" if sides[item["id"]][side] == wanted)
+        # Of what the rater reads on that side, not of the key alone:
+        assert f"{wanted} answers" in item[choices[item["id"]]][1][1]
+    saved = {name: task[name] for name in ("schema", "version", "task")}
+    path = tmp_path / "ratings.json"
+    path.write_text(json.dumps({**saved, "rater": "ann", "choices": choices}))
+    found = score_ratings(root, [path])
+    assert found["low"] <= bias <= found["high"]
+    assert found["first_shown"]["low"] <= 0.5 <= found["first_shown"]["high"]
+    assert found["high"] - found["low"] < 0.25

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ixjax.report import write_report
-from tests.report.runs import METHODS, USERS, hostile, tree, write_run
+from tests.report.runs import METHODS, USERS, hostile, hostile_name, tree, write_run
 
 LARGE = 5000  # nodes
 
@@ -19,7 +19,8 @@ def page_path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hostile_path(tmp_path_factory):
-    return write_report([str(write_run(tmp_path_factory.mktemp("hostile"), say=hostile))])[0]
+    root = tmp_path_factory.mktemp("hostile") / hostile_name("run")
+    return write_report([str(write_run(root, say=hostile, name=hostile_name))])[0]
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,10 @@ def test_hostile_texts_are_texts(opened, hostile_path):
     page.get_by_text(hostile("response 2"), exact=True).click()
     assert f"policy{hostile('response 2')}" in watched.texts(".reading li")
     assert f"policy{hostile('sft answers')}" in watched.texts(".dialogue .policy")
+    assert hostile_name("user-0") in watched.texts("[data-select=tree] option")
+    ticks = "".join(watched.texts("[data-plot] .xtick text, [data-plot] .ytick text"))
+    for name in ("dpo_imcts", "evaluate"):
+        assert f"{name} <img" in ticks.replace("\xa0", " ")
     assert page.locator("img").count() == 0
 
 
@@ -232,3 +237,19 @@ def test_several_runs_can_be_chosen_from(opened, tmp_path):
     assert rows(watched)[1] == "two response 0"
     watched.page.locator("[data-select=run]").select_option(label="two")
     assert watched.texts(".dialogue .policy")[0] == "policytwo sft answers"
+
+
+@pytest.mark.parametrize("opens", [True, False], ids=["the policy opens", "the user opens"])
+def test_a_run_without_a_true_user_is_shown_whoever_opens(opened, tmp_path, opens):
+    """Runs of Persuasion-for-Good and ESConv: in the first no turn is there before the search."""
+    users = ("simulator", "simulator_heldout")
+    pages = write_report([str(write_run(tmp_path, opens=opens, users=users))])
+    assert "With the held-out simulator, DPO on i×MCTS" in pages[1].read_text()
+    watched = opened(pages[0])
+    assert rows(watched)[0] == ("(the policy opens)" if opens else "hello")
+    said = ["policyresponse 0", "userreaction 0"]
+    assert watched.texts(".reading li") == (said if opens else ["userhello", *said])
+    given = watched.texts("[data-widget=dialogues] .dialogue .given")
+    assert given == ([] if opens else ["userhello"] * 2)
+    options = watched.texts("[data-select=user] option")
+    assert options == ["the search's simulator", "the held-out simulator"]
