@@ -65,7 +65,8 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
         cells = [cell for cell in result["cells"] if cell["user"] == user]
         _print(
             console,
-            f"Engagement with the user: {user} ({result['conditions']} held-out conditions)",
+            f"Engagement with the user: {user} ({result['conditions']} held-out conditions; gains "
+            "over SFT)",
             ("method", *CELL_COLUMNS),
             ((cell["method"], *cell_figures(cell)) for cell in cells),
         )

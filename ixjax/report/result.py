@@ -139,7 +139,7 @@ def _cells_table(runs: Sequence[RunFiles], user: str, several: bool) -> Table:
 
 
 CELL_COLUMNS = (
-    *("engagement", "95 % interval", "gain over SFT", "95 % interval", "relative"),
+    *("engagement", "95 % interval", "gain", "95 % interval", "relative"),
     *("full success", "win rate", "turns", "distinct-1/2", "tokens a turn", "unreadable"),
 )
 

@@ -45,7 +45,12 @@ def write_run(
         conditions: whose dialogues were played.
     """
     stages = set(stages)
-    settings = {"scenario": "sandbox", "seed": 0, "search": {"width": 3}, name("other"): name("x")}
+    settings = {
+        "scenario": "sandbox",
+        "seed": 0,
+        "search": {"width": 3},
+        "data": {"path": name("")},
+    }
     _write(root / "config.yaml", json.dumps(settings))  # YAML, too
     methods = ("sft", name("dpo_imcts"))
     if "sft" in stages or "dpo" in stages:

@@ -128,6 +128,19 @@ def test_plotly_knows_every_property_of_the_figures(tmp_path, count, plots):
         assert all(len(trace.x) == len(trace.y) > 0 for trace in figure.data), plot.title
 
 
+def test_a_tick_of_a_loss_says_the_whole_number(tmp_path):
+    (training,) = [
+        part
+        for part in make_sections(open_runs([str(write_run(tmp_path))]), Limits())
+        if part.id == "training"
+    ]
+    plots = next(block for block in training.blocks if isinstance(block, Plots)).plots
+    axis = plots[0].figure["layout"]["yaxis"]
+    assert dict(zip(axis["tickvals"], axis["ticktext"], strict=True)).items() >= {
+        0.5: "0.5", 1.0: "1", 5.0: "5",
+    }.items()  # fmt: skip
+
+
 def test_the_intervals_of_the_figure_are_those_of_the_evaluation(tmp_path):
     result = make_sections(open_runs([str(write_run(tmp_path))]), Limits())[0]
     (plots,) = [block for block in result.blocks if isinstance(block, Plots)]
