@@ -45,7 +45,7 @@ LITTLE = (
 )
 SMALL = (
     "--model.hidden-size 32 --model.num-layers 1 --model.num-heads 2 --model.num-kv-heads 1 "
-    "--model.intermediate-size 64 --tokenizer.vocab-size 420"
+    "--model.intermediate-size 64 --tokenizer.vocab-size 420 --pairs.keep-truncated"
 )
 
 
