@@ -86,6 +86,28 @@ def read_json(path: str | Path) -> Any:
     return _parsed(read_text(path), path)
 
 
+def read_document(path: str | Path, *, schema: str) -> dict[str, Any]:
+    """Read a file that is one JSON object of ours.
+
+    Raises:
+        InputError: no such file, not a JSON object, another schema or version.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    _check_schema(content, schema, str(path))
+    return content
+
+
+def _check_schema(head: Mapping[str, Any], schema: str, where: str) -> None:
+    found = (head.get("schema"), head.get("version"))
+    if found != (schema, SCHEMA_VERSION):
+        raise InputError(
+            f"{where}: expected schema {schema} version {SCHEMA_VERSION}, "
+            f"found {found[0]!r} version {found[1]!r}"
+        )
+
+
 def _parsed(text: str, path: str | Path, line: int | None = None) -> Any:
     try:
         return json.loads(text)
@@ -130,20 +152,22 @@ def read_numbered_jsonl(path: str | Path, *, schema: str) -> Iterator[tuple[int,
     for number, record in read_json_lines(path):
         if head:
             head = False
-            found = (record.get("schema"), record.get("version"))
-            if found != (schema, SCHEMA_VERSION):
-                raise InputError(
-                    f"{path}:{number}: expected schema {schema} version {SCHEMA_VERSION}, "
-                    f"found {found[0]} version {found[1]}"
-                )
+            _check_schema(record, schema, f"{path}:{number}")
         else:
             yield number, record
     if head:
         raise InputError(f"{path}: empty; expected schema {schema} version {SCHEMA_VERSION}")
 
 
-def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(
+    path: str | Path, *, torn: list[int] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of each line that is not blank.
+
+    Args:
+        path: the file.
+        torn: of a log: the numbers of lines that are no JSON are added to it, and they are left
+            out; None refuses them.
 
     Raises:
         InputError: no such file, not UTF-8, or a line that is not a JSON object.
@@ -151,7 +175,13 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        record = _parsed(line, path, number)
+        try:
+            record = _parsed(line, path, number)
+        except InputError:
+            if torn is None:
+                raise
+            torn.append(number)
+            continue
         if not isinstance(record, dict):
             raise InputError(
                 f"{path}:{number}: expected a JSON object, found {type(record).__name__}"
@@ -160,11 +190,18 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Append one line to a log that nothing depends on (metrics.jsonl)."""
+    """Append one line to a log that nothing depends on (metrics.jsonl).
+
+    What a process that was killed has left of its last line stays alone on it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    line = json.dumps(record).encode() + b"\n"  # ASCII: half a line is text, too
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read() == b"\n" else b"\n" + line
+        file.write(line)
 
 
 NO_EFFECT: Mapping[str, Any] = {"affects_result": False}

@@ -16,37 +16,20 @@ from pathlib import Path
 import pytest
 
 from ixjax.commands import main as commands
-from ixjax.commands import plan
-from ixjax.commands.arguments import parse
-from ixjax.commands.tools import parse_tool
 from ixjax.dialogue.preferences import DROP_RULES, PreferenceFormat
 from ixjax.dialogue.scenarios import base
-from ixjax.models import load_hf, save_hf
+from ixjax.models import load_hf
 from ixjax.models.hf_config import FAMILIES
-from ixjax.pipeline import RunConfig, export, find_checkpoint, open_run
+from ixjax.pipeline import RunConfig, export, find_checkpoint
 from ixjax.search import TreeNode
 from ixjax.search.ledger import COUNTS
-from ixjax.testing import byte_tokenizer, tiny_model
 from tests.commands.conftest import untrained_run
-from tests.end_to_end.tiny import tiny_run
-from tests.report.runs import write_run
-
-DOCS = Path(__file__).parents[1] / "docs"
-
-
-def block(page: str, language: str, containing: str) -> str:
-    """The one code block of a page in that language that contains a text."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
-    (found,) = [code for code in blocks if containing in code]
-    return found
+from tests.docs import DOCS, PAGES, block, register_parcels
 
 
 @pytest.fixture
 def parcels(monkeypatch):
-    """The guide's own scenario, registered for one test."""
-    monkeypatch.setattr(base, "_SCENARIOS", dict(base._SCENARIOS))
-    exec(compile(block("scenarios.md", "python", "register_scenario"), "parcels.py", "exec"), {})
-    return base.get_scenario("parcels")
+    return register_parcels(monkeypatch)
 
 
 def test_the_guides_scenario_reads_the_example_of_the_data_formats(parcels, tmp_path, monkeypatch):
@@ -66,6 +49,11 @@ def test_the_guides_scenario_reads_what_it_writes(parcels):
     ]
 
 
+def test_the_guides_check_of_a_scenario_holds_for_its_own(parcels):
+    code = block("scenarios.md", "python", "for line, outcome in lines")
+    exec(compile(code, "check.py", "exec"), {"scenario": parcels, "condition": None})
+
+
 def test_the_guides_reward_of_reactions_is_one(parcels):
     method = textwrap.dedent(block("scenarios.md", "python", "def reaction_reward"))
     exec(compile(method, "parcels.py", "exec"), names := {})
@@ -74,20 +62,6 @@ def test_the_guides_reward_of_reactions_is_one(parcels):
     assert not isinstance(parcels, base.RewardsReactions)
     rewards = [rewarding.reaction_reward(text) for text in ("Thank you!", "Where is it?")]
     assert rewards == [1, 0]
-
-
-def commands_of(page: str) -> list[list[str]]:
-    """What a page types behind `ixjax`."""
-    blocks = re.findall(r"```bash\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
-    lines = [line for code in blocks for line in code.splitlines() if line.startswith("ixjax ")]
-    return [shlex.split(line)[1:] for line in lines]
-
-
-def test_the_guides_stages_take_the_flags_that_it_gives_them():
-    shown = [words for words in commands_of("guide.md") if words[0] in commands.STAGES]
-    assert {"pipeline", "search", "sft"} == {line[0] for line in shown}
-    for stage, *flags in shown:
-        assert parse(RunConfig, flags, stage=stage, summary="").out == "runs/quickstart"
 
 
 def test_every_flag_of_the_guide_is_a_setting_of_a_run_or_a_tool():
@@ -114,37 +88,6 @@ def flags_of(settings: type, prefix: str = "--") -> set[str]:
         flag = prefix + name.replace("_", "-")
         found |= flags_of(kind, f"{flag}.") if dataclasses.is_dataclass(kind) else {flag}
     return found
-
-
-def test_the_guides_tools_take_the_flags_that_it_gives_them(tmp_path):
-    open_run(tiny_run(tmp_path / "run"))
-    shown = [words for words in commands_of("guide.md") if words[0] in commands.TOOLS]
-    assert {line[0] for line in shown} == set(commands.TOOLS)
-    for tool, *flags in shown:
-        given = [str(tmp_path / "run") if flag == "runs/quickstart" else flag for flag in flags]
-        module = importlib.import_module(f"ixjax.commands.{tool}")
-        settings, run = parse_tool(module.Settings, given, tool=tool, summary=module.SUMMARY)
-        assert (run is None) == ("--out" not in flags) == (not settings.out)
-
-
-def test_the_commands_of_the_page_on_reports_do_what_it_says(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv(commands.CACHE_SWITCH, "off")
-    monkeypatch.chdir(tmp_path)
-    for name in ("quickstart", "seed-0", "seed-1"):
-        write_run(tmp_path / "runs" / name)
-    for name, *arguments in commands_of("report.md"):
-        if arguments[0] == "score":  # raters have sent their files back
-            key = json.loads(Path("runs/quickstart/rating_key.json").read_text())
-            answer = {"schema": "ixjax.ratings", "task": key["task"], "rater": "ann"}
-            answer["choices"] = dict.fromkeys(key["items"], "A")
-            Path("ratings-ann.json").write_text(json.dumps(answer))
-            rows = [f"{key['task']},{item},tie" for item in key["items"]]
-            Path("ratings-ben.csv").write_text("\n".join(["task,item,choice", *rows]))
-        commands.main(name, arguments)
-    run = Path("runs/quickstart")
-    made = ("report.html", "report.md", "rating/form.html", "rating/items.csv", "rating_key.json")
-    assert all((run / name).exists() for name in (*made, "rating_scores.json"))
-    assert Path("runs/comparison.html").exists()
 
 
 def test_the_data_formats_name_every_field_of_a_tree():
@@ -238,9 +181,6 @@ def test_every_command_is_in_the_readme():
         assert f"| `ixjax {name}` |" in readme
 
 
-PAGES = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]
-
-
 def test_the_page_of_settings_is_what_the_script_writes():
     script = runpy.run_path(str(DOCS / "make_configuration.py"))
     assert (DOCS / "configuration.md").read_text() == script["page"]()
@@ -279,73 +219,3 @@ def test_every_link_between_pages_leads_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), (page.name, target)
-
-
-def shell_lines(page: Path) -> list[list[str]]:
-    """Every command of a page's blocks of shell, continued lines joined."""
-    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
-NOT_RUN = {
-    "vllm": "needs a GPU and a package that is no dependency",
-    "python3 -m venv": "a newcomer's first line: makes an environment, installs, runs for minutes",
-    ".venv/bin/python -m pytest": "these tests themselves",
-    "bash .ci/run": "runs these tests",
-    "pip install": "changes the environment that runs this",
-    "python examples/": "tests/examples",
-    "python benchmarks/": "minutes of an idle machine; tests/benchmarks has one of them",
-}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_is_of_a_kind_that_is_tested_or_says_why_not(page, parcels):
-    """Flags of stages and previews are parsed here; tools are run or parsed above."""
-    for words in shell_lines(page):
-        if " ".join(words).startswith(tuple(NOT_RUN)):
-            continue
-        name, flags = typed(words)
-        assert name in commands.COMMANDS, words
-        if name not in commands.TOOLS:
-            settings = plan.Settings if name == "plan" else RunConfig
-            parse(settings, flags, stage=name, summary="")
-
-
-def typed(words: list[str]) -> tuple[str, list[str]]:
-    """Command and flags behind `ixjax`, `python parcels.py` or `python -m launch.`."""
-    if words[:2] == ["python", "-m"]:
-        return words[2].removeprefix("launch."), words[3:]
-    assert words[0] == "ixjax" or words[:2] == ["python", "parcels.py"], words
-    start = 1 if words[0] == "ixjax" else 2
-    return words[start], words[start + 1 :]
-
-
-@pytest.mark.slow
-def test_the_guides_way_from_a_checkpoint_to_an_aligned_folder_is_one(
-    parcels, tmp_path, monkeypatch, capsys
-):
-    """The block before vLLM's, run with a tiny checkpoint and little work."""
-    monkeypatch.setenv(commands.CACHE_SWITCH, "off")
-    monkeypatch.chdir(tmp_path)
-    tokenizer = byte_tokenizer()
-    save_hf(tiny_model(len(tokenizer), max_length=1024), "checkpoint", tokenizer=tokenizer)
-    record = json.loads(block("data-formats.md", "json", "parcel"))
-    lines = [json.dumps(record | {"id": f"d{i}"}) + "\n" for i in range(40)]
-    Path("dialogues.jsonl").write_text("".join(lines))
-    code = block("guide.md", "bash", "--dtype bfloat16 --to exported/parcels")
-    typed_lines = [typed(shlex.split(line)) for line in code.replace("\\\n", " ").splitlines()]
-    assert [name for name, _ in typed_lines] == ["plan", "pipeline", "report", "export"]
-    for name, flags in typed_lines:
-        commands.main(name, [*flags, *(LITTLE.split() if name == "pipeline" else [])])
-    assert Path("runs/parcels/report.html").exists()
-    assert load_hf("exported/parcels").config.vocab_size == len(tokenizer)
-    assert json.loads(Path("exported/parcels/ixjax.json").read_text())["system"]
-
-
-LITTLE = (
-    "--sft.steps 2 --sft.batch-size 8 --sampling.max-new-tokens 8 --search.conditions 4 "
-    "--search.iterations 2 --search.max-turns 2 --pairs.min-margin 0 --dpo.steps 2 "
-    "--dpo.batch-size 8 --evaluation.conditions 2 --evaluation.max-turns 1 --evaluation.think 0 "
-    "--evaluation.candidates 2 --evaluation.bootstrap 20 --evaluation.fidelity-dialogues 2 --quiet"
-)

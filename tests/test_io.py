@@ -84,9 +84,9 @@ def test_the_first_line_names_schema_and_version(tmp_path):
     ("content", "message"),
     [
         ('{"schema": "ixjax.pairs", "version": 1}\n', ":1: expected schema ixjax.toy version 1, "
-         "found ixjax.pairs version 1"),
+         "found 'ixjax.pairs' version 1"),
         ('{"schema": "ixjax.toy", "version": 2}\n', ":1: expected schema ixjax.toy version 1, "
-         "found ixjax.toy version 2"),
+         "found 'ixjax.toy' version 2"),
         ('{"n": 1}\n', ":1: expected schema ixjax.toy version 1, found None version None"),
         ('{"schema": "ixjax.toy", "version": 1}\n\n{"n": 1\n', ":3: not JSON (column "),
         ('{"schema": "ixjax.toy", "version": 1}\n[1]\n', ":2: expected a JSON object, found list"),
@@ -233,3 +233,35 @@ def test_everything_of_a_run_lies_in_its_folder_under_its_own_name():
     paths = [getattr(run, name) for name in names]
     assert all(Path("run") in path.parents for path in paths)
     assert len(set(paths)) == len(names) > 10
+
+
+def test_a_line_that_was_cut_off_stays_alone_in_a_log(tmp_path):
+    path = tmp_path / "log.jsonl"
+    io.append_jsonl(path, {"said": "höher"})
+    io.append_jsonl(path, {"n": 2})
+    for cut in range(1, len(path.read_bytes())):
+        torn = tmp_path / f"{cut}.jsonl"
+        torn.write_bytes(path.read_bytes()[:-cut])
+        io.append_jsonl(torn, {"n": 3})
+        left: list[int] = []
+        found = [record for _, record in io.read_json_lines(torn, torn=left)]
+        assert found[-1] == {"n": 3}
+        assert len(found) + len(left) == len(torn.read_text().splitlines())
+        assert len(left) <= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "expected a JSON object, found list"),
+        ('{"schema": "ixjax.toy", "version": 99}', "version 1, found 'ixjax.toy' version 99"),
+        ('{"schema": "\\u001b[2J", "version": 1}', r"found '\x1b[2J' version 1"),
+        ("{}", "expected schema ixjax.toy version 1, found None version None"),
+    ],
+)
+def test_a_document_of_another_schema_or_version_is_refused(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with refused(message) as error:
+        io.read_document(path, schema=SCHEMA)
+    assert str(error.value).startswith(f"{path}: ")

@@ -6,13 +6,13 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rich.cells import cell_len
 from rich.console import Console
 
+from ixjax.commands.printable import printable
 from ixjax.dialogue.corpora import add_dialogue
 from ixjax.dialogue.types import ROLES, Turn
 from ixjax.generation import TurnTaking
@@ -191,7 +191,7 @@ class Conversation:
                 lines.add(piece)
 
     def _note(self, text: str) -> None:
-        self._console.print(_printable(text), style="dim", soft_wrap=True)
+        self._console.print(printable(text), style="dim", soft_wrap=True)
 
 
 class _Lines(contextlib.AbstractContextManager):
@@ -204,7 +204,7 @@ class _Lines(contextlib.AbstractContextManager):
         self._space, self._word = "", ""
 
     def add(self, piece: str) -> None:
-        for character in _printable(piece):
+        for character in printable(piece):
             if character.isspace():
                 self._flush()
                 self._space = "\n" if "\n" in (self._space, character) else " "
@@ -227,8 +227,3 @@ class _Lines(contextlib.AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         self._flush()
         self._console.print()
-
-
-def _printable(text: str) -> str:
-    """Text without what a terminal would obey: escape sequences and other control characters."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")

@@ -14,7 +14,6 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 LINE_SECONDS = 10.0  # between lines where there is no terminal
@@ -33,13 +32,14 @@ class ProgressReporter:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._stage, self._unit, self._total = "", "", None
-        self._count, self._started, self._last_line = 0, 0.0, 0.0
+        self._count, self._earlier = 0, 0
+        self._started, self._last_line = 0.0, 0.0
 
     def start(self, stage: str, total: int | None, unit: str) -> None:
         """See `ixjax.pipeline.Reporter`."""
         self.close()
         self._stage, self._unit, self._total = stage, unit, total
-        self._count, self._started = 0, time.monotonic()
+        self._count, self._earlier, self._started = 0, 0, time.monotonic()
         self._last_line = self._started
         if self._console.is_terminal:
             self._bar = Progress(
@@ -47,29 +47,33 @@ class ProgressReporter:
                 TextColumn("{task.description:<22}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}", markup=False),
+                TextColumn("{task.fields[rate]}{task.fields[left]}", markup=False),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
                 TextColumn("{task.fields[figures]}", markup=False),
                 console=self._console,
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task(stage, total=total, rate="", figures="")
+            self._task = self._bar.add_task(stage, total=total, rate="", left="", figures="")
 
-    def advance(self, count: int = 1, **metrics: float) -> None:
+    def advance(self, count: int = 1, *, earlier: int = 0, **metrics: float) -> None:
         """See `ixjax.pipeline.Reporter`."""
         self._count += count
+        self._earlier += earlier
         if self._bar is not None and self._task is not None:
             self._bar.update(
-                self._task, advance=count, rate=self._rate(), figures=_figures(metrics)
+                self._task,
+                advance=count + earlier,
+                rate=self._rate(),
+                left=self._left(),
+                figures=_figures(metrics),
             )
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
             of = f"/{self._total}" if self._total else ""
             self._console.print(
-                f"{self._stage}: {self._count}{of} {self._unit}, {self._rate()}{self._left()}  "
-                f"{_figures(metrics)}",
+                f"{self._stage}: {self._earlier + self._count}{of} {self._unit}, {self._rate()}"
+                f"{self._left()}  {_figures(metrics)}",
                 highlight=False,
                 markup=False,
             )
@@ -100,7 +104,8 @@ class ProgressReporter:
     def _left(self) -> str:
         if not self._total or not self._count:
             return ""
-        seconds = (time.monotonic() - self._started) * (self._total / self._count - 1)
+        missing = max(0, self._total - self._earlier - self._count)
+        seconds = (time.monotonic() - self._started) * missing / self._count
         return f", {_span(seconds)} left"
 
 

@@ -9,11 +9,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ixjax.commands.printable import printable
 from ixjax.evaluation import Parity
 from ixjax.models.placement import Placement
 from ixjax.pipeline import Plan
+from ixjax.report.fidelity import FIDELITY_COLUMNS, fidelity_figures
 from ixjax.report.formats import interval, is_weak, percent, show
-from ixjax.report.result import cell_figures
+from ixjax.report.result import CELL_COLUMNS, cell_figures
+from ixjax.report.search import pair_rules
+from ixjax.report.training import DPO_COLUMNS, SFT_COLUMNS, figures_of
 
 
 def print_prepare(console: Console, facts: Mapping[str, Any]) -> None:
@@ -24,58 +28,35 @@ def print_prepare(console: Console, facts: Mapping[str, Any]) -> None:
 
 def print_sft(console: Console, models: Mapping[str, Mapping[str, Any]]) -> None:
     """The last figures of the three models."""
-    _print(
-        console,
-        "Fine-tuning",
-        ("model", "examples", "turns dropped", "steps", "loss", "validation loss", "seconds"),
-        (
-            (
-                name,
-                m["examples"],
-                m["dropped_turns"],
-                m.get("step"),
-                m.get("loss"),
-                m.get("validation_loss"),
-                m.get("seconds"),
-            )
-            for name, m in models.items()
-        ),
-    )
+    _print_trainings(console, "Fine-tuning", "model", SFT_COLUMNS, models)
 
 
 def print_search(console: Console, facts: Mapping[str, Mapping[str, Any]]) -> None:
     """Sums over all trees (of a process that shares a search: its own), and what became pairs."""
     trees, pairs = facts["trees"], facts.get("pairs")
-    rows = [(key.replace("_", " "), trees[key]) for key in trees if key != "inputs"]
+    rows: list[Sequence[Any]] = [
+        (key.replace("_", " "), trees[key]) for key in trees if key != "inputs"
+    ]
     if pairs is not None:
-        rows += _by_rule("responses not compared", pairs["left_out"])
-        rows += [("pairs considered", pairs["considered"])]
-        rows += _by_rule("pair rule", pairs["dropped"])
-        rows += [("pairs from trees", pairs["imcts"])]
-        rows += _by_rule("human pair rule", pairs["human_dropped"])
-        rows += [("pairs from people", pairs["human"])]
+        rows += pair_rules(pairs)
     _print(console, "Search", ("what", "count"), rows)
 
 
 def print_dpo(console: Console, sources: Mapping[str, Mapping[str, Any]]) -> None:
     """The last figures of the aligned policies."""
-    _print(
-        console,
-        "Alignment",
-        ("pairs of", "pairs", "steps", "loss", "accuracy", "margin", "seconds"),
-        (
-            (
-                name,
-                m.get("pairs"),
-                m.get("step"),
-                m.get("loss"),
-                m.get("rewards/accuracies"),
-                m.get("rewards/margins"),
-                m.get("seconds"),
-            )
-            for name, m in sources.items()
-        ),
-    )
+    _print_trainings(console, "Alignment", "pairs of", DPO_COLUMNS, sources)
+
+
+def _print_trainings(
+    console: Console,
+    title: str,
+    what: str,
+    columns: Mapping[str, str],
+    found: Mapping[str, Mapping[str, Any]],
+) -> None:
+    timed = {**columns, "seconds": "seconds"}
+    rows = [(name, *figures_of(facts, timed)) for name, facts in found.items()]
+    _print(console, title, (what, *timed), rows)
 
 
 def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
@@ -84,21 +65,9 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
         cells = [cell for cell in result["cells"] if cell["user"] == user]
         _print(
             console,
-            f"Engagement with the user: {user} ({result['conditions']} held-out conditions)",
-            (
-                "method",
-                "engagement",
-                "95 % interval",
-                "gain over SFT",
-                "95 % interval",
-                "relative",
-                "released",
-                "win rate",
-                "turns",
-                "distinct-1/2",
-                "tokens",
-                "unreadable",
-            ),
+            f"Engagement with the user: {user} ({result['conditions']} held-out conditions; gains "
+            "over SFT)",
+            ("method", *CELL_COLUMNS),
             ((cell["method"], *cell_figures(cell)) for cell in cells),
         )
         weak = [f for f in result["fidelity"] if f["simulator"] == user and is_weak(f)]
@@ -110,29 +79,8 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
     _print(
         console,
         "Fidelity of the simulators, on held-out human dialogues",
-        (
-            "simulator",
-            "dialogues",
-            "utterance NLL",
-            "outcome MAE",
-            "MAE of the mean",
-            "Spearman",
-            "Spearman half-way",
-            "calibration error",
-        ),
-        (
-            (
-                f["simulator"],
-                f["dialogues"],
-                f["utterance_nll"],
-                f["outcome_mae"],
-                f["outcome_mae_baseline"],
-                f["outcome_spearman"],
-                f["outcome_spearman_half"],
-                f["calibration_error"],
-            )
-            for f in result["fidelity"]
-        ),
+        ("simulator", *FIDELITY_COLUMNS),
+        ((f["simulator"], *fidelity_figures(f)) for f in result["fidelity"]),
     )
 
 
@@ -157,8 +105,8 @@ def print_ratings(console: Console, result: Mapping[str, Any]) -> None:
     _print(console, "Agreement beyond chance", ("of", "items", "kappa"), rows)
     place = result["first_shown"]
     console.print(
-        f"{percent(place['share'])} of the decided votes went to A, the dialogue shown first "
-        f"({interval(place['low'], place['high'])}); far from a half, raters go by place."
+        f"{percent(place['share'])} of an item's decided votes went to A, the dialogue shown "
+        f"first ({interval(place['low'], place['high'])}); far from a half, raters go by place."
     )
 
 
@@ -260,18 +208,14 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def _by_rule(what: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    return [(f"{what}: {rule.replace('_', ' ')}", count) for rule, count in counts.items()]
-
-
 def _print(
     console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=printable(title), title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*map(show, row))
+        table.add_row(*(printable(show(cell)) for cell in row))  # a rater's name is a stranger's
     # A narrow terminal breaks long lines; figures are never cut.
     needed = table.__rich_measure__(console, console.options.update(max_width=1000)).maximum
     console.print(table, width=max(console.width, needed), no_wrap=True, crop=False)

@@ -12,9 +12,10 @@ import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ixjax import generation
+from ixjax import generation, io
 from ixjax.dialogue.types import Dialogue, UserCondition, Utterance
 from ixjax.generation import Finished, Game, Speaker, User
 from ixjax.generation.turns import POLICY, USER, hashed, words
@@ -101,19 +102,43 @@ class Played:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Played:
-        """The reverse of `to_json`."""
-        dialogue = Dialogue.from_json(record["dialogue"])
-        condition = UserCondition(record["condition"], dialogue.condition.attributes)
-        return cls(
-            condition=record["condition"],
-            sample=record["sample"],
-            dialogue=dataclasses.replace(dialogue, condition=condition),
-            engagement=_or_nan(record["engagement"]),
-            value=_or_nan(record["value"]),
-            released=record["released"],
-            ended=record["ended"],
-            response_tokens=tuple(record["response_tokens"]),
-        )
+        """The reverse of `to_json`.
+
+        Raises:
+            InputError: a field is missing or of another type.
+        """
+        try:
+            dialogue = Dialogue.from_json(record["dialogue"])
+            condition = UserCondition(record["condition"], dialogue.condition.attributes)
+            return cls(
+                condition=record["condition"],
+                sample=record["sample"],
+                dialogue=dataclasses.replace(dialogue, condition=condition),
+                engagement=_or_nan(record["engagement"]),
+                value=_or_nan(record["value"]),
+                released=record["released"],
+                ended=record["ended"],
+                response_tokens=tuple(record["response_tokens"]),
+            )
+        except KeyError as error:
+            raise InputError(f"{error} is missing; expected a dialogue of an evaluation") from None
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{error}; expected a dialogue of an evaluation") from None
+
+
+def read_played(path: str | Path) -> list[Played]:
+    """The dialogues of one method with one user.
+
+    Raises:
+        InputError: no such file, or a line of it is no dialogue of an evaluation.
+    """
+    found = []
+    for number, record in io.read_numbered_jsonl(path, schema=io.PLAYED_SCHEMA):
+        try:
+            found.append(Played.from_json(record))
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
+    return found
 
 
 def play(

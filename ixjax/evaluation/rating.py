@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io as text_io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,8 @@ from ixjax.io import InputError
 
 RATINGS_SCHEMA = "ixjax.ratings"
 CHOICES = ("A", "B", "tie")
+# Where a spreadsheet would begin a cell, whatever it splits at, and what would make it a formula.
+_FORMULA = re.compile("(^|[;\t\n])(\\s*)([=+\\-@\uff1d\uff0b\uff0d\uff20])")
 COLUMNS = ("task", "item", "condition", "A", "B", "choice", "comment")
 
 Choice = Literal["A", "B", "tie"]
@@ -116,7 +119,7 @@ def task_of(items: Sequence[Item], question: str) -> dict[str, Any]:
     return {
         "schema": RATINGS_SCHEMA,
         "version": io.SCHEMA_VERSION,
-        "task": io.fingerprint(question, shown),
+        "task": f"task-{io.fingerprint(question, shown)}",  # to a spreadsheet no number, ever
         "question": question,
         "items": shown,
     }
@@ -125,16 +128,23 @@ def task_of(items: Sequence[Item], question: str) -> dict[str, Any]:
 def task_csv(task: Mapping[str, Any]) -> str:
     """The same as a table with two empty columns, for raters who prefer a spreadsheet.
 
-    No cell begins as a formula does: each dialogue begins with a role, a condition with a name.
+    What was said is a stranger's: no cell is a formula, nor is what a spreadsheet makes of the file
+    that splits it at semicolons, tabs or lines. An apostrophe stands before what would be one.
     """
     text = text_io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     table.writerow(COLUMNS)
     for item in task["items"]:
         condition = "; ".join(f"{name}: {value}" for name, value in item["condition"].items())
         said = ["\n".join(f"{role}: {line}" for role, line in item[name]) for name in "AB"]
-        table.writerow([task["task"], item["id"], f"user with {condition}", *said, "", ""])
+        row = [task["task"], item["id"], f"user with {condition}", *said, "", ""]
+        table.writerow([_harmless(cell) for cell in row])
     return text.getvalue()
+
+
+def _harmless(cell: str) -> str:
+    """A cell without formulas; a carriage return ends a line like any other."""
+    return _FORMULA.sub(r"\1\2'\3", cell.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,10 +193,7 @@ Rows = list[tuple[str, Any, Any]]  # where it stands, item, choice
 
 
 def _from_form(path: Path, task: str) -> tuple[str, Rows]:
-    content = io.read_json(path)
-    found = content.get("schema") if isinstance(content, dict) else None
-    if found != RATINGS_SCHEMA:
-        raise InputError(f"{path}: expected what the rating form saved, found schema {found}")
+    content = io.read_document(path, schema=RATINGS_SCHEMA)
     _check_task(content.get("task"), task, str(path))
     choices, rater = content.get("choices"), content.get("rater")
     if not isinstance(choices, dict) or not isinstance(rater, str):
@@ -209,6 +216,8 @@ def _from_table(path: Path, task: str) -> tuple[str, Rows]:
         raise InputError(f"{path}:1: no column {', '.join(missing)}; expected those exported")
     rows: Rows = []
     for number, record in enumerate(records, start=1):
+        if not "".join("".join(cell or "") for cell in record.values()).strip():
+            continue  # spreadsheets write rows of nothing
         where = f"{path}: row {number}"
         _check_task(record["task"], task, where)
         rows.append((where, record["item"], (record["choice"] or "").strip()))
@@ -218,6 +227,6 @@ def _from_table(path: Path, task: str) -> tuple[str, Rows]:
 def _check_task(found: Any, task: str, where: str) -> None:
     if found != task:
         raise InputError(
-            f"{where}: rates the task {found}; the run's key is of {task}: it was exported anew "
+            f"{where}: rates the task {found!r}; the run's key is of {task}: it was exported anew "
             "since, or is of another run"
         )

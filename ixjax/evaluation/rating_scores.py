@@ -31,9 +31,9 @@ def score(
 
     Returns:
         A JSON object: `win_rate` of the second method with `low` and `high`; `votes` by choice;
-        `first_shown`, the share of decided votes for A, with its interval, whose distance from 1/2
-        tells of raters who go by place; `by_rater`; `cohen` for each two raters; `fleiss` over the
-        items that all have rated. What can't be told is null.
+        `first_shown`, the share of A among an item's decided votes, its mean over items and the
+        interval, whose distance from 1/2 tells of raters who go by place; `by_rater`; `cohen` for
+        each two raters; `fleiss` over the items that all have rated. What can't be told is null.
     """
     chosen = {r.rater: {i: _method(c, sides[i]) for i, c in r.choices.items()} for r in ratings}
     if len(chosen) < len(ratings):
@@ -41,16 +41,14 @@ def score(
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"two files are of the rater {twice!r}; expected one each")
     votes = [choice for by_item in chosen.values() for choice in by_item.values()]
-    places = [c for r in ratings for c in r.choices.values() if c != "tie"]
-    shown = statistics.fmean(c == "A" for c in places) if places else math.nan
-    low, high = wilson_interval(shown, len(places))
+    decided = [{i: float(c == "A") for i, c in r.choices.items() if c != "tie"} for r in ratings]
     return {
         "methods": list(methods),
         "raters": len(ratings),
         "items": len({item for by_item in chosen.values() for item in by_item}),
         "votes": {name: votes.count(name) for name in (*methods, "tie")},
         **_win_rate(list(chosen.values()), methods[1]),
-        "first_shown": _known({"share": shown, "low": low, "high": high}),
+        "first_shown": _by_item(decided, "share"),
         "by_rater": [
             {"rater": name, "items": len(by_item), **_win_rate([by_item], methods[1])}
             for name, by_item in chosen.items()
@@ -67,13 +65,22 @@ def _method(choice: Choice, sides: tuple[str, str]) -> str:
 
 
 def _win_rate(by_rater: Sequence[Mapping[str, str]], method: str) -> dict[str, Any]:
-    scores: dict[str, list[float]] = {}
-    for choices in by_rater:
-        for item, choice in choices.items():
-            scores.setdefault(item, []).append(0.5 if choice == "tie" else float(choice == method))
-    rate = statistics.fmean(statistics.fmean(s) for s in scores.values()) if scores else math.nan
-    low, high = wilson_interval(rate, len(scores))
-    return _known({"win_rate": rate, "low": low, "high": high})
+    scores = [
+        {item: 0.5 if choice == "tie" else float(choice == method) for item, choice in one.items()}
+        for one in by_rater
+    ]
+    return _by_item(scores, "win_rate")
+
+
+def _by_item(by_rater: Sequence[Mapping[str, float]], name: str) -> dict[str, Any]:
+    """The mean over items of an item's mean over raters, under `name`, with its interval."""
+    found: dict[str, list[float]] = {}
+    for scores in by_rater:
+        for item, value in scores.items():
+            found.setdefault(item, []).append(value)
+    mean = statistics.fmean(map(statistics.fmean, found.values())) if found else math.nan
+    low, high = wilson_interval(mean, len(found))
+    return _known({name: mean, "low": low, "high": high})
 
 
 def _pairwise(one: str, other: str, chosen: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

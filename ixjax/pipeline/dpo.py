@@ -18,7 +18,7 @@ from ixjax.pipeline.checkpoints import find_checkpoint
 from ixjax.pipeline.export import export
 from ixjax.pipeline.inputs import PREFERENCES, pair_sources
 from ixjax.pipeline.preferences import given_pairs
-from ixjax.pipeline.run import Reporter, Run, tell_resumed
+from ixjax.pipeline.run import Reporter, Run, tell_steps
 from ixjax.pipeline.sharding import tell_sharding
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
 from ixjax.training import (
@@ -67,9 +67,7 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
         reporter.start(f"dpo {source}", config.dpo.steps, "steps")
 
         def on_step(metrics: dict[str, Any]) -> None:
-            tell_resumed(reporter, f"dpo {source}", metrics)
-            shown = {k: metrics[k] for k in ("loss", "rewards/accuracies") if k in metrics}
-            reporter.advance(metrics.get("steps_since", 1), **shown)
+            tell_steps(reporter, f"dpo {source}", metrics, shown=("loss", "rewards/accuracies"))
             run.log(stage, metrics)
             facts.update(metrics)
 

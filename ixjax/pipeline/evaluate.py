@@ -11,6 +11,7 @@ from ixjax import io
 from ixjax.dialogue.scenarios import sandbox
 from ixjax.dialogue.types import Dialogue
 from ixjax.evaluation import Played, cell_metrics, fidelity, play
+from ixjax.evaluation.play import read_played
 from ixjax.generation import Speaker, User
 from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.dpo import policy_directory
@@ -45,6 +46,7 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
                 user = functools.cache(make_user)  # made once, where any cell is left to play
                 for method, make_policy in methods.items():
                     path = run.directory.played_by(method, user_name, inputs=inputs)
+                    there = path.exists()
                     played = _cell(run, path, make_policy, user, roots)
                     baseline = played if method == REFERENCE_METHOD else baseline
                     cell = cell_metrics(
@@ -57,7 +59,9 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
                         seed=run.config.seed,
                     )
                     cells.append(cell)
-                    reporter.advance(engagement=cell["engagement"])
+                    reporter.advance(
+                        int(not there), earlier=int(there), engagement=cell["engagement"]
+                    )
                     run.log("evaluate", cell)
         reporter.finish()
         result = {
@@ -83,7 +87,7 @@ def _cell(
 ) -> list[Played]:
     """One method against one user, from disk if it was played before."""
     if path.exists():
-        return [Played.from_json(r) for r in io.read_jsonl(path, schema=io.PLAYED_SCHEMA)]
+        return read_played(path)
     played = play(make_policy(), make_user(), roots, config=run.config.evaluation)
     io.write_jsonl(path, [p.to_json() for p in played], schema=io.PLAYED_SCHEMA)
     return played

@@ -85,7 +85,7 @@ def _human(run: Run, count: int, reporter: Reporter) -> tuple[list[PreferencePai
             account["near_duplicate"] += 1
         else:
             found.append(pair)
-        reporter.advance()
+        reporter.advance(pairs=len(found))
     reporter.finish(pairs=len(found))
     return found, account
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ixjax import io
-from ixjax.evaluation.play import Played
+from ixjax.evaluation.play import Played, read_played
 from ixjax.evaluation.rating import (
     RatingConfig,
     draw_items,
@@ -33,7 +33,8 @@ def export_rating(
     Args:
         root: the run directory.
         config: what is compared.
-        overwrite: replace other items that were exported before; ratings of them are then lost.
+        overwrite: replace other items that were exported before; ratings of them are then lost,
+            and so is `rating_scores.json`, what was made of them.
 
     Returns:
         How many items there are, and how many conditions had two equal dialogues.
@@ -66,15 +67,16 @@ def export_rating(
             for item in items
         },
     }
-    if directory.rating_key.exists() and not overwrite:
-        there = io.read_json(directory.rating_key)
-        if there != key:
+    if not directory.rating_key.exists() or io.read_json(directory.rating_key) != key:
+        if directory.rating_key.exists() and not overwrite:
             raise InputError(
                 f"{directory.rating_key}: other items were exported before, and what raters have "
                 "made of them needs this key; --overwrite replaces it"
             )
+        directory.rating_scores.unlink(missing_ok=True)  # before the key that they are of
     io.write_json(directory.rating_key, key)
-    io.write_text(directory.rating / "items.csv", task_csv(task))
+    # Spreadsheets take a table for UTF-8 by its byte order mark alone.
+    io.write_text(directory.rating / "items.csv", "\ufeff" + task_csv(task))
     io.write_text(directory.rating / "form.html", rating_form(task))
     return {"items": len(items), "equal": equal}
 
@@ -97,6 +99,7 @@ def score_ratings(root: str | Path, files: Sequence[str | Path]) -> dict[str, An
     result = {
         "schema": io.RATING_SCORES_SCHEMA,
         "version": io.SCHEMA_VERSION,
+        "task": key["task"],
         "user": key["user"],
         "equal": key["equal"],
         **found,
@@ -108,10 +111,7 @@ def score_ratings(root: str | Path, files: Sequence[str | Path]) -> dict[str, An
 def _key(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path}: no such file; `ixjax rate export` writes it")
-    key = io.read_json(path)
-    if not isinstance(key, dict) or key.get("schema") != KEY_SCHEMA:
-        raise InputError(f"{path}: expected what `ixjax rate export` wrote, found another file")
-    return key
+    return io.read_document(path, schema=KEY_SCHEMA)
 
 
 def _played(directory: RunDirectory, method: str, user: str) -> list[Played]:
@@ -131,4 +131,4 @@ def _played(directory: RunDirectory, method: str, user: str) -> list[Played]:
             f"{path}: no such file; the run compares {', '.join(there['methods'])} with "
             f"{', '.join(there['users'])}"
         )
-    return [Played.from_json(record) for record in io.read_jsonl(path, schema=io.PLAYED_SCHEMA)]
+    return read_played(path)

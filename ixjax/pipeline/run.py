@@ -12,7 +12,7 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,8 +47,12 @@ class Reporter(Protocol):
         """A piece of work of `total` units begins."""
         ...
 
-    def advance(self, count: int = 1, **metrics: float) -> None:
-        """`count` units are done; metrics are the latest figures."""
+    def advance(self, count: int = 1, *, earlier: int = 0, **metrics: float) -> None:
+        """`count` units are done; metrics are the latest figures.
+
+        `earlier` units more were done before this start of the stage: they tell nothing of its
+        speed.
+        """
         ...
 
     def finish(self, **facts: Any) -> None:
@@ -66,7 +70,7 @@ class SilentReporter:
     def start(self, stage: str, total: int | None, unit: str) -> None:
         """See `Reporter`."""
 
-    def advance(self, count: int = 1, **metrics: float) -> None:
+    def advance(self, count: int = 1, *, earlier: int = 0, **metrics: float) -> None:
         """See `Reporter`."""
 
     def finish(self, **facts: Any) -> None:
@@ -331,11 +335,22 @@ class Run:
         return Profiler(self.config.profile, folder)
 
 
-def tell_resumed(reporter: Reporter, what: str, metrics: dict[str, Any]) -> None:
-    """Say once where an interrupted training goes on; the step is taken out of the metrics."""
-    step = metrics.pop("resumed_at", None)
-    if step is not None:
-        reporter.note(f"{what}: continued behind step {step} of {metrics['steps']}")
+def tell_steps(
+    reporter: Reporter, what: str, metrics: dict[str, Any], *, shown: Sequence[str]
+) -> None:
+    """Tell of a training's steps, and once where an interrupted one goes on.
+
+    Args:
+        reporter: is told.
+        what: the training.
+        metrics: as the trainer reports them; `resumed_at` is taken out.
+        shown: which of them a person watches.
+    """
+    earlier = metrics.pop("resumed_at", 0)
+    if earlier:
+        reporter.note(f"{what}: continued behind step {earlier} of {metrics['steps']}")
+    figures = {name: metrics[name] for name in shown if metrics.get(name) is not None}
+    reporter.advance(metrics["steps_since"] - earlier, earlier=earlier, **figures)
 
 
 def _engine_line(report: Mapping[str, float]) -> str:

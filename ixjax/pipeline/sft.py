@@ -10,9 +10,11 @@ from ixjax.dialogue.types import Role
 from ixjax.models import Transformer, init_model, load_hf
 from ixjax.pipeline.bases import check_vocabulary
 from ixjax.pipeline.inputs import speaker_seed
-from ixjax.pipeline.run import Reporter, Run, tell_resumed
+from ixjax.pipeline.run import Reporter, Run, tell_steps
 from ixjax.pipeline.sharding import tell_sharding
 from ixjax.training import sft_examples, train_sft
+
+SHOWN = ("loss", "validation_loss")  # to who watches a training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +65,9 @@ def _train(run: Run, plan: SpeakerPlan, reporter: Reporter) -> dict[str, Any]:
             )
             for split in (plan.split, "valid")
         )
-        started = False
 
         def on_step(metrics: dict[str, Any]) -> None:
-            tell_resumed(reporter, f"sft {plan.name}", metrics)
-            nonlocal started
-            if not started:
-                reporter.start(f"sft {plan.name}", metrics["steps"], "steps")
-                started = True
-            reporter.advance(metrics.get("steps_since", 1), **_shown(metrics))
+            tell_steps(reporter, f"sft {plan.name}", metrics, shown=SHOWN)
             run.log(stage, metrics)
             facts.update(metrics)
 
@@ -79,6 +75,7 @@ def _train(run: Run, plan: SpeakerPlan, reporter: Reporter) -> dict[str, Any]:
         facts["dropped_turns"] = sum(example.dropped_turns for example in train)
         model = initial_model(run, seed=seed)
         tell_sharding(reporter, f"sft {plan.name}", model.config, config.sft, run.mesh)
+        reporter.start(f"sft {plan.name}", config.sft.steps, "steps")
         train_sft(
             model,
             train,
@@ -92,8 +89,7 @@ def _train(run: Run, plan: SpeakerPlan, reporter: Reporter) -> dict[str, Any]:
             resume=config.resume,
             profiler=run.profiler(stage),
         )
-        if started:
-            reporter.finish(**_shown(facts))
+        reporter.finish(**{name: facts[name] for name in SHOWN if name in facts})
     return run.facts(stage)
 
 
@@ -112,7 +108,3 @@ def initial_model(run: Run, *, seed: int) -> Transformer:
         return model
     vocabulary = run.template.vocab_size
     return init_model(arguments.to_config(vocabulary), seed=seed, mesh=run.mesh)
-
-
-def _shown(metrics: dict[str, Any]) -> dict[str, float]:
-    return {k: metrics[k] for k in ("loss", "validation_loss") if metrics.get(k) is not None}

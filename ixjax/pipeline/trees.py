@@ -88,7 +88,7 @@ def _grow_slice(run: Run, reporter: Reporter) -> dict[str, Any]:
     there = parts.look()
     missing = [root for root in mine if root.condition.id not in there]
     reporter.start("search", len(mine), "trees")
-    reporter.advance(len(mine) - len(missing))
+    reporter.advance(0, earlier=len(mine) - len(missing))
     total = collections.Counter(_account([]))
     for records in _search(run, missing, reporter):
         parts.add(processes.index, records)
@@ -126,7 +126,7 @@ def _search(
         forecast.begin()
         for tree in trees:
             records.append(tree.to_json())
-            reporter.advance()
+            reporter.advance(nodes=len(tree.nodes), root_value=tree.nodes[0].value)
             forecast.note(_tokens(tree.account))
             if time.monotonic() - flushed > FLUSH_SECONDS or len(records) >= config.trees:
                 yield records

@@ -132,10 +132,11 @@ def _of_pairs(pairs: Sequence[Record]) -> Iterator[str]:
 
 
 def _of_alignment(run: RunFiles) -> Iterator[str]:
-    facts = run.facts("dpo/imcts") or {}
-    reward = facts.get("rewards/chosen")
-    if isinstance(reward, (int, float)) and reward < 0:
-        yield (
-            "DPO on i×MCTS pairs ends with the chosen responses less likely than before (reward "
-            f"{show(float(reward))}): it learnt more of what to avoid than of what to say."
-        )
+    for stage in run.manifest.stages:
+        reward = (run.facts(stage) or {}).get("rewards/chosen")
+        if stage.startswith("dpo/") and isinstance(reward, (int, float)) and reward < 0:
+            yield (
+                f"{method_name(stage.replace('/', '_'))} ends with the chosen responses less "
+                f"likely than before (reward {show(float(reward))}): it learnt more of what to "
+                "avoid than of what to say."
+            )

@@ -12,16 +12,11 @@ from ixjax.report.formats import is_weak
 from ixjax.report.layout import named, run_table, titled
 from ixjax.report.names import user_name
 
-COLUMNS = (
-    *("simulator", "dialogues", "utterance NLL", "outcome MAE", "MAE of the mean"),
-    *("Spearman", "Spearman half-way", "calibration error", "knows who is helped"),
-)
-
 
 def fidelity(runs: Sequence[RunFiles]) -> Section:
     """How well each simulator foretells what was recorded of people."""
     several = len(runs) > 1
-    rows: list[tuple[RunFiles, list[Any]]] = []
+    rows: list[tuple[RunFiles, Sequence[Any]]] = []
     plots: list[Plot] = []
     blocks: list[Block] = []
     for run in runs:
@@ -30,7 +25,7 @@ def fidelity(runs: Sequence[RunFiles]) -> Section:
             blocks.append(Gap(named(several, run, text)))
             continue
         found = run.evaluation["fidelity"]
-        rows += [(run, _fidelity_row(one)) for one in found]
+        rows += [(run, (user_name(one["simulator"]), *fidelity_figures(one))) for one in found]
         plots.append(_calibration_plot(run, several))
     if rows:
         blocks = [
@@ -40,15 +35,26 @@ def fidelity(runs: Sequence[RunFiles]) -> Section:
                 "not know what helps people, and a gain with it means little."
             ),
             Plots(plots),
-            run_table(several, "Simulators, on held-out human dialogues", COLUMNS, rows),
+            run_table(
+                several,
+                "Simulators, on held-out human dialogues",
+                ("simulator", *FIDELITY_COLUMNS),
+                rows,
+            ),
             *blocks,
         ]
     return Section("fidelity", "Simulator fidelity", blocks)
 
 
-def _fidelity_row(found: Mapping[str, Any]) -> list[Any]:
+FIDELITY_COLUMNS = (
+    *("dialogues", "utterance NLL", "outcome MAE", "MAE of the mean", "Spearman"),
+    *("Spearman half-way", "calibration error", "knows who is helped"),
+)
+
+
+def fidelity_figures(found: Mapping[str, Any]) -> list[Any]:
+    """What `FIDELITY_COLUMNS` hold of one simulator."""
     return [
-        user_name(found["simulator"]),
         found["dialogues"],
         found["utterance_nll"],
         found["outcome_mae"],

@@ -14,6 +14,7 @@ from typing import Any
 
 ROW_PIXELS = 22
 PLOT_PIXELS = 260
+LOG_TICKS = [float(f"{digit}e{power}") for power in range(-4, 3) for digit in (1, 2, 5)]
 FEW_POINTS = 12  # of a curve: each is shown
 
 
@@ -62,7 +63,9 @@ def lines(
     ]
     figure = _figure(traces, x_title=x_title, y_title=y_title, legend=len(series) > 1)
     if log:
-        figure["layout"]["yaxis"] |= {"type": "log", "dtick": "D2"}  # 1, 2 and 5
+        # plotly would label 0.5 and 5 alike, by their digit alone.
+        ticks = {"tickvals": LOG_TICKS, "ticktext": [f"{value:g}" for value in LOG_TICKS]}
+        figure["layout"]["yaxis"] |= {"type": "log", **ticks}
     return figure
 
 
@@ -129,7 +132,15 @@ def bars(
         y_title: what is counted.
         whole: whether x is a whole number, each of which has its tick.
     """
-    traces = [_trace(one, type="bar", x=list(one.x), y=list(one.y)) for one in series]
+    traces = [
+        _trace(
+            one,
+            type="bar",
+            x=[label(x) if isinstance(x, str) else x for x in one.x],
+            y=list(one.y),
+        )
+        for one in series
+    ]
     figure = _figure(traces, x_title=x_title, y_title=y_title, legend=len(series) > 1)
     figure["layout"] |= {"barmode": "group", "bargap": 0.15}
     if whole:

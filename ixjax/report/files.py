@@ -17,7 +17,7 @@ import yaml
 from ixjax import io
 from ixjax.io import InputError, RunDirectory
 from ixjax.report import shapes
-from ixjax.report.shapes import check
+from ixjax.report.shapes import check, check_deep, check_texts
 
 Record = dict[str, Any]
 
@@ -49,7 +49,10 @@ class RunFiles:
     @functools.cached_property
     def manifest(self) -> io.Manifest:
         """What is finished."""
-        return io.Manifest.load(self.directory.manifest)
+        found = io.Manifest.load(self.directory.manifest)
+        check_deep(found.stages, str(self.directory.manifest))
+        check_deep(found.made_with, str(self.directory.manifest))
+        return found
 
     def facts(self, stage: str) -> Record | None:
         """What the manifest holds of a finished stage; None where it is not finished."""
@@ -58,15 +61,25 @@ class RunFiles:
             raise InputError(f"{self.directory.manifest}: {stage} is {found!r}; expected an object")
         return found
 
-    @functools.cached_property
+    @property
     def logged(self) -> dict[str, list[Record]]:
         """The lines of metrics.jsonl by stage, in the order written."""
-        path, found = self.directory.metrics, {}
+        return self._log[0]
+
+    @property
+    def torn(self) -> list[int]:
+        """The lines of metrics.jsonl that can't be read: whoever wrote them was stopped."""
+        return self._log[1]
+
+    @functools.cached_property
+    def _log(self) -> tuple[dict[str, list[Record]], list[int]]:
+        path, torn = self.directory.metrics, []
+        found: dict[str, list[Record]] = {}
         if path.exists():
-            for number, record in io.read_json_lines(path):
+            for number, record in io.read_json_lines(path, torn=torn):
                 check(record, shapes.LOGGED, f"{path}:{number}")
                 found.setdefault(record["stage"], []).append(record)
-        return found
+        return found, torn
 
     def steps(self, stage: str) -> list[Record]:
         """The logged steps of a training by step: of one that stands twice, the later line."""
@@ -81,6 +94,8 @@ class RunFiles:
         content = _document(path, io.EVALUATION_SCHEMA, shapes.EVALUATION)
         if content is None:
             return None
+        for kind in ("methods", "users"):
+            check_texts(content[kind], f"{path}: {kind}")
         for kind, shape in (("cells", shapes.CELL), ("fidelity", shapes.FIDELITY)):
             for i, record in enumerate(content[kind]):
                 check(record, shape, f"{path}: {kind}[{i}]")
@@ -92,9 +107,12 @@ class RunFiles:
     @functools.cached_property
     def rating_scores(self) -> Record | None:
         """What people made of two methods; None where nobody was asked."""
-        return _document(
-            self.directory.rating_scores, io.RATING_SCORES_SCHEMA, shapes.RATING_SCORES
-        )
+        path = self.directory.rating_scores
+        content = _document(path, io.RATING_SCORES_SCHEMA, shapes.RATING_SCORES)
+        if content is not None:
+            check_texts(content["methods"], f"{path}: methods", count=2)
+            check_deep(content["fleiss"], f"{path}: fleiss")
+        return content
 
     @functools.cached_property
     def pairs(self) -> list[Record] | None:
@@ -114,6 +132,8 @@ class RunFiles:
         for i, tree in enumerate(_records(path, io.TREE_SCHEMA, shapes.TREE)):
             where = f"{path}: record {i}"
             check_dialogue(tree["root"], f"{where}: root")
+            if not tree["nodes"]:
+                raise InputError(f"{where}: nodes is empty; expected the root at least")
             for place, node in enumerate(tree["nodes"]):
                 check(node, shapes.NODE, f"{where}: node {place}")
                 first, last = (-1, -1) if place == 0 else (0, place - 1)
@@ -168,6 +188,7 @@ def _names(places: list[Path]) -> list[str]:
 def check_dialogue(dialogue: Record, where: str) -> None:
     """Refuse what is not a dialogue in the form of docs/data-formats.md."""
     check(dialogue, shapes.DIALOGUE, where)
+    check_deep(dialogue["condition"], f"{where}: condition")
     for i, turn in enumerate(dialogue["turns"]):
         check(turn, shapes.TURN, f"{where}: turn {i}")
 
@@ -176,10 +197,7 @@ def _document(path: Path, schema: str, shape: shapes.Shape) -> Record | None:
     """A file that is one object of ours; None where there is none."""
     if not path.exists():
         return None
-    content = io.read_json(path)
-    found = content.get("schema") if isinstance(content, dict) else None
-    if found != schema:
-        raise InputError(f"{path}: expected schema {schema}, found {found}")
+    content = io.read_document(path, schema=schema)
     check(content, shape, str(path))
     return content
 

@@ -39,4 +39,6 @@ def is_weak(fidelity: Mapping[str, Any]) -> bool:
     """
     error, baseline = fidelity["outcome_mae"], fidelity["outcome_mae_baseline"]
     correlation = fidelity["outcome_spearman"]
-    return None in (error, correlation) or error >= baseline or correlation < WEAK_CORRELATION
+    if None in (error, baseline, correlation):
+        return True
+    return error >= baseline or correlation < WEAK_CORRELATION

@@ -20,7 +20,7 @@ from ixjax.report.blocks import (
 )
 from ixjax.report.formats import show
 
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 WIDGETS = {
     "explorer": "The trees can be walked through in the page.",
     "dialogues": "The page has all of these, of any two methods. Here are the first ones:",

@@ -78,7 +78,8 @@ def _peoples_verdict(scores: Record) -> str:
     agreement = "" if kappa is None else f", Fleiss' kappa {show(kappa)}"
     return (
         f"{count} {'person' if count == 1 else 'people'} compared {scores['items']} pairs of "
-        f"dialogues blindly: {second} wins {percent(scores['win_rate'])} against {first} (95 %: "
+        f"dialogues with {user_name(scores['user'])} blindly: {second} wins "
+        f"{percent(scores['win_rate'])} against {first} (95 %: "
         f"{percent(scores['low'])} to {percent(scores['high'])}; ties are half{agreement})."
     )
 
@@ -127,22 +128,24 @@ def _engagement_plot(runs: Sequence[RunFiles], user: str, span: tuple[float, flo
 
 
 def _cells_table(runs: Sequence[RunFiles], user: str, several: bool) -> Table:
-    columns = (
-        *("method", "engagement", "95 % interval", "gain", "95 % interval"),
-        *("relative", "full success", "win rate", "turns", "distinct-1/2", "tokens a turn"),
-        "unreadable",
-    )
     rows = [
         (run, [method_name(cell["method"]), *cell_figures(cell)])
         for run in runs
         for cell in (run.evaluation or {}).get("cells", [])
         if cell["user"] == user
     ]
-    return run_table(several, f"Engagement with {user_name(user)}", columns, rows)
+    title = f"Engagement with {user_name(user)}"
+    return run_table(several, title, ("method", *CELL_COLUMNS), rows)
+
+
+CELL_COLUMNS = (
+    *("engagement", "95 % interval", "gain", "95 % interval", "relative"),
+    *("full success", "win rate", "turns", "distinct-1/2", "tokens a turn", "unreadable"),
+)
 
 
 def cell_figures(cell: Mapping[str, Any]) -> list[Any]:
-    """What a table has of one method with one user, behind the method's name."""
+    """What `CELL_COLUMNS` hold of one method with one user."""
     return [
         cell["engagement"],
         interval(cell["low"], cell["high"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ixjax.report import figures
@@ -17,6 +17,7 @@ COUNTS = (
     *("policy_tokens", "simulator_tokens", "context_hits", "context_misses"),
 )
 MARGIN_BINS = 20  # over margins of 0 to 1
+MARGIN_SLACK = 1e-6  # as the rule of least margins has it
 
 
 def search(runs: Sequence[RunFiles]) -> Section:
@@ -118,11 +119,16 @@ def pairs(runs: Sequence[RunFiles]) -> Section:
             blocks.append(Gap(named(several, run, text)))
         else:
             title = titled(several, run, "Which rule kept how many out")
-            blocks.append(Table(title, ("what", "count"), _rules(facts)))
+            blocks.append(Table(title, ("what", "count"), pair_rules(facts)))
     return Section("pairs", "Preference pairs", blocks)
 
 
-def _rules(facts: Record) -> list[list[Any]]:
+def pair_rules(facts: Mapping[str, Any]) -> list[list[Any]]:
+    """How many pairs there are, and what kept others out.
+
+    Args:
+        facts: of the stage `pairs`, as the manifest has them.
+    """
     rows: list[list[Any]] = []
     for name in ("considered", "dropped", "imcts", "left_out", "human", "human_dropped"):
         value = facts.get(name)
@@ -184,17 +190,21 @@ def _mean_words(found: Sequence[Record], side: str) -> float:
 def _margin_plot(runs: Sequence[RunFiles]) -> Plot:
     series = []
     for color, run in enumerate(runs):
-        counts = collections.Counter(
-            min(int(margin * MARGIN_BINS), MARGIN_BINS - 1) for margin in margins(run.pairs or [])
-        )
+        counts = collections.Counter(margin_bin(margin) for margin in margins(run.pairs or []))
         centres = [(i + 0.5) / MARGIN_BINS for i in range(MARGIN_BINS)]
         heights = [counts[i] for i in range(MARGIN_BINS)]
         series.append(figures.Series(run.name, x=centres, y=heights, color=color))
     return Plot(
         "Margins",
         figures.bars(series, x_title="difference of the mean returns", y_title="pairs"),
-        "How much more the chosen response earned than the rejected one.",
+        "How much more the chosen response earned than the rejected one. Margins beyond 0 and 1, "
+        "which rewards of reactions can make, are in the first and the last bar.",
     )
+
+
+def margin_bin(margin: float) -> int:
+    """Which bar a margin is in; 0.6 - 0.5 is a little less than 0.1 only as floats go."""
+    return min(max(int((margin + MARGIN_SLACK) * MARGIN_BINS), 0), MARGIN_BINS - 1)
 
 
 def _pair_depth_plot(runs: Sequence[RunFiles]) -> Plot:

@@ -122,10 +122,45 @@ def check(record: Any, shape: Shape, where: str) -> None:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             expected = " or ".join(_NAMES[kind] for kind in kinds)
             raise InputError(f"{where}: {name} is {_short(value)}; expected {expected}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{where}: {name} is {value}; expected a finite number")
-        if isinstance(value, str) and SURROGATE.search(value):
-            raise InputError(f"{where}: {name} holds a lone surrogate, which no text has")
+        _check_leaf(value, f"{where}: {name}")
+
+
+def check_texts(values: list[Any], where: str, *, count: int | None = None) -> None:
+    """Refuse a list that holds anything but texts, or another number of them.
+
+    Raises:
+        InputError: names the place, what was found and what was expected.
+    """
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise InputError(f"{where}[{i}] is {_short(value)}; expected a text")
+        _check_leaf(value, f"{where}[{i}]")
+    if count is not None and len(values) != count:
+        raise InputError(f"{where} is {_short(values)}; expected {count} texts")
+
+
+def check_deep(value: Any, where: str) -> None:
+    """Refuse what no page can hold, however deep it lies in a JSON value of unknown form.
+
+    Raises:
+        InputError: names the place and what was found.
+    """
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_leaf(name, f"{where}: a name")
+            check_deep(inner, f"{where}: {name}")
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            check_deep(inner, f"{where}[{i}]")
+    else:
+        _check_leaf(value, where)
+
+
+def _check_leaf(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where} is {value}; expected a finite number")
+    if isinstance(value, str) and SURROGATE.search(value):
+        raise InputError(f"{where} holds a lone surrogate, which no text has")
 
 
 _NAMES = {

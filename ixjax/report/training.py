@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ixjax.report import figures
@@ -24,6 +24,23 @@ SOURCE_TITLES = {
     "mix": "both",
     "preferences": "given pairs",
 }
+# Column of a table -> its name in the manifest.
+SFT_COLUMNS = {
+    "examples": "examples",
+    "turns dropped": "dropped_turns",
+    "steps": "step",
+    "loss": "loss",
+    "validation loss": "validation_loss",
+}
+DPO_COLUMNS = {
+    "pairs": "pairs",
+    "steps": "step",
+    "loss": "loss",
+    "accuracy": "rewards/accuracies",
+    "margin": "rewards/margins",
+    "reward of the chosen": "rewards/chosen",
+    "of the rejected": "rewards/rejected",
+}
 DPO_CURVES = (
     ("loss", "Loss", "Starts at 0.69 (log 2), where the policy equals the reference."),
     (
@@ -41,8 +58,13 @@ DPO_CURVES = (
 
 def training(runs: Sequence[RunFiles]) -> Section:
     """Curves of both kinds of training, and their last figures."""
-    blocks = [*_sft(runs), *_dpo(runs)]
+    blocks = [*_sft(runs), *_dpo(runs), *_torn(runs)]
     return Section("training", "Training curves", blocks)
+
+
+def figures_of(facts: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
+    """What the columns of a table hold of a finished training."""
+    return [facts.get(name) for name in columns.values()]
 
 
 def _sft(runs: Sequence[RunFiles]) -> list[Block]:
@@ -50,20 +72,18 @@ def _sft(runs: Sequence[RunFiles]) -> list[Block]:
     expected = [f"sft/{name}" for name in SPEAKERS]
     gaps = [gap for run in runs for gap in _gaps(several, run, expected, "ixjax sft")]
     plots = [_loss_plot(runs, name) for name in SPEAKERS if _any_steps(runs, f"sft/{name}")]
-    fields = ("examples", "dropped_turns", "step", "loss", "validation_loss")
     rows = [
-        (run, [SPEAKER_TITLES[name], *(facts.get(field) for field in fields)])
+        (run, [SPEAKER_TITLES[name], *figures_of(facts, SFT_COLUMNS)])
         for run in runs
         for name in SPEAKERS
         if (facts := run.facts(f"sft/{name}")) is not None
     ]
-    columns = ("model", "examples", "turns dropped", "steps", "loss", "validation loss")
     blocks: list[Block] = []
     if plots:
         blocks += [Text("Fine-tuning on the human dialogues, cross-entropy in nats per token.")]
         blocks += [Plots(plots)]
     if rows:
-        blocks.append(run_table(several, "Fine-tuning, at the end", columns, rows))
+        blocks.append(run_table(several, "Fine-tuning, at the end", ("model", *SFT_COLUMNS), rows))
     return [*blocks, *gaps]
 
 
@@ -75,23 +95,32 @@ def _dpo(runs: Sequence[RunFiles]) -> list[Block]:
     if any(_any_steps(runs, f"dpo/{name}") for name in sources):
         blocks.append(Text("Alignment by DPO, a curve for each source of pairs."))
         blocks.append(Plots(_dpo_plots(runs, sources)))
-    fields = (
-        *("pairs", "step", "loss", "rewards/accuracies", "rewards/margins"),
-        *("rewards/chosen", "rewards/rejected"),
-    )
     rows = [
-        (run, [_title(name), *(facts.get(field) for field in fields)])
+        (run, [_title(name), *figures_of(facts, DPO_COLUMNS)])
         for run in runs
         for name in sources
         if (facts := run.facts(f"dpo/{name}")) is not None
     ]
-    columns = (
-        *("pairs of", "pairs", "steps", "loss", "accuracy", "margin"),
-        *("reward of the chosen", "of the rejected"),
-    )
     if rows:
+        columns = ("pairs of", *DPO_COLUMNS)
         blocks.append(run_table(several, "Alignment, at the end", columns, rows))
     return [*blocks, *gaps]
+
+
+def _torn(runs: Sequence[RunFiles]) -> list[Block]:
+    """Which lines of the log are missing from the curves."""
+    return [
+        Gap(
+            named(
+                len(runs) > 1,
+                run,
+                f"line {', '.join(map(str, run.torn))} of {run.directory.metrics.name} can't be "
+                "read; what wrote there was stopped, and no figure is taken from it.",
+            )
+        )
+        for run in runs
+        if run.torn
+    ]
 
 
 def _sources(runs: Sequence[RunFiles]) -> list[str]:

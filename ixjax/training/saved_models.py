@@ -132,10 +132,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _read_config(path: Path) -> ModelConfig:
-    record = io.read_json(path)
-    expected = (MODEL_SCHEMA, io.SCHEMA_VERSION)
-    if not isinstance(record, dict) or (record.get("schema"), record.get("version")) != expected:
-        raise io.InputError(f"{path}: expected schema {expected[0]} version {expected[1]}")
+    record = io.read_document(path, schema=MODEL_SCHEMA)
     try:
         return ModelConfig.from_json(record["config"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -44,6 +44,25 @@ def test_without_a_terminal_a_line_comes_every_ten_seconds_at_most(clock):
     assert lines[0].rstrip() == "search: 10/100 trees, 1 trees/s, 90 s left  loss 0.25"
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_was_done_before_an_interruption_is_done_but_tells_nothing_of_the_speed(
+    clock, terminal
+):
+    out = io.StringIO()
+    reporter = ProgressReporter(
+        Console(file=out, width=180, force_terminal=terminal, color_system=None)
+    )
+    reporter.start("search", 64, "trees")
+    reporter.advance(0, earlier=60)
+    clock.now += 20.0
+    reporter.advance()
+    if terminal:
+        reporter._bar.refresh()
+    assert "61/64" in out.getvalue()
+    assert "0.05 trees/s, 60 s left" in out.getvalue()
+    reporter.close()
+
+
 def test_an_unknown_total_shows_no_time_left(clock):
     reporter, out = plain()
     reporter.start("prepare", None, "dialogues")

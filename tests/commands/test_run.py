@@ -12,14 +12,18 @@ from tests.end_to_end.tiny import Silent
 
 
 class Notes(Silent):
-    """A reporter that keeps what it is told in words."""
+    """A reporter that keeps what it is told."""
 
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[str] = []
+        self.advanced: list[tuple[int, int, dict[str, float]]] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def advance(self, count: int = 1, *, earlier: int = 0, **metrics: float) -> None:
+        self.advanced.append((count, earlier, metrics))
 
 
 def test_a_warm_up_is_told_while_it_goes_on(untrained, monkeypatch, tmp_path):
@@ -44,8 +48,11 @@ def test_a_warm_up_is_told_while_it_goes_on(untrained, monkeypatch, tmp_path):
 
 
 def test_where_a_training_goes_on_is_said_once_and_kept_out_of_the_metrics():
-    reporter, metrics = Notes(), {"step": 70, "steps": 100, "resumed_at": 60}
-    run_module.tell_resumed(reporter, "sft policy", metrics)
-    run_module.tell_resumed(reporter, "sft policy", metrics)
+    reporter, told = Notes(), {"step": 70, "steps": 100, "loss": 0.5, "other": 1.0}
+    first = {**told, "steps_since": 70, "resumed_at": 60}
+    second = {**told, "step": 75, "steps_since": 5}
+    for metrics in (first, second):
+        run_module.tell_steps(reporter, "sft policy", metrics, shown=("loss", "validation_loss"))
     assert reporter.notes == ["sft policy: continued behind step 60 of 100"]
-    assert metrics == {"step": 70, "steps": 100}
+    assert first == {**told, "steps_since": 70}
+    assert reporter.advanced == [(10, 60, {"loss": 0.5}), (5, 0, {"loss": 0.5})]

@@ -74,7 +74,7 @@ def test_what_is_not_known_is_not_a_number(console):
     summary.print_evaluation(console, RESULT)
     assert row(console, "sft").count("n/a") == 4
     assert row(console, "held-out") == [
-        "held-out", "64", "2.500", "0.200", "0.250", "n/a", "0.100", "0.050",
+        "held-out", "64", "2.500", "0.200", "0.250", "n/a", "0.100", "0.050", "no",
     ]  # fmt: skip
 
 
@@ -100,7 +100,9 @@ def test_sft_and_dpo_show_the_last_figures(console):
         {"mix": {"pairs": 90, "step": 80, "loss": 0.5, "rewards/accuracies": 0.75,
                  "rewards/margins": 1.25, "seconds": 9.0}},
     )  # fmt: skip
-    assert row(console, "mix") == ["mix", "90", "80", "0.500", "0.750", "1.250", "9.000"]
+    assert row(console, "mix") == [
+        "mix", "90", "80", "0.500", "0.750", "1.250", "n/a", "n/a", "9.000",
+    ]  # fmt: skip
 
 
 def test_search_shows_the_account_and_why_pairs_were_dropped(console):
@@ -120,9 +122,9 @@ def test_search_shows_the_account_and_why_pairs_were_dropped(console):
     assert row(console, "pairs from trees")[1] == "120"
     assert row(console, "pairs from people")[1] == "40"
     assert row(console, "pairs considered")[1] == "127"
-    assert row(console, "pair rule: small margin")[1] == "7"
+    assert row(console, "dropped: small margin")[1] == "7"
     assert row(console, "responses not compared: few visits")[1] == "3"
-    assert row(console, "human pair rule: near duplicate")[1] == "2"
+    assert row(console, "human turns without a pair: near duplicate")[1] == "2"
     assert "f00" not in console.file.getvalue()
 
 
@@ -136,3 +138,16 @@ def test_sharding_names_where_each_weight_lies_and_adds_up(console):
     assert "tensor, fsdp" in embedding
     assert "0.008" in embedding  # 1000 x 4000 x 4 bytes, halved
     assert any("optimiser state" in line for line in lines)
+
+
+def test_a_raters_name_commands_no_terminal(console):
+    rated = {"items": 1, "win_rate": 1.0, "low": 0.2, "high": 1.0}
+    rater = "ann\x1b]0;owned\x07\x1b[2J"
+    result = {
+        **rated, "methods": ["sft", "dpo"], "user": "true", "fleiss": {"items": 1, "kappa": None},
+        "by_rater": [{"rater": rater, **rated}], "first_shown": {"share": None, "low": None,
+        "high": None}, "cohen": [{"raters": [rater, "ben"], "items": 1, "kappa": 0.0}],
+    }  # fmt: skip
+    summary.print_ratings(console, result)
+    assert "ann]0;owned[2J" in console.file.getvalue()
+    assert "\x1b" not in console.file.getvalue()

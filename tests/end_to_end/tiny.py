@@ -58,9 +58,9 @@ class Silent:
         self.told += 1
         self._stage, self._count = stage, 0
 
-    def advance(self, count: int = 1, **metrics: float) -> None:
+    def advance(self, count: int = 1, *, earlier: int = 0, **metrics: float) -> None:
         self.told += 1
-        before, self._count = self._count, self._count + count
+        before, self._count = self._count, self._count + count + earlier
         if self._stage == self._stop_in and before < self._after <= self._count:
             raise KeyboardInterrupt(self._stage)
 

@@ -91,11 +91,32 @@ def test_the_table_holds_the_dialogues():
             assert said == item[side]
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t="])
-def test_no_cell_of_the_table_is_a_formula(start):
+FORMULAS = [
+    first + start
+    for first in ("", "\t", "a;", "a; ", "a\n", "a\r", "a\r\n", "a\t")
+    for start in ("=", "+", "-", "@", "\uff1d")
+]
+
+
+@pytest.mark.parametrize("start", FORMULAS)
+def test_no_cell_of_the_table_is_a_formula_wherever_a_spreadsheet_splits_it(start):
     items, _ = draw(say=lambda text: f'{start}HYPERLINK("http://x";{text})')
-    for row in csv.reader(io.StringIO(task_csv(task_of(items, "Which?")))):
-        assert not [cell for cell in row if re.match(r"\s*[=+\-@]", cell)]
+    table = task_csv(task_of(items, "Which?"))
+    assert "\r" not in table
+    cells = [cell for row in csv.reader(io.StringIO(table)) for cell in row]
+    cells += re.split("[;\t\n]", table)  # by who takes no notice of quotes
+    assert not [cell for cell in cells if re.match('[\\s"]*[=+\\-@\uff1d]', cell)]
+    assert len(list(csv.reader(io.StringIO(table)))) == 1 + len(items)
+
+
+def test_a_row_of_nothing_in_a_table_is_passed_over(tmp_path):
+    path = tmp_path / "ann.csv"
+    path.write_text(f"task,item,choice\n,,\n{TASK['task']},{IDS[0]},A\n ,,,\n")
+    assert dict(read(path).choices) == {IDS[0]: "A"}
+
+
+def test_a_task_is_no_number_to_a_spreadsheet():
+    assert re.fullmatch("task-[0-9a-f]{16}", TASK["task"])
 
 
 TASK = task_of(draw()[0], "Which?")
@@ -140,8 +161,10 @@ def test_ratings_of_the_form_come_back(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", "[1]", "expected what the rating form saved, found schema None"),
-        ("a.json", form(task="other"), "rates the task other; the run's key is of"),
+        ("a.json", "[1]", "expected a JSON object, found list"),
+        ("a.json", form(version=99), "expected schema ixjax.ratings version 1, found 'ixjax.rat"),
+        ("a.json", form(schema="\x1b[2J"), r"found '\x1b[2J' version 1"),
+        ("a.json", form(task="other"), "rates the task 'other'; the run's key is of"),
         ("a.json", form(choices={"item-999": "A"}), "item is 'item-999'; expected one of those"),
         ("a.json", form(choices={IDS[0]: "C"}), "choice is 'C'; expected one of A, B, tie"),
         ("a.json", form(choices={}), "nothing is rated in it"),
@@ -149,7 +172,7 @@ def test_ratings_of_the_form_come_back(tmp_path):
         ("a.json", form()[:-9], "not JSON"),
         ("a.csv", "item,choice\n", "a.csv:1: no column task; expected those exported"),
         ("a.csv", "", "a.csv:1: no column task, item, choice"),
-        ("a.csv", "task,item,choice\nother,x,A\n", "row 1: rates the task other"),
+        ("a.csv", "task,item,choice\nother,x,A\n", "row 1: rates the task 'other'"),
         ("a.csv", f"task,item,choice\n{TASK['task']},{IDS[0]},maybe\n", "row 1: choice is 'maybe'"),
         (
             "a.csv",

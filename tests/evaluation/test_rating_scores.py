@@ -32,14 +32,16 @@ def rater(
 
 @pytest.mark.parametrize(("prefers", "ties"), [(0.5, 0.0), (0.7, 0.0), (0.7, 0.3), (0.95, 0.1)])
 def test_the_interval_holds_a_raters_bias_as_often_as_it_says(prefers, ties):
-    """95 % or more: of 400 raters, 19 or fewer outside is what that leaves room for, plus noise."""
+    """Of 400 raters an interval of 95 % misses 20 on average, and 28 or fewer in 97 % of draws.
+
+    Both by the binomial of 400 trials; these draws are always the same.
+    """
     items, truth = sides(50), ties / 2 + (1 - ties) * prefers
     found = [
         score([rater("ann", items, prefers=prefers, ties=ties, seed=seed)], items, METHODS)
         for seed in range(400)
     ]
-    held = np.mean([one["low"] <= truth <= one["high"] for one in found])
-    assert held >= 0.92
+    assert sum(not one["low"] <= truth <= one["high"] for one in found) <= 28
     assert np.mean([one["win_rate"] for one in found]) == pytest.approx(truth, abs=0.01)
 
 
@@ -58,7 +60,7 @@ def test_several_raters_of_an_item_are_one_trial():
     alone = score([one], items, METHODS)
     copies = [Ratings(name, one.choices) for name in "abc"]
     three = score(copies, items, METHODS)
-    for name in ("win_rate", "low", "high"):
+    for name in ("win_rate", "low", "high", "first_shown"):
         assert three[name] == pytest.approx(alone[name])
     assert three["fleiss"] == {"items": 30, "kappa": pytest.approx(1.0)}
     assert [c["kappa"] for c in three["cohen"]] == pytest.approx([1.0] * 3)
@@ -83,7 +85,8 @@ def test_votes_by_hand():
     assert [r["win_rate"] for r in found["by_rater"]] == pytest.approx([0.5, 1.0])
     # Of the two items that both rated they agree on one; by chance they would on half.
     assert found["cohen"] == [{"raters": ["ann", "ben"], "items": 2, "kappa": pytest.approx(0.0)}]
-    assert found["first_shown"]["share"] == pytest.approx(3 / 4)
+    # Item 0: both A; item 1: one of two; item 2: nobody decided.
+    assert found["first_shown"]["share"] == pytest.approx((1 + 1 / 2) / 2)
 
 
 def test_one_rater_has_nobody_to_agree_with():

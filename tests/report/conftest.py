@@ -25,9 +25,13 @@ def chromium() -> Iterator:
 
 
 class Watched:
-    """A page that was opened from disk, and all that it should not do."""
+    """A page that was opened from disk, and all that it should not do.
 
-    def __init__(self, browser, path: Path, **context):
+    quiet: whether the test is to fail for any of that.
+    """
+
+    def __init__(self, browser, path: Path, *, quiet: bool = True, **context):
+        self.quiet = quiet
         self.context = browser.new_context(
             **{"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"} | context
         )
@@ -54,13 +58,17 @@ class Watched:
 
 @pytest.fixture
 def opened(chromium) -> Iterator:
-    """Opens files, and closes them after the test: it must have been quiet."""
+    """Opens files, and closes them after the test: they must have been quiet the whole time."""
     pages: list[Watched] = []
 
-    def open_page(path: Path, **context) -> Watched:
-        pages.append(Watched(chromium, path, **context))
+    def open_page(path: Path, **options) -> Watched:
+        pages.append(Watched(chromium, path, **options))
         return pages[-1]
 
     yield open_page
     for one in pages:
+        one.page.evaluate("0")  # what the page has said since the last call is heard now
         one.context.close()
+    for one in pages:
+        if one.quiet:
+            assert (one.complaints, one.fetched) == ([], [])

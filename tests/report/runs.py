@@ -11,44 +11,81 @@ METHODS = ("sft", "dpo_imcts")
 USERS = ("simulator", "simulator_heldout", "true")
 INPUTS = "0123456789abcdef"
 CONDITIONS = 60
+RATING_SCORES = {
+    "schema": "ixjax.rating_scores", "version": 1, "user": "true", "raters": 2, "items": 50,
+    "methods": ["sft", "dpo_imcts"], "win_rate": 0.61, "low": 0.47, "high": 0.73,
+    "fleiss": {"items": 50, "kappa": 0.3},
+}  # fmt: skip
+HOSTILE_NAME = "<img src=x onerror=alert(3)>&lt;b&gt; | [a](b) #"  # a folder's, too: no slash
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> | [a](http://b) `c` #"
 STAGES = ("sft", "search", "pairs", "dpo", "evaluate")
 
 
 def write_run(
-    root: Path, *, say: Callable[[str], str] = str, stages: Iterable[str] = STAGES, nodes: int = 7
+    root: Path,
+    *,
+    say: Callable[[str], str] = str,
+    name: Callable[[str], str] = str,
+    stages: Iterable[str] = STAGES,
+    nodes: int = 7,
+    users: tuple[str, ...] = USERS,
+    opens: bool = False,
+    conditions: int = 3,
 ) -> Path:
     """Write a run.
 
     Args:
         root: its folder.
         say: makes what is said, and what conditions hold, of a plain word.
+        name: makes names of plain ones: of the aligned method, the conditions, a stage, a setting.
         stages: those that are finished.
         nodes: of the first tree, 7 or more; the second has 7.
+        users: whom the evaluation meets.
+        opens: whether the policy speaks first, so that no turn is there before the search.
+        conditions: whose dialogues were played.
     """
     stages = set(stages)
-    _write(root / "config.yaml", "scenario: sandbox\nseed: 0\nsearch:\n  width: 3\n")
+    settings = {
+        "scenario": "sandbox",
+        "seed": 0,
+        "search": {"width": 3},
+        "data": {"path": name("")},
+    }
+    _write(root / "config.yaml", json.dumps(settings))  # YAML, too
+    methods = ("sft", name("dpo_imcts"))
     if "sft" in stages or "dpo" in stages:
         steps = [line for stage in sorted(stages & {"sft", "dpo"}) for line in _steps(stage)]
         _write(root / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in steps))
     if "search" in stages:
-        trees = [tree("user-0", nodes, say), tree("user-1", 7, say)]
+        sizes = {name("user-0"): nodes, name("user-1"): 7}
+        trees = [tree(one, size, say, opens=opens) for one, size in sizes.items()]
         lines(root / "trees" / "trees-00000-of-00001.jsonl", "ixjax.tree", trees)
     if "pairs" in stages:
-        lines(root / "pairs.jsonl", "ixjax.pairs", [pair(say)])
+        lines(root / "pairs.jsonl", "ixjax.pairs", [pair(say, name("user-0"), opens=opens)])
     if "evaluate" in stages:
-        _write(root / "evaluation.json", json.dumps(evaluation()))
-        for method in METHODS:
-            for user in USERS:
+        _write(root / "evaluation.json", json.dumps(evaluation(methods, users)))
+        for method in methods:
+            for user in users:
                 path = root / "evaluation" / f"{INPUTS}-{method}-{user}.jsonl"
-                lines(path, "ixjax.played", [played(i, method, say) for i in range(3)])
-    _write(root / "manifest.json", json.dumps(manifest(stages)))
+                found = [
+                    played(name(f"user-{i}"), method, say, opens=opens) for i in range(conditions)
+                ]
+                lines(path, "ixjax.played", found)
+    found = manifest(stages)
+    if "evaluate" in stages:
+        found["stages"][name("evaluate")] = found["stages"]["evaluate"]
+    _write(root / "manifest.json", json.dumps(found))
     return root
 
 
 def hostile(text: str) -> str:
     """For `say`: what would do harm were it read as markup."""
     return f"{text} {HOSTILE}"
+
+
+def hostile_name(text: str) -> str:
+    """For `name`: the same of names."""
+    return f"{text} {HOSTILE_NAME}"
 
 
 def _write(path: Path, text: str) -> None:
@@ -102,7 +139,9 @@ def manifest(stages: set[str]) -> dict[str, Any]:
     return {"schema": "ixjax.manifest", "version": 1, "stages": found, "made_with": made_with}
 
 
-def evaluation() -> dict[str, Any]:
+def evaluation(
+    methods: tuple[str, ...] = METHODS, users: tuple[str, ...] = USERS
+) -> dict[str, Any]:
     """DPO gains 0.2 with everyone; the held-out simulator knows nothing."""
     cells = [
         {"method": method, "user": user, "dialogues": CONDITIONS,
@@ -110,8 +149,8 @@ def evaluation() -> dict[str, Any]:
          "win_rate": 0.5, "turns": 3.0, "distinct_1": 0.1, "distinct_2": 0.2,
          "response_tokens": 7.0, "unreadable_rate": 0.0, "gain": gain, "gain_low": gain / 2,
          "gain_high": 1.5 * gain, "relative_gain": gain / 0.4}
-        for method, gain in zip(METHODS, (0.0, 0.2), strict=True)
-        for user in USERS
+        for method, gain in zip(methods, (0.0, 0.2), strict=True)
+        for user in users
     ]  # fmt: skip
     fidelity = [
         {"simulator": name, "dialogues": 40, "utterance_nll": 1.5, "outcome_mae": error,
@@ -124,25 +163,31 @@ def evaluation() -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "schema": "ixjax.evaluation", "version": 1, "conditions": CONDITIONS,
-        "methods": list(METHODS), "users": list(USERS), "cells": cells, "fidelity": fidelity,
+        "methods": list(methods), "users": list(users), "cells": cells, "fidelity": fidelity,
     }  # fmt: skip
 
 
-def dialogue(name: str, texts: Iterable[str], say: Callable[[str], str]) -> dict[str, Any]:
+def dialogue(
+    name: str, texts: Iterable[str], say: Callable[[str], str], *, opens: bool = False
+) -> dict[str, Any]:
+    """Of turns in which the user speaks first; where the policy `opens`, without the first."""
     turns = [{"role": ("user", "policy")[i % 2], "text": say(text)} for i, text in enumerate(texts)]
+    turns = turns[1:] if opens else turns
     condition = {"need": say("advice"), "distress": 4}
     return {"id": name, "condition": condition, "turns": turns, "outcome": None, "groups": []}
 
 
-def played(i: int, method: str, say: Callable[[str], str]) -> dict[str, Any]:
+def played(
+    name: str, method: str, say: Callable[[str], str], *, opens: bool = False
+) -> dict[str, Any]:
     texts = ("hello", f"{method} answers", "thanks")
     return {
-        "condition": f"user-{i}", "sample": 0, "dialogue": dialogue(f"user-{i}", texts, say),
+        "condition": name, "sample": 0, "dialogue": dialogue(name, texts, say, opens=opens),
         "engagement": 0.5, "value": 2.0, "released": 0.1, "ended": True, "response_tokens": [4],
     }  # fmt: skip
 
 
-def tree(name: str, size: int, say: Callable[[str], str]) -> dict[str, Any]:
+def tree(name: str, size: int, say: Callable[[str], str], *, opens: bool = False) -> dict[str, Any]:
     """The root (0), responses 1 to 3, and a reaction to each (4 to 6); further nodes in a chain."""
     nodes = [_node(0, -1, "", 0, 12, 6.0)]
     values = (0.9, 0.5, 0.1)
@@ -151,7 +196,8 @@ def tree(name: str, size: int, say: Callable[[str], str]) -> dict[str, Any]:
     for at in range(7, size):
         nodes.append(_node(at, at - 3, say(f"more {at}"), nodes[at - 3]["depth"] + 1, 1, 0.5))
     return {"condition_id": name, "scenario": "sandbox", "nodes": nodes,
-            "root": dialogue(name, ("hello",), say), "account": {"nodes": size}}  # fmt: skip
+            "root": dialogue(name, ("hello",), say, opens=opens),
+            "account": {"nodes": size}}  # fmt: skip
 
 
 def _node(at: int, parent: int, text: str, depth: int, visits: int, total: float) -> dict[str, Any]:
@@ -162,9 +208,9 @@ def _node(at: int, parent: int, text: str, depth: int, visits: int, total: float
     }  # fmt: skip
 
 
-def pair(say: Callable[[str], str]) -> dict[str, Any]:
+def pair(say: Callable[[str], str], name: str = "user-0", *, opens: bool = False) -> dict[str, Any]:
     return {
-        "condition_id": "user-0", "history": dialogue("user-0", ("hello",), say),
+        "condition_id": name, "history": dialogue(name, ("hello",), say, opens=opens),
         "chosen": say("response 0"), "rejected": say("response 2"), "source": "imcts",
         "chosen_value": 0.9, "rejected_value": 0.1, "chosen_visits": 4, "rejected_visits": 4,
         "node_id": 0, "depth": 0,

@@ -47,6 +47,7 @@ def of(cells, method: str, user: str):
     [
         (lambda e: e["fidelity"][0].update(outcome_mae=0.31), "simulator does not know who is hel"),
         (lambda e: e["fidelity"][0].update(outcome_spearman=None), "rank correlation n/a"),
+        (lambda e: e["fidelity"][0].update(outcome_mae_baseline=None), "saying the mean n/a"),
         (lambda e: e["fidelity"][1].update(calibration_error=0.2), "is off by 0.200 on average"),
         (lambda e: e.update(conditions=12), "Only 12 held-out conditions were played"),
         (lambda e: e["cells"][4].update(unreadable_rate=0.1), "10.0 % of the outcomes could not"),
@@ -85,10 +86,13 @@ def test_what_pairs_are_like_raises_its_doubt_alone(sound, change, said):
     assert said in found
 
 
-def test_chosen_responses_that_became_less_likely_are_told(sound):
+@pytest.mark.parametrize(
+    ("source", "name"), [("imcts", "DPO on i×MCTS pairs"), ("human", "DPO on human pairs")]
+)
+def test_chosen_responses_that_became_less_likely_are_told(sound, source, name):
     edit(
         sound / "manifest.json",
-        lambda found: found["stages"]["dpo/imcts"].update({"rewards/chosen": -0.5}),
+        lambda found: found["stages"][f"dpo/{source}"].update({"rewards/chosen": -0.5}),
     )
     (found,) = doubts(sound)
-    assert "less likely than before (reward -0.500)" in found
+    assert found.startswith(f"{name} ends with the chosen responses less likely than before (rewa")

@@ -10,7 +10,7 @@ import pytest
 from ixjax.io import InputError
 from ixjax.report import write_report
 from ixjax.report.files import open_runs
-from tests.report.runs import write_run
+from tests.report.runs import RATING_SCORES, write_run
 
 TREES = "trees/trees-00000-of-00001.jsonl"
 PLAYED = "evaluation/0123456789abcdef-sft-true.jsonl"
@@ -20,13 +20,24 @@ def refused(text: str):
     return pytest.raises(InputError, match=re.escape(text))
 
 
-@pytest.mark.parametrize("name", [TREES, "pairs.jsonl", PLAYED, "metrics.jsonl"])
+@pytest.mark.parametrize("name", [TREES, "pairs.jsonl", PLAYED])
 def test_a_file_that_was_cut_off_is_named_with_its_line(tmp_path, name):
     path = write_run(tmp_path) / name
     whole = path.read_text()
     path.write_text(whole[: len(whole) - 20])
     with refused(f"{path}:{len(whole.splitlines())}: not JSON"):
         write_report([str(tmp_path)])
+
+
+def test_a_line_of_the_log_that_was_cut_off_is_a_gap(tmp_path):
+    path = write_run(tmp_path) / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    glued = [*lines[:2], lines[2][:30] + lines[3], *lines[4:], lines[4][:-10]]
+    path.write_text("\n".join(glued))
+    _, text = write_report([str(tmp_path)])
+    assert f"line 3, {len(glued)} of metrics.jsonl can't be read" in text.read_text()
+    (run,) = open_runs([str(tmp_path)])
+    assert sum(map(len, run.logged.values())) == len(glued) - 2
 
 
 @pytest.mark.parametrize(("name", "schema"), [(TREES, "tree"), ("pairs.jsonl", "pairs"),
@@ -60,6 +71,16 @@ def change(path, at: int, edit) -> None:
         (PLAYED, lambda r: r.update(engagement="high"), "engagement is 'high'; expected a whole"),
         (PLAYED, lambda r: r["dialogue"]["turns"][0].update(text="\ud800"), "a lone surrogate"),
         ("metrics.jsonl", lambda r: r.pop("stage"), "metrics.jsonl:2: stage is missing"),
+        (TREES, lambda r: r.update(nodes=[]), "record 0: nodes is empty; expected the root"),
+        *(
+            (TREES, lambda r, value=value: r["root"]["condition"].update(need=value), message)
+            for value, message in (
+                ("\ud800", "root: condition: need holds a lone surrogate"),
+                (float("nan"), "root: condition: need is nan; expected a finite number"),
+                ([1, "\ud800"], "root: condition: need[1] holds a lone surrogate"),
+            )
+        ),
+        (PLAYED, lambda r: r["dialogue"]["condition"].update({"\ud800": 1}), "a name holds a lone"),
     ],
 )
 def test_a_record_that_is_not_whole_is_named_with_its_field(tmp_path, name, edit, message):
@@ -72,13 +93,34 @@ def test_a_record_that_is_not_whole_is_named_with_its_field(tmp_path, name, edit
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "expected schema ixjax.evaluation, found None"),
-        ('{"schema": "ixjax.evaluation"}', "evaluation.json: conditions is missing"),
-        ('{"schema": "other"}', "expected schema ixjax.evaluation, found other"),
+        ("[]", "expected a JSON object, found list"),
+        ('{"schema": "ixjax.evaluation", "version": 1}', "evaluation.json: conditions is missing"),
+        ('{"schema": "other"}', "expected schema ixjax.evaluation version 1, found 'other'"),
     ],
 )
 def test_another_evaluation_is_refused(tmp_path, content, message):
     (write_run(tmp_path) / "evaluation.json").write_text(content)
+    with refused(message):
+        write_report([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "message"),
+    [
+        ("evaluation", {"version": 99}, "version 1, found 'ixjax.evaluation' version 99"),
+        ("evaluation", {"methods": ["sft", 2]}, "evaluation.json: methods[1] is 2; expe"),
+        ("evaluation", {"users": [None]}, "evaluation.json: users[0] is None; expected a text"),
+        ("rating_scores", {"methods": ["sft"]}, "methods is ['sft']; expected 2 texts"),
+        ("rating_scores", {"methods": ["sft", 1]}, "methods[1] is 1; expected a text"),
+        ("rating_scores", {"fleiss": {"kappa": float("nan")}}, "fleiss: kappa is nan; expected a"),
+        ("manifest", {"stages": {"\ud800": {}}}, "manifest.json: a name holds a lone surrogate"),
+    ],
+)
+def test_a_document_that_was_edited_is_named_with_its_field(tmp_path, name, edit, message):
+    write_run(tmp_path)
+    (tmp_path / "rating_scores.json").write_text(json.dumps(RATING_SCORES))
+    path = tmp_path / f"{name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | edit))
     with refused(message):
         write_report([str(tmp_path)])
 

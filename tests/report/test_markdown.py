@@ -7,15 +7,17 @@ import json
 import re
 from html.parser import HTMLParser
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from ixjax.report import write_report
-from ixjax.report.blocks import Code, Section, Table
+from ixjax.report import Limits, write_report
+from ixjax.report.blocks import Code, Plot, Plots, Section, Table
+from ixjax.report.files import open_runs
 from ixjax.report.markdown import markdown, plain
 from ixjax.report.page import as_data
-from tests.report.runs import hostile, write_run
+from ixjax.report.report import make_sections
+from tests.report.runs import hostile, hostile_name, write_run
 
 
 def tags(text: str) -> list[str]:
@@ -23,6 +25,7 @@ def tags(text: str) -> list[str]:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"])))
+@example("&lt;b&gt; &amp; &#60;")
 def test_a_text_in_a_sentence_is_read_as_it_was_written(text):
     rendered = MarkdownIt().render(f"says: {plain(text)}")
     assert tags(rendered) == ["p", "/p"]
@@ -63,10 +66,27 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def test_hostile_texts_add_no_element_to_either_file(tmp_path):
-    tame = write_report([str(write_run(tmp_path / "run"))])
-    before = [Elements(tame[0].read_text()).found, tags(MarkdownIt().render(tame[1].read_text()))]
-    root = write_run(tmp_path / "b" / "run", say=hostile)
-    page, text = write_report([str(root)])
-    assert Elements(page.read_text()).found == before[0]
-    assert tags(MarkdownIt().render(text.read_text())) == before[1]
+def test_hostile_texts_and_names_add_no_element_to_either_file(tmp_path):
+    found = []
+    for folder, say, name in (
+        ("run", str, "{} other".format),
+        (hostile_name("run"), hostile, hostile_name),
+    ):
+        root = write_run(tmp_path / folder, say=say, name=name)
+        page, text = write_report([str(root)])
+        written = [Elements(page.read_text()).found, tags(MarkdownIt().render(text.read_text()))]
+        # A label of a figure has the run's name in it as an attribute.
+        found.append([[tag for tag, _ in written[0]], written[1]])
+    assert found[0] == found[1]
+
+
+def test_every_name_in_a_figure_is_escaped(tmp_path):
+    roots = [
+        str(write_run(tmp_path / end / hostile_name("run"), name=hostile_name)) for end in "ab"
+    ]
+    for several in (roots[:1], roots):
+        blocks = [b for s in make_sections(open_runs(several), Limits()) for b in s.blocks]
+        plots = [p for b in blocks for p in (b.plots if isinstance(b, Plots) else [b])]
+        figures = json.dumps([plot.figure for plot in plots if isinstance(plot, Plot)])
+        assert "&lt;img" in figures
+        assert "<img" not in figures

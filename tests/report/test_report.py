@@ -14,7 +14,7 @@ from ixjax.report import Limits, write_report
 from ixjax.report.blocks import Plot, Plots
 from ixjax.report.files import open_runs
 from ixjax.report.report import make_sections
-from tests.report.runs import STAGES, write_run
+from tests.report.runs import RATING_SCORES, STAGES, write_run
 
 
 def report(*roots, **more) -> str:
@@ -80,15 +80,10 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path):
 
 def test_what_people_said_stands_beside_the_result(tmp_path):
     write_run(tmp_path)
-    scores = {
-        "schema": "ixjax.rating_scores", "version": 1, "user": "true", "raters": 2, "items": 50,
-        "methods": ["sft", "dpo_imcts"], "win_rate": 0.61, "low": 0.47, "high": 0.73,
-        "fleiss": {"items": 50, "kappa": 0.3},
-    }  # fmt: skip
-    (tmp_path / "rating_scores.json").write_text(json.dumps(scores))
+    (tmp_path / "rating_scores.json").write_text(json.dumps(RATING_SCORES))
     assert (
-        "2 people compared 50 pairs of dialogues blindly: DPO on i×MCTS pairs wins 61.0 % against "
-        "SFT (95 %: 47.0 % to 73.0 %; ties are half, Fleiss' kappa 0.300)."
+        "2 people compared 50 pairs of dialogues with the true user blindly: DPO on i×MCTS pairs "
+        "wins 61.0 % against SFT (95 %: 47.0 % to 73.0 %; ties are half, Fleiss' kappa 0.300)."
     ) in section(report(tmp_path), "Result")
 
 
@@ -131,6 +126,19 @@ def test_plotly_knows_every_property_of_the_figures(tmp_path, count, plots):
         figure = go.Figure(plot.figure)  # raises on a property that there is not
         assert figure.data, plot.title
         assert all(len(trace.x) == len(trace.y) > 0 for trace in figure.data), plot.title
+
+
+def test_a_tick_of_a_loss_says_the_whole_number(tmp_path):
+    (training,) = [
+        part
+        for part in make_sections(open_runs([str(write_run(tmp_path))]), Limits())
+        if part.id == "training"
+    ]
+    plots = next(block for block in training.blocks if isinstance(block, Plots)).plots
+    axis = plots[0].figure["layout"]["yaxis"]
+    assert dict(zip(axis["tickvals"], axis["ticktext"], strict=True)).items() >= {
+        0.5: "0.5", 1.0: "1", 5.0: "5",
+    }.items()  # fmt: skip
 
 
 def test_the_intervals_of_the_figure_are_those_of_the_evaluation(tmp_path):

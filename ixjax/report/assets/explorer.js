@@ -2,8 +2,13 @@
 /* The tree explorer. Only the rows in sight are elements; the map above them is one canvas. */
 
 const ROW = 28; // pixels, as in report.css
-const MAP_ROW = 12; // at the most, of a depth in the map
+const MAP_ROW = 12; // at the most, of a turn in the map
 const MAP = 240; // at the most, of the whole map
+
+/** How full of colour a Q is shown: rewards of reactions can carry it beyond 0 and 1. */
+function fullness(q) {
+  return Math.min(1, Math.max(0, q ?? 0));
+}
 
 class Explorer {
   constructor(place, data) {
@@ -43,7 +48,7 @@ class Explorer {
     return element("div", { class: "controls" },
       ...(runs.length > 1 ? [labelled("Run", select(runs, (i) => this.showRun(Number(i))))] : []),
       this.treePlace,
-      number("depth", "Depth, at most", "1"),
+      number("depth", "Turns below the root, at most", "1"),
       number("visits", "Returns, at least", "1"),
       number("margin", "Margin, at least", "0.05"),
       element("label", { class: "check" }, marked, "pairs only"),
@@ -77,6 +82,7 @@ class Explorer {
 
   showTree(columns) {
     this.tree = new SearchTree(columns);
+    this.chosen = undefined; // the id of a node of the last tree
     this.spans = this.tree.spans();
     this.condition.textContent = conditionText(this.tree.condition);
     this.openPath();
@@ -176,7 +182,7 @@ class Explorer {
     made.style.top = `${place * ROW}px`;
     made.style.paddingLeft = `${indent + 4}px`;
     const bar = element("i");
-    bar.style.width = `${100 * Math.min(1, Math.max(0, q ?? 0))}%`;
+    bar.style.width = `${100 * fullness(q)}%`;
     const said = element("span", { class: node > 0 && tree.text[node] === "" ? "said silence" : "said" }, this.said(node));
     made.append(
       element("span", { class: "toggle" }, inner ? (open ? "▾" : "▸") : ""),
@@ -213,7 +219,7 @@ class Explorer {
   /** The dialogue up to a node. */
   read(node) {
     const tree = this.tree;
-    const facts = [`Q ${shown(tree.value[node])}`, `${tree.visits[node]} returns`, `depth ${tree.depth[node]}`];
+    const facts = [`Q ${shown(tree.value[node])}`, `${tree.visits[node]} returns`, `turn ${tree.depth[node]} below the root`];
     const margin = tree.margin[node];
     if (!tree.policy[node] && margin > 0) facts.push(`margin ${margin.toFixed(3)} among the responses`);
     if (tree.cutSet.has(node)) facts.push("cut at the token limit");
@@ -263,7 +269,7 @@ class Explorer {
     else if (node > 0) this.choose(this.tree.parent[node]);
   }
 
-  /** The whole tree at a glance: a row a depth, widths by visits, the fuller the higher Q is. */
+  /** The whole tree at a glance: a row a turn, widths by visits, the fuller the higher Q is. */
   drawMap() {
     const css = getComputedStyle(document.documentElement);
     const color = (name) => css.getPropertyValue(name).trim();
@@ -280,7 +286,7 @@ class Explorer {
     for (let node = 0; node < this.tree.size; node++) {
       const [left, right] = this.spans[node];
       const span = Math.max(0.5, (right - left) * width - 1);
-      pen.globalAlpha = (this.state[node] ? 1 : 0.25) * (0.12 + 0.88 * (this.tree.value[node] ?? 0));
+      pen.globalAlpha = (this.state[node] ? 1 : 0.25) * (0.12 + 0.88 * fullness(this.tree.value[node]));
       pen.fillStyle = fill;
       pen.fillRect(left * width, this.tree.depth[node] * step + 1, span, Math.max(step - 1, step / 2));
     }
@@ -295,7 +301,7 @@ class Explorer {
     }
   }
 
-  /** Pixels of a depth in the map: a deep tree has thin ones. */
+  /** Pixels of a turn in the map: a deep tree has thin ones. */
   mapRow() {
     return Math.min(MAP_ROW, MAP / this.tree.levels);
   }

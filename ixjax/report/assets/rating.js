@@ -6,22 +6,24 @@ class RatingForm {
     this.task = task;
     this.at = 0;
     this.place = place;
-    this.answers = { rater: "", choices: {}, comments: {}, ...this.kept() };
-    this.draw();
+    this.raters = this.kept();
+    if (this.raters.length) this.greet();
+    else this.begin();
   }
 
-  /** What this browser kept of an earlier visit; a browser may refuse to keep anything. */
+  /** What this browser kept of earlier visits, a rater each; it may refuse to keep anything. */
   kept() {
     try {
-      return JSON.parse(localStorage.getItem(this.name()) ?? "{}");
+      const found = JSON.parse(localStorage.getItem(this.name()) ?? "[]");
+      return Array.isArray(found) ? found : [];
     } catch {
-      return {};
+      return [];
     }
   }
 
   keep() {
     try {
-      localStorage.setItem(this.name(), JSON.stringify(this.answers));
+      localStorage.setItem(this.name(), JSON.stringify(this.raters));
     } catch { /* it is still in the page */ }
     this.progress.textContent = this.progressText();
   }
@@ -30,9 +32,37 @@ class RatingForm {
     return `ixjax-rating-${this.task.task}`;
   }
 
+  /** Two people may rate at one computer: nobody goes on with another's answers unawares. */
+  greet() {
+    const goOn = (answers) => this.button(
+      `Go on as ${answers.rater || "one without a name"} (${this.done(answers)} rated)`,
+      () => this.begin(answers));
+    this.place.replaceChildren(
+      element("h1", {}, "Compare dialogues"),
+      element("p", {}, "This browser keeps what was rated in it. Who is there?"),
+      element("div", { class: "actions" },
+        ...this.raters.map(goOn), this.button("Somebody else", () => this.begin())));
+  }
+
+  begin(answers) {
+    this.answers = answers ?? { rater: "", choices: {}, comments: {} };
+    if (!answers) this.raters.push(this.answers);
+    this.draw();
+  }
+
+  done(answers) {
+    return Object.keys(answers.choices).length;
+  }
+
+  button(text, action, attributes = {}) {
+    const made = element("button", { type: "button", ...attributes }, text);
+    made.addEventListener("click", action);
+    return made;
+  }
+
   progressText() {
-    const done = Object.keys(this.answers.choices).length;
-    return `Item ${this.at + 1} of ${this.task.items.length}; ${done} rated.`;
+    const count = this.task.items.length;
+    return `Item ${this.at + 1} of ${count}; ${this.done(this.answers)} rated.`;
   }
 
   draw() {
@@ -70,16 +100,11 @@ class RatingForm {
   }
 
   actions() {
-    const button = (text, action, attributes = {}) => {
-      const made = element("button", { type: "button", ...attributes }, text);
-      made.addEventListener("click", action);
-      return made;
-    };
     const last = this.task.items.length - 1;
     return element("div", { class: "actions" },
-      button("Back", () => this.go(-1), { disabled: this.at === 0 ? "" : false }),
-      button("Next", () => this.go(1), { disabled: this.at === last ? "" : false }),
-      button("Save to a file", () => this.save(), { class: "save" }));
+      this.button("Back", () => this.go(-1), { disabled: this.at === 0 ? "" : false }),
+      this.button("Next", () => this.go(1), { disabled: this.at === last ? "" : false }),
+      this.button("Save to a file", () => this.save(), { class: "save" }));
   }
 
   go(step) {
