@@ -28,6 +28,13 @@ CONFIGS = {
     "several leaves": {"leaves": 3},
     "rollouts": {"rollouts": 3, "leaves": 2},
     "reactions": {"reactions": 3},
+    "more reactions than iterations": {
+        "iterations": 4,
+        "width": 2,
+        "reactions": 6,
+        "widening_factor": 3.0,
+        "widening_exponent": 0.5,
+    },
     "widening": {"widening_factor": 1.5, "widening_exponent": 0.6, "c_uct": 0.5},
     "discount": {"gamma": 0.8, "leaves": 2},
     "max backup": {"backup": "max", "gamma": 0.9},
@@ -92,5 +99,7 @@ def test_more_leaves_do_not_change_what_returns_are_drawn_from():
 
 def test_a_weight_for_reactions_that_earn_nothing_is_refused():
     config = dataclasses.replace(BASE, reaction_weight=0.5)
+    policy = even_policy()
     with pytest.raises(InputError, match=r"search.reaction_weight is 0.5, but scenario 'mood'"):
-        list(run(even_policy(), MoodUser(), MoodScenario(), roots(1), config))
+        list(run(policy, MoodUser(), MoodScenario(), roots(1), config))
+    assert "speak" not in dict(policy.calls)  # nothing was played before that
