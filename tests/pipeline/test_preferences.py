@@ -28,21 +28,10 @@ from ixjax.pipeline.inputs import pair_sources, stage_inputs
 from ixjax.pipeline.preferences import given_pairs
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
 from ixjax.training import ReferenceConfig, load_model
-from tests.end_to_end.tiny import Silent, tiny_run
+from tests.end_to_end.tiny import Notes, Silent, tiny_run
 
 CONDITION = UserCondition("c1", {"need": "rest", "distress": 4, "patience": 3})
 ALONE = ["preferences"]
-
-
-class Notes(Silent):
-    """A reporter that keeps what it is told in words."""
-
-    def __init__(self, stop_in: str | None = None) -> None:
-        super().__init__(stop_in, after=1)
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def rows(count: int) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import pytest
 
 from ixjax.dialogue.types import UserCondition
 from ixjax.io import InputError
-from ixjax.search import FinishedTree, SearchConfig, Tree, clear, forest, run
+from ixjax.search import FinishedTree, SearchConfig, Tree, clear, forest, grow, run
 from tests.search.doubles import (
     EVEN,
     MoodScenario,
@@ -335,6 +335,21 @@ def test_roots_that_cannot_be_searched_are_refused():
         search([root.said("policy", "good")], SMALL)
     with pytest.raises(InputError, match="condition id 'c0' occurs twice"):
         search([root, root], SMALL)
+
+
+def test_trees_may_be_had_as_they_finish():
+    """The second root is over: its tree is done while the first one still grows."""
+    long, over = roots(2)
+    for turn in range(3):
+        over = over.said("policy", "good").said("user", f"reply {turn}")
+
+    def grown(*, in_order: bool) -> list[FinishedTree]:
+        sides = even_policy(), MoodUser(), MoodScenario()
+        return list(grow(*sides, [long, over], SMALL, seed=0, in_order=in_order))
+
+    first, second = grown(in_order=True)
+    assert (first.condition_id, second.condition_id) == ("c0", "c1")
+    assert grown(in_order=False) == [second, first]
 
 
 def test_no_conditions_give_no_trees():

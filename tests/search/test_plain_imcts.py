@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import numpy as np
 import pytest
+from scipy.stats import chi2_contingency
 
 from ixjax.io import InputError
 from ixjax.search import SearchConfig, run
@@ -84,17 +84,20 @@ def test_more_leaves_do_not_change_what_returns_are_drawn_from():
         iterations=64,
     )
     several = dataclasses.replace(flat, iterations=16, leaves=4)
-    means = {}
-    for config in (flat, several):
+    returns = {}
+    for seed, config in enumerate((flat, several)):
         by_text: dict[str, list[float]] = {}
-        for tree in run(even_policy(), MoodUser(), MoodScenario(), roots(36)[::3], config):
+        for tree in run(even_policy(), MoodUser(), MoodScenario(), roots(36)[::3], config, seed=seed):
             for node in tree.children(0):
-                by_text.setdefault(node.text, []).append(node.value)
-        means[config.leaves] = by_text
-    for text, values in means[1].items():
-        other = means[4][text]
-        error = math.hypot(*(np.std(v, ddof=1) / math.sqrt(len(v)) for v in (values, other)))
-        assert abs(np.mean(values) - np.mean(other)) < 4 * error, text
+                single = [r.value_sum for r in tree.children(node.id) if r.visits == 1]
+                by_text.setdefault(node.text, []).extend(single)
+        returns[config.leaves] = by_text
+    for text, flat_returns in returns[1].items():
+        others = returns[4][text]
+        levels = sorted({*flat_returns, *others})  # quarters: the user's moods
+        table = [[found.count(level) for level in levels] for found in (flat_returns, others)]
+        assert min(map(sum, table)) > 100
+        assert chi2_contingency(table).pvalue > 0.01, (text, table)
 
 
 def test_a_weight_for_reactions_that_earn_nothing_is_refused():
