@@ -23,7 +23,7 @@ def kept(made: list[Stamp]) -> KeptContexts:
     return contexts
 
 
-@pytest.mark.parametrize("order", itertools.permutations(MADE))
+@pytest.mark.parametrize("order", list(itertools.permutations(MADE)))
 def test_the_least_recently_used_makes_room_in_whatever_order_they_came(order):
     contexts = kept(list(order))
     places = {stamp: contexts.use(stamp, stamp) for stamp in MADE}

@@ -84,10 +84,10 @@ def test_more_leaves_do_not_change_what_returns_are_drawn_from():
         iterations=64,
     )
     several = dataclasses.replace(flat, iterations=16, leaves=4)
-    returns = {}
+    sides, returns = (even_policy(), MoodUser(), MoodScenario()), {}
     for seed, config in enumerate((flat, several)):
         by_text: dict[str, list[float]] = {}
-        for tree in run(even_policy(), MoodUser(), MoodScenario(), roots(36)[::3], config, seed=seed):
+        for tree in run(*sides, roots(36)[::3], config, seed=seed):
             for node in tree.children(0):
                 single = [r.value_sum for r in tree.children(node.id) if r.visits == 1]
                 by_text.setdefault(node.text, []).extend(single)
