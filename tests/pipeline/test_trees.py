@@ -175,6 +175,8 @@ def test_a_search_tells_beforehand_what_it_will_cost(out):
     spent = search(process(out), reporter)["trees"]
     first, last = (note for note in reporter.notes if "tokens and" in note)
     assert first.startswith("search: after 2 of 6 trees, ")
+    hits, misses = spent["context_hits"], spent["context_misses"]
+    assert spent["context_hit_rate"] == pytest.approx(hits / (hits + misses), abs=1e-4)
     tokens = spent["policy_tokens"] + spent["simulator_tokens"]
     assert last.startswith(f"search: {tokens:,} tokens and ")
     assert last.endswith(f"; {first.partition('trees, ')[2]} expected")
