@@ -56,6 +56,8 @@ def stage_inputs(stage: str, config: RunConfig, prepared: str, preferences: str 
         "evaluate": lambda: [
             [of(f"dpo/{source}") for source in pair_sources(config)],
             [of(f"sft/{name}") for name in SIMULATORS],
+            # What the chain above holds only where a policy was aligned on the search's pairs.
+            [config.sampling, config.readout, config.search.c_uct],
             config.evaluation,
         ],
     }

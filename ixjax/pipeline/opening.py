@@ -21,6 +21,7 @@ from ixjax.pipeline.inputs import PREFERENCES, paths
 from ixjax.pipeline.metrics import check_packages
 from ixjax.pipeline.preferences import check_preferences
 from ixjax.pipeline.run import Run
+from ixjax.search import check_reaction_weight
 from ixjax.training.steps import trained_paths
 
 
@@ -79,6 +80,7 @@ def _check_settings(config: RunConfig) -> None:
     """Refuse now what would fail hours later."""
     check_packages(config.metrics)
     _check_frozen(config)
+    check_reaction_weight(config.search, get_scenario(config.scenario))
     if not 0 <= config.seed < 2**31:
         raise io.InputError(f"seed is {config.seed}; expected 0 or more, below 2^31")
     if config.search.width < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -40,15 +41,16 @@ def take_pairs(run: Run, trees: Iterable[FinishedTree], reporter: Reporter) -> d
         if facts is None:
             return run.facts("pairs")
         account: Counter[str] = Counter()
-        found, widest = [], 0.0
+        found, nearly = [], _Nearly(config)
         for tree in trees:
             found += extract_pairs(tree, config, account=account)
-            widest = max(widest, _widest_margin(tree, config))
+            if not found:
+                nearly.add(tree)
         found = balance_depths(found, config, account=account)
         if not found:
             raise io.InputError(
                 f"{run.directory.trees}: no preference pair was found ({_why(account)}). "
-                f"{_advice(account, config, widest)}; or search more (--search.iterations, "
+                f"{_advice(account, config, nearly)}; or search more (--search.iterations, "
                 "--search.width)"
             )
         # As many as the tree pairs, for the policy that learns from them alone, or as the mix asks.
@@ -109,32 +111,40 @@ def _counts(account: Counter[str], rules: Sequence[str]) -> dict[str, int]:
     return {rule: account[rule] for rule in rules if account[rule]}
 
 
-def _widest_margin(tree: FinishedTree, config: PairsConfig) -> float:
-    """Largest difference in value between two siblings that are visited enough."""
-    margins = [0.0]
-    for node in tree.nodes:
-        if node.kind == "decision":
-            visited = [c for c in tree.children(node.id) if c.visits >= config.min_visits]
-            values = [child.value for child in visited]
-            margins.append(max(values, default=0.0) - min(values, default=0.0))
-    return max(margins)
+class _Nearly:
+    """What a smaller `min_margin` would let in.
+
+    Attributes:
+        widest: the largest margin of a pair that all other rules let pass.
+        account: how many each of them drops.
+    """
+
+    def __init__(self, config: PairsConfig):
+        self._any_margin = dataclasses.replace(config, min_margin=0.0)
+        self.widest, self.account = 0.0, Counter[str]()
+
+    def add(self, tree: FinishedTree) -> None:
+        """Look at one more tree."""
+        pairs = extract_pairs(tree, self._any_margin, account=self.account)
+        self.widest = max([self.widest, *(pair.margin for pair in pairs)])
 
 
-def _advice(account: Counter[str], config: PairsConfig, widest: float) -> str:
+def _advice(account: Counter[str], config: PairsConfig, nearly: _Nearly) -> str:
     """What would let in most of what was dropped.
 
     Args:
         account: how many each rule has dropped.
         config: the rules.
-        widest: the largest margin between siblings.
+        nearly: what any margin would let in; where it is nothing, another rule is to blame.
     """
+    blamed = account if nearly.widest else nearly.account
     return {
         "truncated": "Allow longer turns (--sampling.max-new-tokens), or --pairs.keep-truncated",
         "few_visits": "Lower --pairs.min-visits",
         "small_margin": f"Lower --pairs.min-margin ({config.min_margin:g}): the largest margin "
-        f"between siblings was {widest:.3g}",
+        f"of a pair that the other rules let pass was {nearly.widest:.3g}",
         "near_duplicate": "Raise --pairs.max-similarity",
-    }.get(max(+account, key=account.__getitem__, default=""), "Train the speakers longer")
+    }.get(max(+blamed, key=blamed.__getitem__, default=""), "Train the speakers longer")
 
 
 def _why(account: Counter[str]) -> str:

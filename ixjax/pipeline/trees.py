@@ -16,6 +16,7 @@ from typing import Any
 
 from ixjax import io
 from ixjax.dialogue.types import Dialogue
+from ixjax.generation import Account
 from ixjax.pipeline.run import Reporter, Run
 from ixjax.search import (
     TREE_SCHEMA,
@@ -27,7 +28,9 @@ from ixjax.search import (
     warm_up,
 )
 
-FLUSH_SECONDS = 10.0  # at the most between a tree's end and its being written
+# Trees that end less than so long after a writing wait for the next one that ends. They are all
+# that is lost where a process is killed, besides those that grow.
+FLUSH_SECONDS = 10.0
 POLL_SECONDS = 1.0
 
 
@@ -95,9 +98,10 @@ def _grow_slice(run: Run, reporter: Reporter) -> dict[str, Any]:
         account = _account(records)
         run.log("search", account)
         total.update(account)
+    total = _with_rate(total)
     if processes.index:
         reporter.finish(**total)
-    return dict(total)
+    return total
 
 
 def _search(
@@ -118,12 +122,12 @@ def _search(
         config,
         seed=run.config.seed,
         account=time_spent,
+        in_order=False,
     )
-    forecast = _Forecast(len(roots), config.trees, reporter)
     warmed = functools.partial(warm_up, policy, simulator, roots, config)
     with run.engine_at_work("search", reporter, warmed):
         records, flushed = [], time.monotonic()
-        forecast.begin()
+        forecast = _Forecast(len(roots), config.trees, reporter, run.account)
         for tree in trees:
             records.append(tree.to_json())
             reporter.advance(nodes=len(tree.nodes), root_value=tree.nodes[0].value)
@@ -145,32 +149,46 @@ def _search(
 
 
 class _Forecast:
-    """What a search will cost, told once its first trees are done, and at its end what it cost."""
+    """What a search will cost, told once its first trees are done, and at its end what it cost.
 
-    def __init__(self, trees: int, first: int, reporter: Reporter):
+    Others are half grown by then, so the time of what is to come is told by all tokens that were
+    sampled, not by the trees that are done.
+
+    Args:
+        trees: to be searched from now on.
+        first: trees to have done before it is told.
+        reporter: is told.
+        account: of the engines that the search runs on.
+    """
+
+    def __init__(self, trees: int, first: int, reporter: Reporter, account: Account):
         self._trees, self._first, self._reporter = trees, first, reporter
+        self._account, self._before = account, account.decode_tokens
         self._done, self._tokens, self._told = 0, 0, ""
-
-    def begin(self) -> None:
-        """The search begins now."""
         self._started = time.monotonic()
 
     def note(self, tokens: int) -> None:
         """One more tree is done, which took so many tokens."""
         self._done, self._tokens = self._done + 1, self._tokens + tokens
         if self._done == self._first < self._trees:
-            scale = self._trees / self._done
-            self._told = self._cost(scale)
+            expected = self._tokens * self._trees / self._done
+            sampled = max(self._account.decode_tokens - self._before, 1)
+            self._told = _cost(expected, self._seconds * expected / sampled)
             self._reporter.note(f"search: after {self._done} of {self._trees} trees, {self._told}")
 
     def end(self) -> None:
         """The search is over."""
         if self._told:
-            self._reporter.note(f"search: {self._cost(1)} in the end; {self._told} expected")
+            found = _cost(self._tokens, self._seconds)
+            self._reporter.note(f"search: {found} in the end; {self._told} expected")
 
-    def _cost(self, scale: float) -> str:
-        minutes = (time.monotonic() - self._started) * scale / 60
-        return f"{self._tokens * scale:,.0f} tokens and {minutes:.1f} min"
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
+
+
+def _cost(tokens: float, seconds: float) -> str:
+    return f"{tokens:,.0f} tokens and {seconds / 60:.1f} min"
 
 
 def _tokens(account: Mapping[str, int]) -> int:
@@ -216,7 +234,7 @@ def _put_together(
             yield record
 
     io.write_jsonl(run.directory.all_trees, records(), schema=TREE_SCHEMA)
-    return dict(total)
+    return _with_rate(total)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -243,3 +261,10 @@ def _account(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for record in records:
         total.update({k: v for k, v in record["account"].items() if isinstance(v, int)})
     return dict(total)
+
+
+def _with_rate(account: Mapping[str, int]) -> dict[str, Any]:
+    """And how many of the expansions found their contexts kept."""
+    hits, misses = account.get("context_hits", 0), account.get("context_misses", 0)
+    rate = {"context_hit_rate": round(hits / (hits + misses), 4)} if hits + misses else {}
+    return {**account, **rate}

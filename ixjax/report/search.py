@@ -15,6 +15,7 @@ from ixjax.report.layout import named, titled
 COUNTS = (
     *("trees", "nodes", "simulations", "unreadable", "duplicates", "collisions", "silent"),
     *("policy_tokens", "simulator_tokens", "context_hits", "context_misses"),
+    "context_hit_rate",
 )
 MARGIN_BINS = 20  # over margins of 0 to 1
 MARGIN_SLACK = 1e-6  # as the rule of least margins has it

@@ -15,6 +15,7 @@ from ixjax.search.pairs import (
 )
 from ixjax.search.preference import PreferencePair, llama_factory_info
 from ixjax.search.reuse import clear
+from ixjax.search.talk import check_reaction_weight
 from ixjax.search.thinking import ThinkingSession
 from ixjax.search.tree import FinishedTree, Tree, TreeNode
 from ixjax.search.uct import add_children, backpropagate, uct_select
@@ -36,6 +37,7 @@ __all__ = [
     "add_children",
     "backpropagate",
     "balance_depths",
+    "check_reaction_weight",
     "check_readable",
     "clear",
     "extract_pairs",

@@ -55,9 +55,11 @@ class SearchConfig:
     reaction_weight: float = 0.0
     """lambda: what each reaction earns by itself, in a scenario that says so, times this."""
     stop_gap: float = 0.0
-    """Stop a tree once the root's responses are so many standard errors apart; 0: never."""
+    """Stop a tree once the root's responses are so many standard errors apart; 0: never. Not beside
+    `reaction_weight`: the errors are those of returns in [0, 1]."""
     max_nodes: int = 0
-    """Stop a tree that another iteration could take past so many nodes; 0: no limit."""
+    """Stop a tree that another iteration could take past so many nodes; 0: no limit. One that a
+    policy grows on from its last turn may have twice as many, those that it began with included."""
     max_tokens: int = 0
     """Stop a tree for which so many tokens were sampled; 0: no limit."""
     contexts: int = 64
@@ -81,17 +83,23 @@ class SearchConfig:
                 "one iteration may take as many (search.leaves, search.width, search.reactions)"
             )
         for name, low, high in (
-            ("c_uct", 0, math.inf),
-            ("reaction_weight", 0, math.inf),
-            ("stop_gap", 0, math.inf),
-            ("widening_factor", 1e-9, math.inf),
+            ("c_uct", 0, None),
+            ("reaction_weight", 0, None),
+            ("stop_gap", 0, None),
+            ("widening_factor", 1e-9, None),
             ("widening_exponent", 0, 1),
             ("gamma", 1e-9, 1),
         ):
-            if not low <= getattr(self, name) <= high:
-                raise InputError(
-                    f"search.{name} is {getattr(self, name)}; expected a number in [{low}, {high}]"
-                )
+            value = getattr(self, name)
+            if not (math.isfinite(value) and low <= value <= (value if high is None else high)):
+                expected = f"a finite number, {low} or more" if high is None else f"{low} to {high}"
+                raise InputError(f"search.{name} is {value}; expected {expected}")
+        if self.stop_gap and self.reaction_weight:
+            raise InputError(
+                f"search.stop_gap is {self.stop_gap} and search.reaction_weight "
+                f"{self.reaction_weight}; expected one of them to be 0: how far apart means are is "
+                "told in errors of returns in [0, 1], which rewarded reactions leave"
+            )
 
     @property
     def expansions(self) -> int:
@@ -119,7 +127,7 @@ class SearchConfig:
         """The most reactions that one response can have."""
         visits = self.expansions * self.reactions * self.rollouts + self.leaves
         limit = math.ceil(self.widening_factor * visits**self.widening_exponent)
-        widened = max(1, min(limit, 1 + self.iterations * self.leaves))
+        widened = max(1, min(limit, self.reactions + self.iterations * self.leaves))
         return max(widened, self.reactions)
 
     @property

@@ -247,8 +247,8 @@ class Expansion:
         held = rollout == 0
         responses = game.said[POLICY][held and sample.responds :]
         reactions = game.said[USER][held:]
-        self._ledger.counts["policy_tokens"] += sum(said.num_tokens for said in responses)
-        self._ledger.counts["simulator_tokens"] += sum(said.num_tokens for said in reactions)
+        self._ledger.spend("policy", responses)
+        self._ledger.spend("simulator", reactions)
         gamma = self._talk.config.gamma
         shaping = sum(
             gamma**k * self._talk.reaction_reward(said) for k, said in enumerate(reactions, start=1)

@@ -17,13 +17,13 @@ from ixjax.search.expansion import Expansion, Sample
 from ixjax.search.kept import KeptContexts
 from ixjax.search.ledger import Entry, Ledger
 from ixjax.search.planting import Planting
-from ixjax.search.reuse import clear, restore
+from ixjax.search.reuse import clear, restore, statistics
 from ixjax.search.talk import Talk
 from ixjax.search.tree import FinishedTree, Tree
 from ixjax.search.uct import add_children, backpropagate, uct_select
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Growing:
     """A tree that grows.
 
@@ -85,8 +85,11 @@ class Forest:
         to_begin: list[Growing] = []
         while ready := [tree for tree in self._growing if tree.task.done]:
             self._take_in(ready)
-            going_on = [tree for tree in ready if not self._stops(tree)]
-            self._finish([tree for tree in ready if tree not in going_on])
+            going_on: list[Growing] = []
+            stopping: list[Growing] = []
+            for tree in ready:
+                (stopping if self._stops(tree) else going_on).append(tree)
+            self._finish(stopping)
             self._select(going_on)
             # One whose leaves are all terminal has nothing to play: it goes on at once.
             to_begin += [tree for tree in going_on if not tree.task.done]
@@ -222,13 +225,14 @@ class Forest:
     def _settled(self, tree: Growing) -> bool:
         """Whether neighbours in the order of the root's responses are `stop_gap` errors apart.
 
-        A mean of N returns in [0, 1] has a standard error of 1 / (2 sqrt N) at the most.
+        A mean of N returns in [0, 1] has a standard error of 1 / (2 sqrt N) at the most. One
+        response alone is in no order.
         """
-        visits = np.asarray(self._arrays.visits[tree.slot])
-        value_sum = np.asarray(self._arrays.value_sum[tree.slot])
+        found = jax.device_get(statistics(self._arrays, tree.slot))
+        visits, value_sum = found["visits"], found["value_sum"]
         responses = [i for i, e in enumerate(tree.ledger.entries) if e.parent == Tree.ROOT]
         means = sorted((value_sum[i] / visits[i], visits[i]) for i in responses if visits[i])
-        if len(means) < len(responses):
+        if len(means) < max(2, len(responses)):
             return False
         gaps = [
             (high - low) / math.hypot(0.5 / math.sqrt(n), 0.5 / math.sqrt(m))
@@ -240,17 +244,14 @@ class Forest:
         """Records of these trees; their slots are free."""
         if not trees:
             return
-        names = ("depth", "visits", "value_sum", "unread")
-        arrays = dict(
-            zip(names, jax.device_get([getattr(self._arrays, n) for n in names]), strict=True)
-        )
-        for tree in trees:
-            statistics = {name: array[tree.slot] for name, array in arrays.items()}
-            self.finished[tree.number] = tree.ledger.finish(statistics, scenario=self._scenario)
-            self._growing.remove(tree)
+        found = jax.device_get([statistics(self._arrays, tree.slot) for tree in trees])
+        for tree, counted in zip(trees, found, strict=True):
+            self.finished[tree.number] = tree.ledger.finish(counted, scenario=self._scenario)
             self._free.append(tree.slot)
-        which = np.isin(np.arange(self._config.trees), [tree.slot for tree in trees])
-        self._arrays = clear(self._arrays, which)
+        slots = {tree.slot for tree in trees}
+        self._growing = [tree for tree in self._growing if tree.slot not in slots]
+        which = np.isin(np.arange(self._config.trees), list(slots))
+        self._arrays = clear(self._arrays, which, donate=True)
 
 
 def _samples(tree: Growing) -> list[Sample]:

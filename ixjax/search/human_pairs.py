@@ -5,14 +5,13 @@ The paper mixes such pairs into the ones that the search found.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ixjax.dialogue.types import Dialogue
 from ixjax.generation import Speaker
-from ixjax.generation.turns import SILENCE
+from ixjax.generation.turns import SILENCE, hashed
 from ixjax.search.preference import PreferencePair
 
 
@@ -38,7 +37,7 @@ def human_pairs(
         padding = [histories[-1]] * (batch - len(histories))  # the row count never changes
         active = np.arange(batch) < len(histories)
         identities = np.array(
-            [[zlib.crc32(d.id.encode()), len(d.turns)] for d in [*histories, *padding]], np.uint32
+            [[hashed(d.id), len(d.turns)] for d in [*histories, *padding]], np.uint32
         )
         _, utterances = policy.speak(policy.start([*histories, *padding]), identities, active)
         for history, (dialogue, i), said in zip(histories, chosen, utterances, strict=False):

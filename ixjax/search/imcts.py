@@ -114,6 +114,7 @@ def grow(
     seed: int,
     account: SearchAccount | None = None,
     nodes: int | None = None,
+    in_order: bool = True,
 ) -> Iterator[FinishedTree]:
     """As `run`, of roots that can be searched; trees that were searched before grow on.
 
@@ -127,6 +128,8 @@ def grow(
         account: see `run`.
         nodes: the most nodes that a tree can have, those that it has included; default, what the
             budget allows.
+        in_order: yield trees in the order of the roots; otherwise as they finish, so that none
+            waits for a slow one.
     """
     account = account or SearchAccount()
     in_play = _side_by_side(policy, simulator, config)
@@ -150,8 +153,8 @@ def grow(
                 to_begin += forest.grow()
             with account.clock("play"):
                 talk.carry_out()
-        while due in forest.finished:
-            yield forest.finished.pop(due)
+        while forest.finished and (not in_order or due in forest.finished):
+            yield forest.finished.pop(due if in_order else next(iter(forest.finished)))
             due += 1
     in_play.close()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -132,24 +132,10 @@ class SearchingPolicy:
             return state, said
         names = _names(identities[rows])
         roots = [self._root(state, row, name) for row, name in zip(rows, names, strict=True)]
-        turns = max(policy_turns(root.root) for root in roots)
-        config = dataclasses.replace(
-            self.config,
-            max_turns=max(self.config.max_turns, turns + 1),
-            trees=min(self.config.trees, len(active)),
-        )
-        found = grow(
-            self._policy,
-            self._simulator,
-            self.scenario,
-            roots,
-            config,
-            seed=self._seed,
-            nodes=(1 + self._reuse) * config.nodes,
-        )
         dialogues, trees = list(state.dialogues), list(state.trees)
         chosen = list(state.chosen)
-        for row, tree in zip(rows, found, strict=True):
+        for place, tree in self._search(roots, side_by_side=len(active)):
+            row = rows[place]
             dialogue = dialogues[row]
             assert dialogue is not None  # it was searched from
             best = self.ranked(tree)[0]
@@ -162,6 +148,32 @@ class SearchingPolicy:
             dialogues[row] = dialogue.said("policy", best.text)
             trees[row], chosen[row] = tree, best.id
         return Searched(tuple(dialogues), tuple(trees), tuple(chosen)), said
+
+    def _search(
+        self, roots: Sequence[FinishedTree], *, side_by_side: int
+    ) -> Iterator[tuple[int, FinishedTree]]:
+        """The trees of these roots, each with its place among them.
+
+        Every root is looked ahead from for a turn at least. That lets one that is longer than
+        `max_turns` end later, which must not let its neighbours: each length is searched by itself.
+        """
+        ends: collections.defaultdict[int, list[int]] = collections.defaultdict(list)
+        for place, root in enumerate(roots):
+            ends[max(self.config.max_turns, policy_turns(root.root) + 1)].append(place)
+        for max_turns, places in ends.items():
+            config = dataclasses.replace(
+                self.config, max_turns=max_turns, trees=min(self.config.trees, side_by_side)
+            )
+            trees = grow(
+                self._policy,
+                self._simulator,
+                self.scenario,
+                [roots[place] for place in places],
+                config,
+                seed=self._seed,
+                nodes=(1 + self._reuse) * config.nodes,
+            )
+            yield from zip(places, trees, strict=True)
 
     def _root(self, state: Searched, row: int, name: str) -> FinishedTree:
         """The row's dialogue, under a name of its own, with what is known of it."""

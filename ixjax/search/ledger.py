@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -101,9 +101,13 @@ class Ledger:
             self.add(node.id, entry)
 
     def count(self, speaker: str, said: Utterance) -> None:
-        """A turn that was sampled by `policy` or `simulator`."""
-        self.counts[f"{speaker}_tokens"] += said.num_tokens
+        """A response or reaction of the tree's own, by `policy` or `simulator`."""
+        self.spend(speaker, [said])
         self.counts["silent"] += said.text in ("", SILENCE) and not said.ended
+
+    def spend(self, speaker: str, said: Iterable[Utterance]) -> None:
+        """Tokens of turns that were sampled by `policy` or `simulator`."""
+        self.counts[f"{speaker}_tokens"] += sum(turn.num_tokens for turn in said)
 
     def path(self, node: int) -> list[int]:
         """From a node up to the root."""

@@ -62,7 +62,7 @@ class Planting:
             self._enter(over=True, outcome=outcome)
             return
         said = event.utterance
-        self._ledger.counts["simulator_tokens"] += said.num_tokens
+        self._ledger.spend("simulator", [said])
         if said.text:
             self._ledger.root = self._ledger.root.said("user", said.text)
         if said.ended:

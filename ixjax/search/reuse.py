@@ -43,8 +43,21 @@ def restore(tree: Tree, slot: int, finished: FinishedTree, *, gamma: float, back
         finished: at most N nodes.
         gamma: see `backpropagate`.
         backup: what the value of a node is made of, `mean` or `max`.
+
+    Raises:
+        ValueError: the finished tree has more nodes, or more children at one, than there is room.
     """
     nodes, size = finished.nodes, len(finished.nodes)
+    widest = max(len(finished.children(node.id)) for node in nodes)
+    for what, found, most in (
+        ("nodes", size, tree.capacity),
+        ("children at a node", widest, tree.width),
+    ):
+        if found > most:
+            raise ValueError(
+                f"the tree of condition {finished.condition_id!r} has {found} {what}; expected at "
+                f"most {most}: give it more room, or its subtree below a turn that was played"
+            )
     children = np.full((tree.capacity, tree.width), Tree.NO_NODE, np.int32)
     count = np.zeros(tree.capacity, np.int32)
     for node in nodes[1:]:
@@ -89,6 +102,15 @@ def _values(finished: FinishedTree, *, gamma: float, backup: str) -> list[float]
             below = sum(c.visits * (c.reward + values[c.id]) for c in visited)
             values[node.id] = below / sum(child.visits for child in visited)
     return values
+
+
+@jax.jit
+def statistics(tree: Tree, slot: ArrayLike) -> dict[str, jax.Array]:
+    """`[N]` of one tree alone: what the records of its nodes hold of its arrays."""
+    return {
+        name: lax.dynamic_index_in_dim(getattr(tree, name), slot, keepdims=False)
+        for name in ("depth", "visits", "value_sum", "unread")
+    }
 
 
 @partial(jax.jit, donate_argnums=0)

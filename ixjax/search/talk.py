@@ -11,6 +11,15 @@ from ixjax.io import InputError
 from ixjax.search.config import SearchConfig
 
 
+def check_reaction_weight(config: SearchConfig, scenario: Scenario) -> None:
+    """Raise `InputError` for a weight of what reactions earn in a scenario where they earn none."""
+    if config.reaction_weight and not isinstance(scenario, RewardsReactions):
+        raise InputError(
+            f"search.reaction_weight is {config.reaction_weight}, but scenario {scenario.name!r} "
+            "has no `reaction_reward(text)`; expected 0, or a scenario that rewards reactions"
+        )
+
+
 class Talk:
     """Where the games of all trees are played; what they want done is done for all at once.
 
@@ -19,9 +28,13 @@ class Talk:
         scenario: rewards reactions, if it does.
         config: sizes and constants.
         seed: of the run.
+
+    Raises:
+        InputError: see `check_reaction_weight`.
     """
 
     def __init__(self, in_play: InPlay, scenario: Scenario, config: SearchConfig, seed: int):
+        check_reaction_weight(config, scenario)
         self.in_play, self.config, self.seed = in_play, config, seed
         self.scenario = scenario
         self._reserved: set[int] = set()
@@ -72,17 +85,8 @@ class Talk:
         self.release(places)
 
     def reaction_reward(self, utterance: Utterance) -> float:
-        """What a reaction earns by itself, weighted.
-
-        Raises:
-            InputError: a weight was given, and the scenario rewards no reactions.
-        """
-        weight = self.config.reaction_weight
-        if not weight:
+        """What a reaction earns by itself, weighted."""
+        weight, scenario = self.config.reaction_weight, self.scenario
+        if not weight or not isinstance(scenario, RewardsReactions):
             return 0.0
-        if not isinstance(self.scenario, RewardsReactions):
-            raise InputError(
-                f"search.reaction_weight is {weight}, but scenario {self.scenario.name!r} has no "
-                "`reaction_reward(text)`; expected 0, or a scenario that rewards reactions"
-            )
-        return weight * self.scenario.reaction_reward(utterance.text)
+        return weight * scenario.reaction_reward(utterance.text)

@@ -110,6 +110,7 @@ def test_settings_of_stages_that_are_yet_to_be_done_may_change(tmp_path, capsys)
     [
         (("--seed", "-1"), "seed is -1; expected 0 or more"),
         (("--search.width", "1"), "search.width is 1; expected 2 or more"),
+        (("--search.reaction-weight", "0.5"), "search.reaction_weight is 0.5, but scenario 'sand"),
         (("--sampling.max-new-tokens", "5000"), "sampling.max_new_tokens is 5000, model.max_len"),
         (("--pairs.min-margin", "2"), "pairs.min_margin is 2.0; engagement is 1 at most"),
     ],

@@ -69,3 +69,14 @@ class Silent:
 
     def note(self, text: str) -> None:
         self.told += 1
+
+
+class Notes(Silent):
+    """A reporter that keeps what it is told in words."""
+
+    def __init__(self, stop_in: str | None = None) -> None:
+        super().__init__(stop_in, after=1)
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)

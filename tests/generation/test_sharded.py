@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from ixjax.generation import Engine, EngineConfig, SamplingConfig, Turns
-from ixjax.generation.sampling import uniforms
 from ixjax.models import ModelConfig, param_shardings
 from ixjax.parallel import MeshConfig, make_mesh
+from tests.generation.near_ties import NEAR, gap
 from tests.models.tiny import random_model
 
 CONFIG = ModelConfig(
@@ -24,7 +24,6 @@ CONFIG = ModelConfig(
     max_length=320,
 )
 ROWS, STEPS = 16, 24
-NEAR = 1e-4  # a gap in probability that rounding may cross
 
 
 def prompts(rows: int, *, longest: int, seed: int = 0) -> list[list[int]]:
@@ -70,20 +69,9 @@ def test_eight_devices_say_what_one_says(shape, temperature):
         at = next(i for i in range(STEPS) if one[row][i] != eight[row][i])
         known = [*given[row], 3, *one[row][:at]]
         logits = np.asarray(model(np.array([known])))[0, -1].astype(np.float64)
-        assert _gap(logits, row, at, temperature) < NEAR, f"row {row}, token {at}"
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), row), at)
+        assert gap(logits, key, temperature) < NEAR, f"row {row}, token {at}"
     assert len(different) <= 1
-
-
-def _gap(logits: np.ndarray, row: int, token: int, temperature: float) -> float:
-    """How near another token was: in probability, or in how far the draw lay from its border."""
-    probabilities = np.exp(logits - logits.max())
-    probabilities /= probabilities.sum()
-    if temperature == 0:
-        best, second = np.sort(probabilities)[:-3:-1]
-        return float(best - second)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), row), token)
-    draw = float(uniforms(key[None])[0, 0])
-    return float(np.abs(np.cumsum(probabilities) - draw).min())
 
 
 def test_neighbours_and_the_number_of_a_row_change_no_bit():

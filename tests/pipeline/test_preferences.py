@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -23,25 +24,14 @@ from ixjax.pipeline import (
     train_speakers,
 )
 from ixjax.pipeline.evaluate import _methods as methods
-from ixjax.pipeline.inputs import pair_sources
+from ixjax.pipeline.inputs import pair_sources, stage_inputs
 from ixjax.pipeline.preferences import given_pairs
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
 from ixjax.training import ReferenceConfig, load_model
-from tests.end_to_end.tiny import Silent, tiny_run
+from tests.end_to_end.tiny import Notes, Silent, tiny_run
 
 CONDITION = UserCondition("c1", {"need": "rest", "distress": 4, "patience": 3})
 ALONE = ["preferences"]
-
-
-class Notes(Silent):
-    """A reporter that keeps what it is told in words."""
-
-    def __init__(self, stop_in: str | None = None) -> None:
-        super().__init__(stop_in, after=1)
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def rows(count: int) -> list[dict[str, Any]]:
@@ -113,6 +103,25 @@ def test_the_policy_of_a_file_is_a_model_of_the_run_and_a_method_to_evaluate(out
     assert list(methods(opened(out, tmp_path / "trl.jsonl")))[-2:] == ["imcts", "dpo_preferences"]
     with pytest.raises(io.InputError, match=r"pairs is not finished here; run `ixjax search`"):
         align(run, Silent())
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_evaluation_is_stale_once_what_it_plays_with_has_changed(tmp_path, alone):
+    """Of a policy that no search had a part in, too; what is the search's alone is not its."""
+    given = PreferencesConfig(path="trl.jsonl", alone=alone)
+    config = tiny_run(tmp_path, preferences=given)
+
+    def changed(**settings: Any) -> bool:
+        other = dataclasses.replace(config, **settings)
+        first, then = (stage_inputs("evaluate", c, "prepared", "rows") for c in (config, other))
+        return first != then
+
+    assert changed(sampling=dataclasses.replace(config.sampling, temperature=0.5))
+    assert changed(readout="sampled")
+    assert changed(search=dataclasses.replace(config.search, c_uct=0.5))
+    assert changed(search=dataclasses.replace(config.search, iterations=3)) is not alone
+    assert changed(evaluation=dataclasses.replace(config.evaluation, think=1))
+    assert not changed(out=str(tmp_path / "elsewhere"))
 
 
 def history(*texts: str) -> Dialogue:

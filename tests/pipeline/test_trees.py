@@ -14,12 +14,12 @@ from rich.console import Console
 
 from ixjax.commands import pipeline as pipeline_command
 from ixjax.commands import search as search_command
-from ixjax.generation import SamplingConfig
+from ixjax.generation import Account, SamplingConfig
 from ixjax.io import InputError, Manifest
 from ixjax.pipeline import Run, open_run, prepare, search, train_speakers, trees
 from ixjax.pipeline.config import ProcessesConfig
 from tests.end_to_end.processes import command, finish, start
-from tests.end_to_end.tiny import Silent, tiny_run
+from tests.end_to_end.tiny import Notes, Silent, tiny_run
 
 CONDITIONS = 6
 RESULTS = ("trees/trees-00000-of-00001.jsonl", "pairs.jsonl", "human_pairs.jsonl")
@@ -148,6 +148,38 @@ def test_the_command_of_another_process_prints_what_it_did(out, capsys):
     search_command.execute(process(out, 1, 2), Silent(), Console(width=80))
     assert "pairs" not in (told := capsys.readouterr().out)
     assert "simulations" in told
+
+
+def test_a_forecast_counts_what_was_sampled_for_trees_that_still_grow(monkeypatch):
+    """Two of six trees are done; as many tokens again were sampled for others."""
+    now, account, reporter = [0.0], Account(decode_tokens=7), Notes()
+    monkeypatch.setattr(trees.time, "monotonic", lambda: now[0])
+    forecast = trees._Forecast(6, 2, reporter, account)
+    for tokens in (900, 1100):
+        now[0] += 60
+        account.decode_tokens += 2 * tokens
+        forecast.note(tokens)
+    assert reporter.notes == ["search: after 2 of 6 trees, 6,000 tokens and 3.0 min"]
+    for tokens in (1000, 1000, 1000, 1300):
+        forecast.note(tokens)
+    now[0] = 200
+    forecast.end()
+    assert reporter.notes[1:] == [
+        "search: 6,300 tokens and 3.3 min in the end; 6,000 tokens and 3.0 min expected"
+    ]
+
+
+def test_a_search_tells_beforehand_what_it_will_cost(out):
+    """By two of its six trees, and at the end what became of that."""
+    reporter = Notes()
+    spent = search(process(out), reporter)["trees"]
+    first, last = (note for note in reporter.notes if "tokens and" in note)
+    assert first.startswith("search: after 2 of 6 trees, ")
+    hits, misses = spent["context_hits"], spent["context_misses"]
+    assert spent["context_hit_rate"] == pytest.approx(hits / (hits + misses), abs=1e-4)
+    tokens = spent["policy_tokens"] + spent["simulator_tokens"]
+    assert last.startswith(f"search: {tokens:,} tokens and ")
+    assert last.endswith(f"; {first.partition('trees, ')[2]} expected")
 
 
 @pytest.mark.parametrize("damage", ["not JSON", '{"condition_id": "sandbox-0"}', ""])

@@ -99,6 +99,7 @@ class PlainSearch:
             if said.text not in found:
                 dialogue = self.dialogues[leaf].said("policy", said.text)
                 node = self.add(self.nodes[leaf], dialogue, turns + 1, over=False)
+                node.prior = said.mean_logprob
                 found[said.text] = (node, sample)
         return list(found.values())
 

@@ -91,7 +91,8 @@ class TablePolicy(Rows):
             table = self.table(rows[i])
             choice = draw(identities[i]).choice(len(table), p=list(table.values()))
             text = list(table)[choice]
-            said[i] = Utterance(text, num_tokens=2)
+            logprob = math.log(table[text]) / 2
+            said[i] = Utterance(text, num_tokens=2, mean_logprob=logprob)
             rows[i] = rows[i].said("policy", text or "...")
         return State(rows), said
 

@@ -12,7 +12,7 @@ import pytest
 
 from ixjax.dialogue.types import UserCondition
 from ixjax.io import InputError
-from ixjax.search import FinishedTree, SearchConfig, Tree, run
+from ixjax.search import FinishedTree, SearchConfig, Tree, clear, forest, grow, run
 from tests.search.doubles import (
     EVEN,
     MoodScenario,
@@ -123,6 +123,22 @@ def test_a_tree_does_not_depend_on_what_shares_its_batch():
         assert [tree.condition_id for tree in found] == [d.condition.id for d in order]
         for tree in found:
             assert tree.to_json() == alone[tree.condition_id].to_json()
+
+
+def test_a_tree_that_ends_leaves_the_others_where_they_lie(monkeypatch):
+    """Its slot is cleared in place: nothing is copied but what its record is made of."""
+    given = []
+
+    def watched(tree: Tree, which: np.ndarray, **options) -> Tree:
+        given.append(tree)
+        return clear(tree, which, **options)
+
+    monkeypatch.setattr(forest, "clear", watched)
+    trees = search(roots(4), SMALL)
+    assert len(given) == 4 == len(trees)
+    assert all(array.is_deleted() for tree in given for array in vars(tree).values())
+    # Nor is a growing tree compared with others field by field, which takes seconds of thousands.
+    assert forest.Growing.__eq__ is object.__eq__
 
 
 def test_another_seed_gives_another_tree():
@@ -321,12 +337,36 @@ def test_roots_that_cannot_be_searched_are_refused():
         search([root, root], SMALL)
 
 
+def test_trees_may_be_had_as_they_finish():
+    """The second root is over: its tree is done while the first one still grows."""
+    long, over = roots(2)
+    for turn in range(3):
+        over = over.said("policy", "good").said("user", f"reply {turn}")
+
+    def grown(*, in_order: bool) -> list[FinishedTree]:
+        sides = even_policy(), MoodUser(), MoodScenario()
+        return list(grow(*sides, [long, over], SMALL, seed=0, in_order=in_order))
+
+    first, second = grown(in_order=True)
+    assert (first.condition_id, second.condition_id) == ("c0", "c1")
+    assert grown(in_order=False) == [second, first]
+
+
 def test_no_conditions_give_no_trees():
     assert search([], SMALL) == []
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("width", 0), ("conditions", 0), ("widening_exponent", 2), ("c_uct", -1)]
+    ("field", "value"),
+    [
+        ("width", 0),
+        ("conditions", 0),
+        ("widening_exponent", 2),
+        ("c_uct", -1),
+        ("c_uct", math.inf),
+        ("widening_factor", math.inf),
+        ("gamma", math.nan),
+    ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(field, value):
     with pytest.raises(InputError, match=f"search.{field} is {value}; expected"):
@@ -378,6 +418,20 @@ def test_a_tree_whose_roots_order_is_settled_stops_early():
                     assert high - low >= gap * error - 1e-6
     assert max(visits[0.5]) <= min(visits[0.0])
     assert sum(visits[0.5]) < sum(visits[1.5]) <= sum(visits[0.0])
+
+
+def test_a_single_response_is_in_no_order():
+    policy = TablePolicy(lambda dialogue: {"hm": 1.0})
+    endless = SearchConfig(trees=1, iterations=5, width=2, max_turns=3)
+    for gap in (0.0, 0.5):
+        config = dataclasses.replace(endless, stop_gap=gap)
+        [tree] = search(roots(1), config, policy=policy, user=MoodUser(leaving=0.0))
+        assert tree.account["simulations"] == 5
+
+
+def test_errors_of_returns_that_are_rewarded_besides_are_not_known():
+    with pytest.raises(InputError, match=r"stop_gap is 1.0 and search.reaction_weight 0.1"):
+        SearchConfig(stop_gap=1.0, reaction_weight=0.1)
 
 
 def test_speakers_who_always_say_the_same_leave_a_path():

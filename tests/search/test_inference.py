@@ -45,12 +45,17 @@ def test_the_best_of_one_is_the_policy():
 
 def test_what_is_said_does_not_depend_on_the_batch():
     dialogues = roots(6)
-    together = said_first(best_of(4), dialogues)
+    # One has more turns than the search looks: it is searched a turn ahead, its neighbours are not.
+    for _ in range(5):
+        dialogues[5] = dialogues[5].said("policy", "odd").said("user", "my mood is 1")
     speaker = best_of(4)
+    identities = np.array([[0, i, 7] for i in range(6)], np.uint32)
+    together, said = speaker.speak(speaker.start(dialogues), identities, np.ones(6, bool))
     for i in (5, 2):
-        identities = np.array([[0, i, 7]], np.uint32)
-        _, said = speaker.speak(speaker.start([dialogues[i]]), identities, np.ones(1, bool))
-        assert said[0].text == together[i]
+        alone = speaker.start([dialogues[i]])
+        alone, [utterance] = speaker.speak(alone, identities[i : i + 1], np.ones(1, bool))
+        assert utterance == said[i]
+        assert alone.trees[0] == together.trees[i]
 
 
 def test_a_whole_dialogue_is_played_with_another_user():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import numpy as np
 import pytest
+from scipy.stats import chi2_contingency
 
 from ixjax.io import InputError
 from ixjax.search import SearchConfig, run
@@ -28,6 +28,13 @@ CONFIGS = {
     "several leaves": {"leaves": 3},
     "rollouts": {"rollouts": 3, "leaves": 2},
     "reactions": {"reactions": 3},
+    "more reactions than iterations": {
+        "iterations": 4,
+        "width": 2,
+        "reactions": 6,
+        "widening_factor": 3.0,
+        "widening_exponent": 0.5,
+    },
     "widening": {"widening_factor": 1.5, "widening_exponent": 0.6, "c_uct": 0.5},
     "discount": {"gamma": 0.8, "leaves": 2},
     "max backup": {"backup": "max", "gamma": 0.9},
@@ -77,20 +84,25 @@ def test_more_leaves_do_not_change_what_returns_are_drawn_from():
         iterations=64,
     )
     several = dataclasses.replace(flat, iterations=16, leaves=4)
-    means = {}
-    for config in (flat, several):
+    sides, returns = (even_policy(), MoodUser(), MoodScenario()), {}
+    for seed, config in enumerate((flat, several)):
         by_text: dict[str, list[float]] = {}
-        for tree in run(even_policy(), MoodUser(), MoodScenario(), roots(36)[::3], config):
+        for tree in run(*sides, roots(36)[::3], config, seed=seed):
             for node in tree.children(0):
-                by_text.setdefault(node.text, []).append(node.value)
-        means[config.leaves] = by_text
-    for text, values in means[1].items():
-        other = means[4][text]
-        error = math.hypot(*(np.std(v, ddof=1) / math.sqrt(len(v)) for v in (values, other)))
-        assert abs(np.mean(values) - np.mean(other)) < 4 * error, text
+                single = [r.value_sum for r in tree.children(node.id) if r.visits == 1]
+                by_text.setdefault(node.text, []).extend(single)
+        returns[config.leaves] = by_text
+    for text, flat_returns in returns[1].items():
+        others = returns[4][text]
+        levels = sorted({*flat_returns, *others})  # quarters: the user's moods
+        table = [[found.count(level) for level in levels] for found in (flat_returns, others)]
+        assert min(map(sum, table)) > 100
+        assert chi2_contingency(table).pvalue > 0.01, (text, table)
 
 
 def test_a_weight_for_reactions_that_earn_nothing_is_refused():
     config = dataclasses.replace(BASE, reaction_weight=0.5)
+    policy = even_policy()
     with pytest.raises(InputError, match=r"search.reaction_weight is 0.5, but scenario 'mood'"):
-        list(run(even_policy(), MoodUser(), MoodScenario(), roots(1), config))
+        list(run(policy, MoodUser(), MoodScenario(), roots(1), config))
+    assert "speak" not in dict(policy.calls)  # nothing was played before that

@@ -95,6 +95,16 @@ def test_a_subtree_that_is_restored_is_the_plain_subtree(seed, backup):
     assert_equal_arrays(found, as_arrays(batch, "float32", backup=backup, gamma=0.5))
 
 
+@pytest.mark.parametrize(
+    ("nodes", "width", "found"), [(3, 4, "4 nodes; expected at most 3"), (4, 2, "3 children")]
+)
+def test_a_tree_that_does_not_fit_is_refused(nodes, width, found):
+    plain = [PlainNode("decision")]
+    plain += [plain[0].add() for _ in range(3)]
+    with pytest.raises(ValueError, match=f"condition 'c' has {found}"):
+        restore(Tree.create(2, nodes, width), 0, finished_of(plain), gamma=1.0, backup="mean")
+
+
 def test_a_response_is_no_root():
     nodes = [PlainNode("decision")]
     nodes.append(nodes[0].add())
