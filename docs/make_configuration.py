@@ -45,19 +45,28 @@ def page() -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _tables(cls: type, section: str = "", only: set[str] | None = None) -> Iterator[str]:
-    """A table of a dataclass's own fields, then those of the dataclasses in it."""
+def _tables(
+    cls: type, section: str = "", only: set[str] | None = None, made: object | None = None
+) -> Iterator[str]:
+    """A table of a dataclass's own fields, then those of the dataclasses in it.
+
+    Defaults are those of `made`, where what holds this section has defaults of its own for it.
+    """
     kinds, described = typing.get_type_hints(cls), field_docs(cls)
     fields = [f for f in dataclasses.fields(cls) if only is None or f.name in only]
     plain = [f for f in fields if not dataclasses.is_dataclass(kinds[f.name])]
     if section:
         yield f"### `{section}`"
-    rows = [f"| `{f.name}` | {_default(f)} | {_cell(described[f.name])} |" for f in plain]
+    defaults = {f.name: _default(f) if made is None else getattr(made, f.name) for f in fields}
+    rows = [
+        f"| `{f.name}` | {_shown(defaults[f.name])} | {_cell(described[f.name])} |" for f in plain
+    ]
     if rows:
         yield "\n".join(["| setting | default | what it is |", "| --- | --- | --- |", *rows])
     for field in fields:
         if field not in plain:
-            yield from _tables(kinds[field.name], f"{section}.{field.name}".lstrip("."))
+            name = f"{section}.{field.name}".lstrip(".")
+            yield from _tables(kinds[field.name], name, made=defaults[field.name])
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -71,9 +80,12 @@ def field_docs(cls: type) -> dict[str, str]:
     return found
 
 
-def _default(field: dataclasses.Field) -> str:
+def _default(field: dataclasses.Field) -> object:
     made = field.default_factory
-    value = field.default if made is dataclasses.MISSING else made()
+    return field.default if made is dataclasses.MISSING else made()
+
+
+def _shown(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: ""}[value]
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -23,6 +23,7 @@ from ixjax.models.hf_config import FAMILIES
 from ixjax.pipeline import RunConfig, export, find_checkpoint
 from ixjax.search import TreeNode
 from ixjax.search.ledger import COUNTS
+from ixjax.training import DPOConfig
 from tests.commands.conftest import untrained_run
 from tests.docs import DOCS, PAGES, block, register_parcels
 
@@ -188,6 +189,9 @@ def test_the_page_of_settings_is_what_the_script_writes():
 
 def test_every_setting_is_described_in_one_line():
     text = (DOCS / "configuration.md").read_text()
+    [aligning] = re.findall(r"### `dpo\.optimizer`.*?(?=\n###)", text, re.DOTALL)
+    rate = DPOConfig().optimizer.learning_rate  # not that of any optimizer
+    assert f"| `learning_rate` | `{rate}` |" in aligning
     rows = re.findall(r"^\| `\w+` \| .*? \| (.*) \|$", text, re.MULTILINE)
     assert len(rows) > 100
     assert not [row for row in rows if not row.endswith(".") or len(row) > 100]

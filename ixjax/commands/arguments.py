@@ -24,12 +24,13 @@ from ixjax.io import InputError, read_text
 
 Config = TypeVar("Config")
 PACKAGE = Path(__file__).parent.parent
+PRESET = "quickstart"  # where no --config is given
 Where = Callable[[str], str]  # file and line of a dotted key
 MISFIT = object()  # what `_fit` gives for a value that is not of the wanted type
 
 
 def parse(cls: type[Any], arguments: Sequence[str], *, stage: str, summary: str) -> Any:
-    """The settings of a run: dataclass defaults, then `--config`, then flags.
+    """The settings of a run: dataclass defaults, then `--config` (or `PRESET`), then flags.
 
     `out` defaults to runs/NAME, NAME being the file's (or the first preset's).
 
@@ -43,7 +44,7 @@ def parse(cls: type[Any], arguments: Sequence[str], *, stage: str, summary: str)
         InputError: the file is missing or wrong. tyro ends the process itself for bad flags.
     """
     name, rest = take(arguments, "--config")
-    name = "quickstart" if name is None else name
+    name = PRESET if name is None else name
     default = load(cls, name)
     try:
         settings = tyro.cli(

@@ -56,5 +56,7 @@ def execute(settings: Settings, run: pipeline.Run | None, console: Console) -> N
         mesh=make_mesh(settings.mesh),
     )
     console.print(f"{checkpoint.name} of {run.directory.root} is in {settings.to}")
+    if record["base"]:
+        console.print(f"the adapter belongs on {record['base']}")
     if record["system"]:
         console.print(f"its system text: {record['system']}")

@@ -129,6 +129,8 @@ def _run(command: str, arguments: Sequence[str]) -> None:
     if command not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise InputError(f"unknown command {command!r}; expected one of {known}")
+    # What transformers says of PyTorch, which nothing here needs, is no matter of the person's.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     # Heavy imports wait until it is known that there is work to do.
     from rich.console import Console
 
@@ -142,7 +144,7 @@ def _run(command: str, arguments: Sequence[str]) -> None:
 
 
 def _run_stage(stage: str, module: Any, arguments: Sequence[str], console: Console) -> None:
-    from ixjax.commands.arguments import parse
+    from ixjax.commands.arguments import PRESET, parse, take
     from ixjax.commands.progress import ProgressReporter
     from ixjax.distributed import first_then_others
     from ixjax.pipeline import RunConfig, open_run
@@ -159,6 +161,8 @@ def _run_stage(stage: str, module: Any, arguments: Sequence[str], console: Conso
         with first_then_others("the run directory is opened"):
             run = open_run(config)
         reporter.note(f"run {run.directory.root} on {run.devices}")
+        if take(arguments, "--config")[0] is None:
+            reporter.note(f"settings: those of the preset {PRESET}, but for flags (no --config)")
         module.execute(run, reporter, console)
     finally:
         reporter.close()

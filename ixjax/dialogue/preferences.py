@@ -60,6 +60,11 @@ class PreferencesConfig:
             )
         if not self.min_margin >= 0:
             raise InputError(f"preferences.min_margin is {self.min_margin}; expected 0 or more")
+        if self.min_margin and not self.path:
+            raise InputError(
+                "preferences.min_margin: no file is given; set --preferences.path FILE (pairs of a "
+                "search have pairs.min_margin)"
+            )
 
 
 class ChatPrompt(NamedTuple):

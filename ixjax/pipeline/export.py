@@ -26,6 +26,9 @@ from ixjax.pipeline.metrics import TENSORBOARD, WANDB
 from ixjax.pipeline.run import Run
 
 # What a stage writes below a run directory: nothing of another's belongs there.
+# What an adapter was learned on, and belongs on again.
+CHECKPOINT_BASE = "the checkpoint of model.path"
+ALIGNED_BASE = "policy_sft of the same run, exported as a model"
 STAGE_FOLDERS = (
     "data",
     "tokenizer",
@@ -86,11 +89,13 @@ def export(
     model, template = checkpoint.load(mesh=mesh)
     if adapter and model.config.lora is None:
         raise io.InputError(f"{checkpoint.path}: the model has no adapter; leave --adapter out")
+    base = None if not adapter else ALIGNED_BASE if checkpoint.command == "dpo" else CHECKPOINT_BASE
     record = {
         "schema": RECORD_SCHEMA,
         "version": io.SCHEMA_VERSION,
         **own,
         "form": "adapter" if adapter else "model",
+        "base": base,
         "scenario": run.config.scenario,
         "role": checkpoint.role,
         "system": run.scenario.policy_prompt if checkpoint.role == "policy" else None,
@@ -98,7 +103,9 @@ def export(
     if is_first():  # before the weights: an export that was cut off can be done again
         io.write_json(folder / RECORD, record)
     if adapter:
-        save_adapter(_in_type(model, dtype), folder, base=run.config.model.path or None)
+        # Of a model of this run only who has the run knows where it is.
+        named = run.config.model.path if base == CHECKPOINT_BASE else None
+        save_adapter(_in_type(model, dtype), folder, base=named)
     else:
         whole = model if model.config.lora is None else merge_lora(model)
         save_hf(_in_type(whole, dtype), folder, template.tokenizer, end_ids=template.end_ids)

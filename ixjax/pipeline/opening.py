@@ -80,6 +80,11 @@ def _check_settings(config: RunConfig) -> None:
     """Refuse now what would fail hours later."""
     check_packages(config.metrics)
     _check_frozen(config)
+    if config.sft.lora.rank and not config.model.path:
+        raise io.InputError(
+            f"sft.lora.rank is {config.sft.lora.rank}, but no model.path is given: adapters would "
+            "be learned over random weights; expected a checkpoint to adapt, or sft.lora.rank 0"
+        )
     check_reaction_weight(config.search, get_scenario(config.scenario))
     if not 0 <= config.seed < 2**31:
         raise io.InputError(f"seed is {config.seed}; expected 0 or more, below 2^31")

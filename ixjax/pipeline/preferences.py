@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ixjax import io
@@ -24,7 +25,8 @@ from ixjax.search import PAIRS_SCHEMA, PreferencePair
 def check_preferences(run: Run) -> None:
     """Refuse a file that can't be read before anything is made for it."""
     path = run.config.preferences.path
-    if path and run.manifest.get(f"dpo/{PREFERENCES}") is None:
+    # Once it was read it may be gone; what is there can't be anything but a file.
+    if path and (run.manifest.get(f"dpo/{PREFERENCES}") is None or Path(path).is_dir()):
         preference_format(path)
 
 

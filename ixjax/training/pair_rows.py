@@ -80,11 +80,12 @@ class PairBatches:
         share: what is computed once: the prompt of a `pair`, of all pairs of a decision (`node`),
             or the beginnings that prompts have in common (`path`); `none`: nothing.
         max_length: longest prompt and response that the model takes.
-        row_length: T; 0, or too short for a pair: that of the longest.
+        row_length: T; 0: that of the longest pair.
         multiple: what the number of rows must be a multiple of.
 
     Raises:
-        InputError: no pair, one longer than `max_length`, or an empty prompt or response.
+        InputError: no pair, one longer than `max_length` or than a row, or an empty prompt or
+            response.
     """
 
     def __init__(
@@ -102,7 +103,12 @@ class PairBatches:
         # Asked for when batches are planned, and again when they are made.
         self._group = functools.lru_cache(maxsize=4 * len(pairs))(self._make_group)
         longest = max(self._group((i,)).length for i in range(len(pairs)))
-        self._length = max(round_up(longest, LENGTH_STEP), row_length)
+        if 0 < row_length < longest:
+            raise InputError(
+                f"row_length is {row_length}, and a pair takes {longest} tokens; expected as many "
+                "or more, or 0"
+            )
+        self._length = row_length or round_up(longest, LENGTH_STEP)
         self._keys = _keys(pairs, share)
         # Groups as the numbers of their pairs: all groups of all steps would be too many to hold.
         self._batches = [self._pack(numbers) for numbers in batches]

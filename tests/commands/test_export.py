@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,7 +215,15 @@ def test_an_adapter_alone_is_in_pefts_form(adapted, command, tmp_path):
     out = ("--out", str(adapted.directory.root))
     base, folder = str(tmp_path / "base"), str(tmp_path / "adapter")
     command("export", *out, "--model", "policy_sft", "--to", base)
-    assert command("export", *out, "--adapter", "--to", folder)[0] == 0
+    code, said, _ = command("export", *out, "--adapter", "--to", folder)
+    assert code == 0
+    # Trained on what the run's own policy was before: on the checkpoint it would be another model.
+    assert "the adapter belongs on policy_sft of the same run" in said
+    told, peft = (
+        json.loads(Path(folder, name).read_text()) for name in ("ixjax.json", "adapter_config.json")
+    )
+    assert told["base"].startswith("policy_sft")
+    assert peft["base_model_name_or_path"] is None
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(plain, folder)
     ours = merge_lora(load_model(adapted.directory.policy_dpo / "imcts"))

@@ -57,6 +57,14 @@ def test_quiet_leaves_the_summary_and_errors(tmp_path, capsys):
     assert error.startswith("error: ")
 
 
+def test_settings_that_nobody_named_are_told(tmp_path, capsys):
+    commands.main("prepare", ["--out", str(tmp_path / "run"), *SANDBOX])
+    assert "settings: those of the preset quickstart" in capsys.readouterr().out
+    named = ["--config", "quickstart", "--out", str(tmp_path / "run"), *SANDBOX]
+    commands.main("prepare", named)
+    assert "settings:" not in capsys.readouterr().out
+
+
 def test_prepare_again_does_nothing(tmp_path, capsys):
     prepare(capsys, tmp_path / "run")
     before = (tmp_path / "run" / "manifest.json").read_bytes()
@@ -111,6 +119,7 @@ def test_settings_of_stages_that_are_yet_to_be_done_may_change(tmp_path, capsys)
         (("--seed", "-1"), "seed is -1; expected 0 or more"),
         (("--search.width", "1"), "search.width is 1; expected 2 or more"),
         (("--search.reaction-weight", "0.5"), "search.reaction_weight is 0.5, but scenario 'sand"),
+        (("--sft.lora.rank", "2"), "sft.lora.rank is 2, but no model.path is given"),
         (("--sampling.max-new-tokens", "5000"), "sampling.max_new_tokens is 5000, model.max_len"),
         (("--pairs.min-margin", "2"), "pairs.min_margin is 2.0; engagement is 1 at most"),
     ],

@@ -127,7 +127,8 @@ def test_a_row_that_is_not_of_its_form_is_refused_by_line_and_field(row, problem
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        (ULTRA | {"score_chosen": "8"}, r"score_chosen is str '8'; expected a number"),
+        (ULTRA | {"score_chosen": "8"}, r"score_chosen is str '8'; expected a finite number"),
+        (ULTRA | {"score_chosen": float("nan")}, "score_chosen is float 'nan'; expected a finite"),
         (ULTRA | {"rejected": "No"}, r"rejected is str 'No'; expected a list"),
         (ALPACA | {"instruction": 3}, r"instruction is int '3'; expected text"),
         (ALPACA | {"history": [["a"]]}, r"history\[0\] is \['a'\]; expected \[user, assistant\]"),
@@ -225,6 +226,7 @@ def test_an_account_shows_the_first_lines_alone():
     [
         ({"format": "sharegpt"}, r"preferences\.format is 'sharegpt'; expected one of auto, ixjax"),
         ({"alone": True}, r"preferences\.alone: no file is given; set --preferences\.path FILE"),
+        ({"min_margin": 0.1}, r"preferences\.min_margin: no file is given; .* pairs\.min_margin"),
         ({"max_prompt": -1}, r"preferences\.max_prompt is -1; expected 1 or more"),
         ({"min_margin": float("nan")}, r"preferences\.min_margin is nan; expected 0 or more"),
     ],

@@ -195,6 +195,12 @@ def test_another_file_is_refused_once_a_policy_is_aligned_on_this_one(out, tmp_p
         opened(out, "", alone=False)
 
 
+def test_a_folder_is_no_file_that_is_gone(out, tmp_path):
+    align(opened(out, written(tmp_path / "trl.jsonl", rows(8))), Silent())
+    with pytest.raises(io.InputError, match=f"{tmp_path}: a folder; expected a file"):
+        opened(out, tmp_path)
+
+
 def test_a_stale_reference_is_told_or_refused(out, tmp_path):
     path = written(tmp_path / "trl.jsonl", rows(8))
     with pytest.raises(KeyboardInterrupt):

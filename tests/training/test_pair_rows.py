@@ -120,6 +120,11 @@ def test_loss_and_gradients_of_shared_rows_equal_the_plain_ones(share, rpo_alpha
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
 
 
+def test_a_row_too_short_for_a_pair_is_refused():
+    with pytest.raises(InputError, match=r"row_length is 5, and a pair takes \d+ tokens"):
+        one_batch(path_pairs(), np.zeros((10, 2)), share="pair", row_length=5)
+
+
 def test_what_is_shared_is_computed_once():
     pairs = path_pairs()
     size = {

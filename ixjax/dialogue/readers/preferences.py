@@ -7,6 +7,7 @@ each form looks like, and where we differ from TRL, is in docs/data-formats.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -249,8 +250,8 @@ def _score(where: str, row: Row, name: str) -> float | None:
     value = row.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise io.InputError(f"{where}: {name} is {_show(value)}; expected a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise io.InputError(f"{where}: {name} is {_show(value)}; expected a finite number")
     return float(value)
 
 
