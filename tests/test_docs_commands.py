@@ -174,6 +174,7 @@ def test_the_guides_report_and_items_for_raters_are_made():
     assert Path("runs/quickstart/rating/form.html").exists()
 
 
+@pytest.mark.slow
 def test_the_guides_ways_to_talk_to_a_model_and_to_take_it_away_work(monkeypatch):
     """Its lines in their order, with models that nothing was trained on."""
     untrained_run(Path("runs/quickstart"), MODELS)

@@ -55,11 +55,9 @@ class SearchConfig:
     reaction_weight: float = 0.0
     """lambda: what each reaction earns by itself, in a scenario that says so, times this."""
     stop_gap: float = 0.0
-    """Stop a tree once the root's responses are so many standard errors apart; 0: never. Not beside
-    `reaction_weight`: the errors are those of returns in [0, 1]."""
+    """Stop a tree once the root's responses are so many standard errors apart; 0: never."""
     max_nodes: int = 0
-    """Stop a tree that another iteration could take past so many nodes; 0: no limit. One that a
-    policy grows on from its last turn may have twice as many, those that it began with included."""
+    """Stop a tree that could pass so many nodes (twice, where it grows on in a chat); 0: never."""
     max_tokens: int = 0
     """Stop a tree for which so many tokens were sampled; 0: no limit."""
     contexts: int = 64

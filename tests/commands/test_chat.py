@@ -311,6 +311,7 @@ def test_the_real_command_talks_as_a_policy_under_a_condition(
     assert record["groups"] == list(root.groups)
 
 
+@pytest.mark.slow
 def test_the_real_command_thinks_before_it_speaks(untrained, command, monkeypatch):
     """Under the first held-out condition; the same seed and words get the same answers."""
 

@@ -176,6 +176,7 @@ def test_zero_pairs_say_which_flag_to_change(tmp_path):
         align(run, Silent())
 
 
+@pytest.mark.slow
 def test_no_readable_outcome_at_all_is_said(tmp_path):
     run = open_run(
         tiny_run(

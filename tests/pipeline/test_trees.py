@@ -206,6 +206,7 @@ def test_a_root_that_occurs_twice_is_refused_by_every_process(out):
         search(process(out, 1, 2), Silent())
 
 
+@pytest.mark.slow
 def test_whether_any_outcome_can_be_read_is_asked_of_the_whole(out):
     """A slice, or the rest of one, may be unlucky; the run is not over for that."""
     mute: dict[str, Any] = {"readout": "sampled", "sampling": SamplingConfig(max_new_tokens=3)}

@@ -37,13 +37,13 @@ CONFIG = SearchConfig(trees=3, iterations=3, width=3, leaves=2, rollouts=2, max_
 class Heard(ModelSpeaker):
     """Holds what it said by identity, in the order of time: tokens before the turn, and its own."""
 
-    def settle(self, state, starts, tokens, logprobs, identities, active):
+    def settle(self, state, rows, starts, tokens, logprobs, identities):
         if not hasattr(self, "draws"):
             self.draws: dict[tuple[int, ...], tuple[list[int], list[int]]] = {}
-        for row in np.flatnonzero(active):
-            before = list(state.contexts.tokens[row][: starts[row]])
-            self.draws[tuple(identities[row].tolist())] = before, list(tokens[row])
-        return super().settle(state, starts, tokens, logprobs, identities, active)
+        for row, start, turn, identity in zip(rows, starts, tokens, identities, strict=True):
+            before = list(state.contexts.tokens[row][:start])
+            self.draws[tuple(identity)] = before, list(turn)
+        return super().settle(state, rows, starts, tokens, logprobs, identities)
 
 
 @pytest.fixture(scope="module")

@@ -183,6 +183,7 @@ def test_what_is_written_is_the_state_of_its_step_though_the_next_steps_replace_
         shutil.rmtree(tmp_path / "steps" / str(step))
 
 
+@pytest.mark.slow
 def test_training_continues_on_another_mesh(tmp_path):
     whole, told = [], []
     train(tmp_path / "whole", told=whole, mesh=mesh_of_eight(8, 1, 1))

@@ -61,7 +61,7 @@ def assert_planned(config, sizes, stage, *, rows, length):
 @pytest.mark.parametrize(
     ("changes", "stage", "rows", "length"),
     [
-        ({}, "sft", 8, 256),
+        pytest.param({}, "sft", 8, 256, marks=pytest.mark.slow),
         ({"num_layers": 10}, "sft", 4, 256),  # blocks in a loop
         ({"num_layers": 10}, "dpo", 4, 128),
         ({"vocab_size": 32768}, "dpo", 4, 128),  # logits above all
