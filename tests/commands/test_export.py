@@ -90,8 +90,8 @@ def test_it_says_how_turns_are_drawn_and_what_the_model_is(untrained, command, t
     record = json.loads((folder / "ixjax.json").read_text())
     assert record == {
         "schema": "ixjax.export", "version": 1, "run": record["run"],
-        "model": "policy_dpo/imcts", "form": "model", "base": None, "scenario": "sandbox", "role": "policy",
-        "system": untrained.scenario.policy_prompt,
+        "model": "policy_dpo/imcts", "form": "model", "base": None, "scenario": "sandbox",
+        "role": "policy", "system": untrained.scenario.policy_prompt,
     }  # fmt: skip
 
 
