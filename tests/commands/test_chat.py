@@ -60,6 +60,7 @@ def talk(model, template, tmp_path):
     return hold
 
 
+@pytest.mark.slow
 def test_the_model_answers_every_line_and_blank_ones_are_nothing(talk):
     shown, session = talk("hi .", "   ", " i need advice . ")
     said = [turn for turn in session.dialogue.turns if turn.role == "policy"]

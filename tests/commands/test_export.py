@@ -56,6 +56,7 @@ def test_transformers_loads_it_with_the_same_logits_and_template(untrained, comm
     assert tuple(ids) == context.tokens
 
 
+@pytest.mark.slow
 def test_transformers_generates_the_same_turn_to_its_end(tmp_path, command):
     """The end token is made the likeliest one behind the third token of the turn, or before."""
     run = untrained_run(tmp_path / "run", ("policy_sft",))
@@ -95,6 +96,7 @@ def test_it_says_how_turns_are_drawn_and_what_the_model_is(untrained, command, t
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_was_exported_can_be_chatted_with_and_exported_again(
     untrained, command, tmp_path, monkeypatch
 ):

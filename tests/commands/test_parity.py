@@ -27,6 +27,7 @@ def test_a_difference_above_the_tolerance_ends_with_code_1(untrained, command):
     assert error == "error: engine and trainer differ by more than is allowed\n"
 
 
+@pytest.mark.slow
 def test_a_folder_is_compared_without_a_run_in_its_own_tolerance(untrained, command, tmp_path):
     folder = str(tmp_path / "hf")
     command("export", "--out", str(untrained.directory.root), "--to", folder)

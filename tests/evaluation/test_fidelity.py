@@ -209,6 +209,7 @@ HUMANS = [
 ]
 
 
+@pytest.mark.slow
 def test_utterance_nll_is_the_teacher_forced_mean(model):
     """Packed and padded, on one device and on all, against plain forward passes of each alone."""
     view = View(ToyScenario(policy_opens=False), "user", template_of("own"))

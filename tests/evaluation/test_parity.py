@@ -53,6 +53,7 @@ def test_engine_and_trainer_agree_within_rounding(model, template, role):
     assert found.worst.size == max(found.largest.values())
 
 
+@pytest.mark.slow
 def test_adapters_are_compared_too(model, template):
     adapted = add_lora(model, LoraConfig(rank=2, alpha=4.0, targets=("query",)), seed=0)
     weight = adapted.layers.query_lora_b

@@ -53,6 +53,7 @@ def scripted(monkeypatch, model_side: ModelSpeaker, tokens: list[int]) -> None:
     monkeypatch.setattr(model_side.engine, "decode_chunk", as_told)
 
 
+@pytest.mark.slow
 def test_what_is_streamed_is_what_the_speaker_says_by_the_same_identity(model, template):
     policy = speaker(model, template, "policy")
     session = Session(policy, EMPTY)

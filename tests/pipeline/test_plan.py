@@ -90,6 +90,7 @@ def test_a_known_device_has_its_makers_figures_unless_others_are_given():
         ({"model": ModelArguments(num_layers=16, max_length=4096)}, "search", "--search.trees"),
     ],
 )
+@pytest.mark.slow
 def test_what_does_not_fit_names_the_flag_to_change(tmp_path, changes, stage, flag):
     config = tiny_run(tmp_path / "none", **changes)
     warnings = make_plan(config, SMALL, devices=1).warnings

@@ -109,6 +109,7 @@ def test_damaged_parameters_are_one_line(tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.slow
 def test_half_written_checkpoint_is_ignored(tmp_path):
     whole = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -262,6 +263,7 @@ def mounted(folder, *arguments):
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_at_the_next_step_and_earlier_states_stay_whole(tmp_path):
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "none") as small:
         told = []

@@ -62,8 +62,8 @@ def assert_planned(config, sizes, stage, *, rows, length):
     ("changes", "stage", "rows", "length"),
     [
         pytest.param({}, "sft", 8, 256, marks=pytest.mark.slow),
-        ({"num_layers": 10}, "sft", 4, 256),  # blocks in a loop
-        ({"num_layers": 10}, "dpo", 4, 128),
+        pytest.param({"num_layers": 10}, "sft", 4, 256, marks=pytest.mark.slow),  # blocks in a loop
+        pytest.param({"num_layers": 10}, "dpo", 4, 128, marks=pytest.mark.slow),
         ({"vocab_size": 32768}, "dpo", 4, 128),  # logits above all
         ({"hidden_size": 512, "intermediate_size": 2048}, "sft", 1, 64),  # gradients above all
     ],
@@ -91,6 +91,7 @@ def test_a_step_that_computes_blocks_again_takes_what_was_planned(remat):
     assert planned.temporary == pytest.approx(temporary, rel=WITHIN)
 
 
+@pytest.mark.slow
 def test_a_batch_taken_in_parts_takes_what_was_planned():
     mesh, (loss, batch) = MeshConfig(), objective("sft", rows=8, length=256)
     planned = step_memory(CONFIG, abstract_mesh(mesh, 1), loss, batch, micro_batches=4)

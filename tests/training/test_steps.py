@@ -117,6 +117,7 @@ def test_what_is_held_out_shares_no_prompt_with_what_is_learned():
         _hold_out(pairs[:1], dataclasses.replace(DPO, validation_fraction=0.5), 0)
 
 
+@pytest.mark.slow
 def test_the_best_validation_is_returned(tmp_path):
     rate = dataclasses.replace(DPO.optimizer, learning_rate=0.1)
     config = dataclasses.replace(DPO, validation_fraction=0.3, eval_every=2, optimizer=rate)
