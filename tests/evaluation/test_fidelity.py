@@ -233,6 +233,7 @@ def shardings(model):
     return jax.tree.map(lambda leaf: leaf.sharding, nnx.state(model))
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_in_words_and_outcomes(model):
     view = View(ToyScenario(policy_opens=False), "user", template_of("own"))
     user = ModelSpeaker(model, view, SamplingConfig(max_new_tokens=8), seed=0)

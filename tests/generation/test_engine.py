@@ -490,9 +490,8 @@ def test_rows_of_two_adapters_and_of_none_share_a_batch():
     assert engine.fork(contexts, np.array([2, 0])).adapters.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(
-    "local", [pytest.param((True, True), marks=pytest.mark.slow), (True, False)]
-)
+@pytest.mark.parametrize("local", [(True, True), (True, False)])
+@pytest.mark.slow
 def test_local_layers_read_the_same_from_a_cache(local):
     """Past the window, in chunks, decoded and scored: as one full pass."""
     config = dataclasses.replace(

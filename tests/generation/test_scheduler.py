@@ -120,7 +120,8 @@ def ends(board, number: int) -> dict[int, Finished]:
     return found
 
 
-@pytest.mark.parametrize("lockstep", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("lockstep", [False, True])
 def test_games_go_on_from_contexts_that_were_kept(model, template, lockstep):
     policy, user = speakers(model, template)
     whole = play(policy, user, games(5), max_turns=TURNS, rows=8)

@@ -64,12 +64,9 @@ def test_reports_have_the_names_of_trl(tmp_path):
 
 @pytest.mark.parametrize(
     ("variant", "smoothing", "first"),
-    [
-        ("ipo", 0.0, 25.0),
-        pytest.param("hinge", 0.0, 1.0, marks=pytest.mark.slow),
-        pytest.param("robust", 0.1, math.log(2), marks=pytest.mark.slow),
-    ],
+    [("ipo", 0.0, 25.0), ("hinge", 0.0, 1.0), ("robust", 0.1, math.log(2))],
 )
+@pytest.mark.slow
 def test_every_variant_starts_where_its_margin_is_zero_and_trains(
     tmp_path, variant, smoothing, first
 ):
