@@ -72,6 +72,7 @@ def test_trees_are_those_of_the_plain_search(name):
             assert math.isclose(node.value_sum, other.value_sum, rel_tol=1e-5, abs_tol=1e-5)
 
 
+@pytest.mark.slow
 def test_more_leaves_do_not_change_what_returns_are_drawn_from():
     """With every leaf a fresh sample of the same response, returns have one distribution."""
     flat = SearchConfig(

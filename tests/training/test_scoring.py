@@ -53,6 +53,7 @@ def test_blocks_that_are_computed_again_change_nothing(remat):
 
 
 @pytest.mark.parametrize("layers", [2, 9])  # unrolled, scanned
+@pytest.mark.slow
 def test_blocks_are_computed_again(layers):
     config = dataclasses.replace(CONFIG, num_layers=layers)
     model = init_model(config, seed=0, mesh=one_device())
