@@ -11,11 +11,9 @@ import abc
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
 from ixjax.dialogue.types import Dialogue, Utterance
 from ixjax.generation.games import Finished, Game, Spoken
-from ixjax.generation.turns import POLICY, USER, as_uint32
+from ixjax.generation.turns import POLICY, USER
 
 Event = Spoken | Finished
 
@@ -182,23 +180,3 @@ def root_of(game: Game) -> Dialogue:
             f"game {game.identity} has no root, and no kept contexts were named to go on from"
         )
     return game.root
-
-
-def uttered(utterance: Utterance | None) -> Utterance:
-    """What an active row said.
-
-    Raises:
-        ValueError: it said nothing.
-    """
-    if utterance is None:
-        raise ValueError("a speaker said nothing for a row that is active")
-    return utterance
-
-
-def by_row(identities: Mapping[int, tuple[int, ...]], rows: int) -> np.ndarray:
-    """`[rows, k]` uint32: identities by row, zeros elsewhere; at least one is given."""
-    [length] = {len(parts) for parts in identities.values()}
-    array = np.zeros((rows, length), np.int64)
-    for row, parts in identities.items():
-        array[row] = parts
-    return as_uint32(array)

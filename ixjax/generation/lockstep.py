@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ixjax.dialogue.types import Utterance
 from ixjax.generation.games import Finished, Game
-from ixjax.generation.in_play import Event, InPlay, by_row, play_out, root_of, uttered
+from ixjax.generation.in_play import Event, InPlay, play_out, root_of
 from ixjax.generation.protocols import Speaker, User
-from ixjax.generation.turns import USER, words
+from ixjax.generation.turns import USER, as_uint32, words
 
 
 def play_in_lockstep(
@@ -76,14 +77,14 @@ class Lockstep(InPlay):
         rows = self.size + self.kept
         active = np.zeros(rows, bool)
         active[waiting] = True
-        identities = by_row({i: self.places[i].identity for i in waiting}, rows)
+        identities = _by_row({i: self.places[i].identity for i in waiting}, rows)
         self._states[speaker], spoken = self._speakers[speaker].speak(
             self._states[speaker], identities, active
         )
         events: list[tuple[int, Event]] = []
         heard: list[str | None] = [None] * rows
         for i in waiting:
-            utterance = uttered(spoken[i])
+            utterance = _uttered(spoken[i])
             events += self._take_down(i, utterance)
             if not self.places[i].over:
                 heard[i] = words(utterance)
@@ -98,3 +99,23 @@ class Lockstep(InPlay):
         active[done] = True
         readings = self._user.outcomes(self._states[USER], active)
         return self._finish(done, [readings[i] for i in done])
+
+
+def _uttered(utterance: Utterance | None) -> Utterance:
+    """What an active row said.
+
+    Raises:
+        ValueError: it said nothing.
+    """
+    if utterance is None:
+        raise ValueError("a speaker said nothing for a row that is active")
+    return utterance
+
+
+def _by_row(identities: Mapping[int, tuple[int, ...]], rows: int) -> np.ndarray:
+    """`[rows, k]` uint32: identities by row, zeros elsewhere; at least one is given."""
+    [length] = {len(parts) for parts in identities.values()}
+    array = np.zeros((rows, length), np.int64)
+    for row, parts in identities.items():
+        array[row] = parts
+    return as_uint32(array)
