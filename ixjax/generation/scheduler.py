@@ -264,7 +264,7 @@ class Scheduler(InPlay):
         )
         for k in speakers:
             side, unread = self._sides[k], list(self._sides[k].state.unread)
-            for row in tokens:
+            for row in tokens.keys() & set(range(side.first, side.first + self.size)):
                 unread[row] = left.get(row, ())
             self._update(side, dataclasses.replace(side.state, contexts=contexts, unread=unread))
 

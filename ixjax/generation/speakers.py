@@ -198,12 +198,13 @@ class ModelSpeaker:
         for row, start, turn, logprob, identity in zip(
             rows, starts, tokens, logprobs, identities, strict=True
         ):
+            dialogue = held(dialogues[row], row)
             said, lines[row], kept = self._parse(turn)
             mean = round(float(logprob) / max(len(turn), 1), DECIMALS)
             utterances.append(dataclasses.replace(said, mean_logprob=mean))
             drawn_by[row], lengths[row] = tuple(identity), start + (kept or 0)
             if said.text:
-                dialogues[row] = after = held(dialogues[row], row).said(self.view.role, said.text)
+                dialogues[row] = after = dialogue.said(self.view.role, said.text)
                 if kept is None:  # not what was sampled: read as the other side hears it
                     lengths[row], unread[row] = 0, self._render(after)
         # Behind the utterance lies at most a closing line, which the outcome is read without.
