@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -16,9 +18,24 @@ if PLATFORM == "cpu":
     jax.config.update("jax_num_cpu_devices", 8)  # before any array exists
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# What one worker, or a command that a test starts, has compiled the others need not compile again.
+CACHE, MADE_HERE = "JAX_COMPILATION_CACHE_DIR", None
+if CACHE not in os.environ:
+    os.environ[CACHE] = MADE_HERE = tempfile.mkdtemp(prefix="ixjax-tests-")
+    jax.config.update("jax_compilation_cache_dir", MADE_HERE)
+for limit in ("min_compile_time_secs", "min_entry_size_bytes"):
+    os.environ.setdefault(f"JAX_PERSISTENT_CACHE_{limit.upper()}", "0")
+    jax.config.update(f"jax_persistent_cache_{limit}", 0)
+
 # The machine's load must not decide; a failure must come back at the next run.
 settings.register_profile("ixjax", deadline=None, derandomize=True, database=None)
 settings.load_profile("ixjax")
+
+
+def pytest_unconfigure() -> None:
+    """The cache goes with the process that made it, which outlives its workers."""
+    if MADE_HERE:
+        shutil.rmtree(MADE_HERE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

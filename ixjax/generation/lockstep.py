@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ixjax.dialogue.types import Utterance
+from ixjax.generation.buckets import bucket
 from ixjax.generation.games import Finished, Game
 from ixjax.generation.in_play import Event, InPlay, play_out, root_of
 from ixjax.generation.protocols import Speaker, User
@@ -35,7 +36,9 @@ class Lockstep(InPlay):
     def __init__(self, policy: Speaker, user: User, *, size: int, kept: int = 0, max_turns: int):
         super().__init__(size=size, kept=kept, max_turns=max_turns)
         self._speakers, self._user = (policy, user), user
-        self._states: list[Any] = [speaker.empty(size + kept) for speaker in self._speakers]
+        # Few sizes: a speaker that compiles for a number of rows finds its programs there.
+        self._begun, self._rows = (bucket(rows, smallest=1) for rows in (size, size + kept))
+        self._states: list[Any] = [speaker.empty(self._rows) for speaker in self._speakers]
 
     def free(self) -> list[int]:
         """All places once no game is in play: those that begin together stay together."""
@@ -64,7 +67,7 @@ class Lockstep(InPlay):
         anyone = next(iter(read.values()))
         rows = np.array(list(read))
         for k, speaker in enumerate(self._speakers):
-            started = speaker.start([read.get(i, anyone) for i in range(self.size)])
+            started = speaker.start([read.get(i, anyone) for i in range(self._begun)])
             self._states[k] = speaker.store(self._states[k], rows, started, rows)
 
     def advance(self) -> list[tuple[int, Event]]:
@@ -74,15 +77,14 @@ class Lockstep(InPlay):
         waiting = self.waiting(speaker)
         if not waiting:
             return self._read_outcomes()
-        rows = self.size + self.kept
-        active = np.zeros(rows, bool)
+        active = np.zeros(self._rows, bool)
         active[waiting] = True
-        identities = _by_row({i: self.places[i].identity for i in waiting}, rows)
+        identities = _by_row({i: self.places[i].identity for i in waiting}, self._rows)
         self._states[speaker], spoken = self._speakers[speaker].speak(
             self._states[speaker], identities, active
         )
         events: list[tuple[int, Event]] = []
-        heard: list[str | None] = [None] * rows
+        heard: list[str | None] = [None] * self._rows
         for i in waiting:
             utterance = _uttered(spoken[i])
             events += self._take_down(i, utterance)
@@ -95,7 +97,7 @@ class Lockstep(InPlay):
 
     def _read_outcomes(self) -> list[tuple[int, Event]]:
         done = self.done()
-        active = np.zeros(self.size + self.kept, bool)
+        active = np.zeros(self._rows, bool)
         active[done] = True
         readings = self._user.outcomes(self._states[USER], active)
         return self._finish(done, [readings[i] for i in done])

@@ -12,10 +12,10 @@ at a *response* node the user reacts. The root is a decision node.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol
 
 import jax
@@ -93,24 +93,7 @@ class Tree:
                 f"a tree needs at least one tree, node and child slot, got trees={trees}, "
                 f"nodes={nodes}, width={width}"
             )
-        # An array for each field: one that two fields shared could not be donated.
-        table = (trees, nodes)
-        return cls(
-            parent=jnp.full(table, cls.NO_NODE, jnp.int32),
-            kind=jnp.full(table, cls.DECISION, jnp.int32),
-            depth=jnp.zeros(table, jnp.int32),
-            num_children=jnp.zeros(table, jnp.int32),
-            children=jnp.full((*table, width), cls.NO_NODE, jnp.int32),
-            visits=jnp.zeros(table, jnp.int32),
-            pending=jnp.zeros(table, jnp.int32),
-            unread=jnp.zeros(table, jnp.int32),
-            value_sum=jnp.zeros(table, value_dtype),
-            value=jnp.zeros(table, value_dtype),
-            prior=jnp.full(table, jnp.nan, value_dtype),
-            reward=jnp.zeros(table, value_dtype),
-            terminal=jnp.zeros(table, bool),
-            num_nodes=jnp.ones((trees,), jnp.int32),
-        )
+        return _blank(trees, nodes, width, jnp.dtype(value_dtype))
 
     @property
     def capacity(self) -> int:
@@ -121,6 +104,28 @@ class Tree:
     def width(self) -> int:
         """The most children that one node may have, `W`."""
         return self.children.shape[-1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))  # one program, not one for each field
+def _blank(trees: int, nodes: int, width: int, value_dtype: jnp.dtype) -> Tree:
+    """See `Tree.create`; an array for each field: one that two shared could not be donated."""
+    table = (trees, nodes)
+    return Tree(
+        parent=jnp.full(table, Tree.NO_NODE, jnp.int32),
+        kind=jnp.full(table, Tree.DECISION, jnp.int32),
+        depth=jnp.zeros(table, jnp.int32),
+        num_children=jnp.zeros(table, jnp.int32),
+        children=jnp.full((*table, width), Tree.NO_NODE, jnp.int32),
+        visits=jnp.zeros(table, jnp.int32),
+        pending=jnp.zeros(table, jnp.int32),
+        unread=jnp.zeros(table, jnp.int32),
+        value_sum=jnp.zeros(table, value_dtype),
+        value=jnp.zeros(table, value_dtype),
+        prior=jnp.full(table, jnp.nan, value_dtype),
+        reward=jnp.zeros(table, value_dtype),
+        terminal=jnp.zeros(table, bool),
+        num_nodes=jnp.ones((trees,), jnp.int32),
+    )
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ class FinishedTree:
         """Id of the user condition that was searched."""
         return self.root.condition.id
 
-    @cached_property
+    @functools.cached_property
     def _children(self) -> tuple[tuple[int, ...], ...]:
         lists: list[list[int]] = [[] for _ in self.nodes]
         for node in self.nodes:

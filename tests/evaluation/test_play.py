@@ -58,8 +58,9 @@ def test_every_batch_has_one_size_and_padding_never_speaks():
     user, policy = Recorder(), even_policy()
     played = play(policy, user, roots(9), config=SMALL)
     assert len(played) == 9
-    # 9 dialogues, at most 4 at once: three batches of three.
-    assert {rows for _, rows in (*policy.calls, *user.calls)} == {3}
+    # 9 dialogues, at most 4 at once: three batches of three, in as many rows as four take.
+    assert {rows for _, rows in (*policy.calls, *user.calls)} == {4}
+    assert [active.tolist() for active in user.read] == [[True] * 3 + [False]] * 3
     user = Recorder()
     played = play(even_policy(), user, roots(7), config=SMALL)
     assert len(played) == 7

@@ -74,6 +74,7 @@ def test_eight_devices_say_what_one_says(shape, temperature):
     assert len(different) <= 1
 
 
+@pytest.mark.slow
 def test_neighbours_and_the_number_of_a_row_change_no_bit():
     """With the engine's rows, which are 32 here, whatever lengths the others have."""
     model, config = random_model(CONFIG), EngineConfig(rows=32, steps=10)

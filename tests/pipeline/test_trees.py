@@ -73,6 +73,7 @@ def out(trained, tmp_path, monkeypatch) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_trees_and_pairs_of_one(out, alone):
     other = search(process(out, 1, 2), Silent())
     assert other["trees"]["trees"] == CONDITIONS // 2

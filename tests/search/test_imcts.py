@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ixjax.dialogue.types import UserCondition
+from ixjax.generation.buckets import bucket
 from ixjax.io import InputError
 from ixjax.search import FinishedTree, SearchConfig, Tree, clear, forest, grow, run
 from tests.search.doubles import (
@@ -154,11 +155,11 @@ def test_rows_never_change_and_no_history_is_read_twice():
     games = 3 * 2 * 4 * 2
     for speaker in (policy, user):
         starts = [rows for name, rows in speaker.calls if name == "start"]
-        assert set(starts) == {games}
+        assert set(starts) == {bucket(games)}
         assert len(starts) <= 7
         assert [name for name, _ in speaker.calls].count("empty") == 1
         spoken = {rows for name, rows in speaker.calls if name == "speak"}
-        assert spoken == {games + 3 * config.kept}
+        assert spoken == {bucket(games + 3 * config.kept)}
     assert sum(tree.account["context_hits"] for tree in trees) > 30
     assert sum(tree.account["context_misses"] for tree in trees) == 0
 

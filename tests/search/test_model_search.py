@@ -86,6 +86,7 @@ def search(sides, given, config=CONFIG) -> dict[str, FinishedTree]:
     return {tree.condition_id: tree for tree in run(*sides, scenario, given, config)}
 
 
+@pytest.mark.slow
 def test_a_tree_is_the_same_alone_among_others_and_in_another_order(sides):
     together = search(sides, roots(7))
     assert len({tree.nodes for tree in together.values()}) == 7
