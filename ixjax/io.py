@@ -41,7 +41,12 @@ def write_text(path: str | Path, text: str) -> None:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[TextIO]:
     """A file that takes the place of `path` once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; expected a file, to write it anew")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{path.parent}: a file; expected a folder to write into") from None
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         with temporary.open("x", encoding="utf-8") as file:
@@ -74,7 +79,10 @@ def read_text(path: str | Path) -> str:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{path}:{line}: not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
 
 
 def read_json(path: str | Path) -> Any:

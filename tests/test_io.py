@@ -136,8 +136,18 @@ def test_files_have_the_permissions_of_other_new_files(tmp_path):
 def test_bytes_that_are_not_utf8_are_named(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b'"caf\xe9"')
-    with refused(f"{path}: not UTF-8 text (byte 4)"):
+    with refused(f"{path}:1: not UTF-8 text (byte 4); save it as UTF-8"):
         io.read_json(path)
+
+
+def test_a_folder_where_a_file_is_to_be_written_and_the_reverse_are_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with refused(f"{tmp_path / 'folder'}: a folder; expected a file"):
+        io.write_text(tmp_path / "folder", "x")
+    for path in (tmp_path / "file" / "a", tmp_path / "file" / "b" / "a"):
+        with refused(f"{path.parent}: a file; expected a folder"):
+            io.write_text(path, "x")
 
 
 def test_a_document_that_is_not_json_is_named_by_line_and_column(tmp_path):

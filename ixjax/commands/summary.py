@@ -14,7 +14,7 @@ from ixjax.evaluation import Parity
 from ixjax.models.placement import Placement
 from ixjax.pipeline import Plan
 from ixjax.report.fidelity import FIDELITY_COLUMNS, fidelity_figures
-from ixjax.report.formats import interval, is_weak, percent, show
+from ixjax.report.formats import interval, is_weak, percent, show, undecided
 from ixjax.report.result import CELL_COLUMNS, cell_figures
 from ixjax.report.search import pair_rules
 from ixjax.report.training import DPO_COLUMNS, SFT_COLUMNS, figures_of
@@ -44,7 +44,7 @@ def print_search(console: Console, facts: Mapping[str, Mapping[str, Any]]) -> No
 
 def print_dpo(console: Console, sources: Mapping[str, Mapping[str, Any]]) -> None:
     """The last figures of the aligned policies."""
-    _print_trainings(console, "Alignment", "pairs of", DPO_COLUMNS, sources)
+    _print_trainings(console, "Alignment, the last batch", "pairs of", DPO_COLUMNS, sources)
 
 
 def _print_trainings(
@@ -90,7 +90,7 @@ def print_ratings(console: Console, result: Mapping[str, Any]) -> None:
     everyone = {"rater": "all, item by item", **result}
     _print(
         console,
-        f"{second} against {first}, with {result['user']}: share of items won, ties half",
+        f"{second} against {first}, with {result['user']}",
         ("rater", "items", "win rate", "95 % interval"),
         (
             (r["rater"], r["items"], percent(r["win_rate"]), interval(r["low"], r["high"]))
@@ -103,6 +103,8 @@ def print_ratings(console: Console, result: Mapping[str, Any]) -> None:
     ]
     rows.append(("Fleiss' kappa, all raters", result["fleiss"]["items"], result["fleiss"]["kappa"]))
     _print(console, "Agreement beyond chance", ("of", "items", "kappa"), rows)
+    told = undecided(result["low"], result["high"])
+    console.print(f"The win rate is the share of items won, ties half. {told}".rstrip())
     place = result["first_shown"]
     console.print(
         f"{percent(place['share'])} of an item's decided votes went to A, the dialogue shown "

@@ -109,6 +109,8 @@ class Played:
         """
         try:
             dialogue = Dialogue.from_json(record["dialogue"])
+            if not isinstance(record["condition"], str):
+                raise TypeError(f"condition is {record['condition']!r}, not a text")
             condition = UserCondition(record["condition"], dialogue.condition.attributes)
             return cls(
                 condition=record["condition"],

@@ -27,6 +27,7 @@ CHOICES = ("A", "B", "tie")
 # Where a spreadsheet would begin a cell, whatever it splits at, and what would make it a formula.
 _FORMULA = re.compile("(^|[;\t\n])(\\s*)([=+\\-@\uff1d\uff0b\uff0d\uff20])")
 COLUMNS = ("task", "item", "condition", "A", "B", "choice", "comment")
+DELIMITERS = ",;\t"  # as spreadsheets of different places save a table
 
 Choice = Literal["A", "B", "tie"]
 
@@ -54,6 +55,8 @@ class RatingConfig:
             raise InputError(f"count is {self.count}; expected 1 or more")
         if self.order_seed < 0:
             raise InputError(f"order_seed is {self.order_seed}; expected 0 or more")
+        if not self.question.strip():
+            raise InputError("question is empty; expected what raters are to be asked")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +162,7 @@ def read_ratings(path: str | Path, *, task: str, items: Sequence[str]) -> Rating
     """A rater's file: what the form saved (JSON), or the filled-in table (CSV).
 
     Args:
-        path: the file; of a table, its name is the rater's.
+        path: the file: what does not begin as JSON is a table, whose name is the rater's.
         task: fingerprint of what was to be rated.
         items: their ids.
 
@@ -167,7 +170,9 @@ def read_ratings(path: str | Path, *, task: str, items: Sequence[str]) -> Rating
         InputError: it is neither, of another task, or has an item or a choice that there is not.
     """
     path = Path(path)
-    rater, rows = (_from_table if path.suffix.lower() == ".csv" else _from_form)(path, task)
+    text = io.read_text(path)
+    is_form = path.suffix.lower() == ".json" or text.lstrip().startswith("{")
+    rater, rows = _from_form(path, task) if is_form else _from_table(path, text, task)
     choices: dict[str, Choice] = {}
     for where, item, choice in rows:
         if item not in items:
@@ -202,25 +207,30 @@ def _from_form(path: Path, task: str) -> tuple[str, Rows]:
     return rater.strip() or path.stem, rows
 
 
-def _from_table(path: Path, task: str) -> tuple[str, Rows]:
-    text = io.read_text(path)
+def _from_table(path: Path, text: str, task: str) -> tuple[str, Rows]:
     head = text.partition("\n")[0]
-    delimiter = ";" if head.count(";") > head.count(",") else ","  # as spreadsheets of some places
+    delimiter = max(DELIMITERS, key=head.count)
+    lines = text_io.StringIO(text, newline=None)  # whatever a line ends with
     try:
-        table = csv.DictReader(text_io.StringIO(text), delimiter=delimiter)
-        records = list(table)
-    except csv.Error as error:
-        raise InputError(f"{path}: not a table ({error})") from None
-    missing = [name for name in ("task", "item", "choice") if name not in (table.fieldnames or ())]
+        # Strict: a quote that is never closed is a file that was cut off.
+        head, *records = csv.reader(lines, delimiter=delimiter, strict=True)
+    except (csv.Error, ValueError) as error:
+        raise InputError(
+            f"{path}: not a whole table ({error}); expected items.csv, filled in"
+        ) from None
+    columns = [name.strip().lower() for name in head]
+    missing = [name for name in ("task", "item", "choice") if name not in columns]
     if missing:
-        raise InputError(f"{path}:1: no column {', '.join(missing)}; expected those exported")
+        raise InputError(
+            f"{path}:1: no column {', '.join(missing)}; expected those exported, found {head}"
+        )
     rows: Rows = []
-    for number, record in enumerate(records, start=1):
-        if not "".join("".join(cell or "") for cell in record.values()).strip():
+    for number, cells in enumerate(records, start=1):
+        if not "".join(cells).strip():
             continue  # spreadsheets write rows of nothing
-        where = f"{path}: row {number}"
-        _check_task(record["task"], task, where)
-        rows.append((where, record["item"], (record["choice"] or "").strip()))
+        where, record = f"{path}: row {number}", dict(zip(columns, cells, strict=False))
+        _check_task(record.get("task"), task, where)
+        rows.append((where, record.get("item"), record.get("choice", "").strip()))
     return path.stem, rows
 
 

@@ -35,11 +35,11 @@ def score(
         interval, whose distance from 1/2 tells of raters who go by place; `by_rater`; `cohen` for
         each two raters; `fleiss` over the items that all have rated. What can't be told is null.
     """
+    names = [r.rater.casefold() for r in ratings]
+    for rating, name in zip(ratings, names, strict=True):
+        if names.count(name) > 1:
+            raise InputError(f"two files are of the rater {rating.rater!r}; expected one each")
     chosen = {r.rater: {i: _method(c, sides[i]) for i, c in r.choices.items()} for r in ratings}
-    if len(chosen) < len(ratings):
-        names = [r.rater for r in ratings]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"two files are of the rater {twice!r}; expected one each")
     votes = [choice for by_item in chosen.values() for choice in by_item.values()]
     decided = [{i: float(c == "A") for i, c in r.choices.items() if c != "tie"} for r in ratings]
     return {

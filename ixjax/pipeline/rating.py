@@ -21,8 +21,11 @@ from ixjax.evaluation.rating import (
 from ixjax.evaluation.rating_scores import score
 from ixjax.io import InputError, RunDirectory
 from ixjax.report import rating_form
+from ixjax.report.shapes import COUNT, LIST, OBJECT, TEXT, Shape, check, check_texts
 
 KEY_SCHEMA = "ixjax.rating_key"
+KEY: Shape = {"task": TEXT, "methods": LIST, "user": TEXT, "equal": COUNT, "items": OBJECT}
+KEY_ITEM: Shape = {"A": TEXT, "B": TEXT}
 
 
 def export_rating(
@@ -42,7 +45,7 @@ def export_rating(
     Raises:
         InputError: the dialogues are not there, none differ, or other items were exported before.
     """
-    directory = RunDirectory(Path(root))
+    directory = _run_directory(root)
     first, second = (_played(directory, method, config.user) for method in config.methods)
     items, equal = draw_items(first, second, config)
     if not items:
@@ -87,7 +90,7 @@ def score_ratings(root: str | Path, files: Sequence[str | Path]) -> dict[str, An
     Raises:
         InputError: there is no key, or a file is not a rating of these items.
     """
-    directory = RunDirectory(Path(root))
+    directory = _run_directory(root)
     if not files:
         raise InputError("no ratings given; name the files that raters have sent back")
     key = _key(directory.rating_key)
@@ -108,10 +111,27 @@ def score_ratings(root: str | Path, files: Sequence[str | Path]) -> dict[str, An
     return result
 
 
+def _run_directory(root: str | Path) -> RunDirectory:
+    directory = RunDirectory(Path(root))
+    if not directory.config.is_file():
+        raise InputError(f"{root}: no run directory ({directory.config.name} is missing)")
+    return directory
+
+
 def _key(path: Path) -> dict[str, Any]:
+    """Which dialogue is whose; a wrong key would give wrong scores, so all of it is checked."""
     if not path.exists():
         raise InputError(f"{path}: no such file; `ixjax rate export` writes it")
-    return io.read_document(path, schema=KEY_SCHEMA)
+    key = io.read_document(path, schema=KEY_SCHEMA)
+    check(key, KEY, str(path))
+    check_texts(key["methods"], f"{path}: methods", count=2)
+    for name, item in key["items"].items():
+        where = f"{path}: items: {name}"
+        check(item, KEY_ITEM, where)
+        if sorted((item["A"], item["B"])) != sorted(key["methods"]):
+            found, expected = (item["A"], item["B"]), " and ".join(key["methods"])
+            raise InputError(f"{where}: A and B are {found}; expected {expected}")
+    return key
 
 
 def _played(directory: RunDirectory, method: str, user: str) -> list[Played]:
@@ -124,11 +144,11 @@ def _played(directory: RunDirectory, method: str, user: str) -> list[Played]:
     done = manifest.get("evaluate")
     if done is None:
         raise InputError(f"{directory.root}: not evaluated; run `ixjax evaluate` first")
-    path = directory.played_by(method, user, inputs=done["inputs"])
-    if not path.exists():
-        there = io.read_json(directory.evaluation)
-        raise InputError(
-            f"{path}: no such file; the run compares {', '.join(there['methods'])} with "
-            f"{', '.join(there['users'])}"
-        )
-    return read_played(path)
+    there = io.read_document(directory.evaluation, schema=io.EVALUATION_SCHEMA)
+    for field, name, known in (("methods", method, "methods"), ("user", user, "users")):
+        if name not in there[known]:
+            raise InputError(
+                f"items.{field}: {name!r} is not in the run's evaluation; expected one of "
+                f"{', '.join(there[known])}"
+            )
+    return read_played(directory.played_by(method, user, inputs=done["inputs"]))

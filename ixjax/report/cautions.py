@@ -19,6 +19,8 @@ LENGTH_CHANGE = 1.5  # as a factor, either way
 DIVERSITY_LOSS = 0.7  # of distinct-2, as a factor
 ONE_SIDED_LENGTH = 0.7  # share of pairs whose chosen response is the longer one, or the shorter
 
+LATE = 0.25  # of a training: the end of it
+
 ALWAYS = (
     "One run is one seed. What a gain varies by from seed to seed is not in its interval.",
     "Simulated users are models of the users in one corpus. A policy can learn what such a model "
@@ -42,6 +44,7 @@ def cautions(runs: Sequence[RunFiles]) -> Section:
 
 
 def _of_run(run: RunFiles) -> Iterator[str]:
+    yield from run.missing()
     if run.evaluation is not None:
         yield from _of_simulators(run.evaluation)
         yield from _of_methods(run.evaluation)
@@ -133,10 +136,15 @@ def _of_pairs(pairs: Sequence[Record]) -> Iterator[str]:
 
 def _of_alignment(run: RunFiles) -> Iterator[str]:
     for stage in run.manifest.stages:
-        reward = (run.facts(stage) or {}).get("rewards/chosen")
-        if stage.startswith("dpo/") and isinstance(reward, (int, float)) and reward < 0:
+        if not stage.startswith("dpo/"):
+            continue
+        # One batch tells little.
+        steps = run.steps(stage)
+        late = [r.get("rewards/chosen") for r in steps[-max(round(LATE * len(steps)), 1) :]]
+        rewards = [value for value in late if isinstance(value, (int, float))]
+        if rewards and (reward := statistics.fmean(rewards)) < 0:
             yield (
                 f"{method_name(stage.replace('/', '_'))} ends with the chosen responses less "
-                f"likely than before (reward {show(float(reward))}): it learnt more of what to "
-                "avoid than of what to say."
+                f"likely than before (reward {show(reward)}, mean of the last quarter of what was "
+                "logged): it learnt more of what to avoid than of what to say."
             )

@@ -34,7 +34,8 @@ def dialogues(runs: Sequence[RunFiles], limits: Limits) -> Section:
         transcripts += _transcripts(run, found, several)
         text = (
             f"The first {len(found['conditions'])} of {found['total']} held-out conditions, "
-            "chosen by their place and not by how they turned out."
+            "chosen by their place and not by how they turned out. Engagement is 0 to 1, the more "
+            "the better; the outcome is what it was read from, in the scenario's own unit."
         )
         blocks.append(Text(named(several, run, text)))
     if shown:

@@ -31,6 +31,10 @@ def explorer(runs: Sequence[RunFiles], limits: Limits) -> Section:
             continue
         trees, total = _embedded(run, limits)
         shown.append({"name": run.name, "trees": trees})
+        searched = (run.facts("search") or {}).get("trees", total)
+        if total != searched:
+            text = f"{run.directory.all_trees.name} has {total} trees of the {searched} searched."
+            blocks.append(Gap(named(several, run, text)))
         if len(trees) < total:
             text = f"{len(trees)} of {total:,} trees are in this page, the first of the search."
             blocks.append(Text(named(several, run, text)))

@@ -144,10 +144,40 @@ class RunFiles:
                     )
             yield tree
 
+    def missing(self) -> Iterator[str]:
+        """What is gone though other files say that it was there, a sentence each."""
+        d = self.directory
+        if not d.manifest.exists():
+            there = [p.name for p in (d.evaluation, d.pairs, d.all_trees) if p.exists()]
+            if there:
+                yield (
+                    f"{d.manifest.name} is missing, which tells what is finished: stages are "
+                    f"called unfinished here though {', '.join(there)} is there. Put it back "
+                    "before anything is run, or all is done again."
+                )
+            return
+        stages = self.manifest.stages
+        if "pairs" in stages and not d.pairs.exists():
+            yield f"{d.pairs.name} is missing: what its pairs are like is not told."
+        if any(stage.startswith(("sft/", "dpo/")) for stage in stages) and not d.metrics.exists():
+            yield f"{d.metrics.name} is missing: there are no training curves."
+        if "evaluate" in stages and self.evaluation is not None:
+            gone = [
+                f"{method} with {user}"
+                for user in self.evaluation["users"]
+                for method in self.evaluation["methods"]
+                if not self._played_by(method, user).exists()
+            ]
+            if gone:
+                yield f"The dialogues of {', '.join(gone)} are missing ({d.played.name})."
+
+    def _played_by(self, method: str, user: str) -> Path:
+        inputs = (self.facts("evaluate") or {}).get("inputs", "")
+        return self.directory.played_by(method, user, inputs=inputs)
+
     def played(self, method: str, user: str) -> list[Record]:
         """The dialogues of one method with one user; none where they are not there."""
-        inputs = (self.facts("evaluate") or {}).get("inputs", "")
-        path = self.directory.played_by(method, user, inputs=inputs)
+        path = self._played_by(method, user)
         if not path.exists():
             return []
         found = list(_records(path, io.PLAYED_SCHEMA, shapes.PLAYED))
@@ -160,7 +190,7 @@ def open_runs(roots: list[str]) -> list[RunFiles]:
     """The runs at these folders, named so that a reader can tell them apart.
 
     Raises:
-        InputError: one is no run directory, or one is given twice.
+        InputError: one is no run directory, its settings can't be read, or one is given twice.
     """
     places = [Path(root).resolve() for root in roots]
     for root, place in zip(roots, places, strict=True):
@@ -170,10 +200,14 @@ def open_runs(roots: list[str]) -> list[RunFiles]:
             )
         if places.count(place) > 1:
             raise InputError(f"{root}: given twice; expected runs to compare")
-    return [
+    runs = [
         RunFiles(name, RunDirectory(Path(root)))
         for name, root in zip(_names(places), roots, strict=True)
     ]
+    for run in runs:
+        if "scenario" not in run.settings:
+            raise InputError(f"{run.directory.config}: scenario is missing; cut off, or no run's?")
+    return runs
 
 
 def _names(places: list[Path]) -> list[str]:

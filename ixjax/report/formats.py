@@ -31,6 +31,13 @@ def interval(low: float | None, high: float | None) -> str:
     return UNKNOWN if low is None or high is None else f"{show(float(low))} to {show(float(high))}"
 
 
+def undecided(low: float | None, high: float | None) -> str:
+    """A sentence about a win rate whose interval holds a half; nothing about another."""
+    if low is None or high is None or not low <= 0.5 <= high:
+        return ""
+    return "The interval holds a half: neither method is shown to be better."
+
+
 def is_weak(fidelity: Mapping[str, Any]) -> bool:
     """Whether a simulator knows nothing of who is helped by what.
 

@@ -8,7 +8,7 @@ from typing import Any
 from ixjax.report import figures
 from ixjax.report.blocks import Block, Gap, Plot, Plots, Section, Table, Text
 from ixjax.report.files import Record, RunFiles
-from ixjax.report.formats import interval, percent, show
+from ixjax.report.formats import interval, percent, show, undecided
 from ixjax.report.layout import named, run_table
 from ixjax.report.names import (
     REFERENCE,
@@ -80,8 +80,9 @@ def _peoples_verdict(scores: Record) -> str:
         f"{count} {'person' if count == 1 else 'people'} compared {scores['items']} pairs of "
         f"dialogues with {user_name(scores['user'])} blindly: {second} wins "
         f"{percent(scores['win_rate'])} against {first} (95 %: "
-        f"{percent(scores['low'])} to {percent(scores['high'])}; ties are half{agreement})."
-    )
+        f"{percent(scores['low'])} to {percent(scores['high'])}; ties are half{agreement}). "
+        f"{undecided(scores['low'], scores['high'])}"
+    ).rstrip()
 
 
 def _in_order(lists: Iterable[Sequence[str]]) -> list[str]:

@@ -103,7 +103,7 @@ def _dpo(runs: Sequence[RunFiles]) -> list[Block]:
     ]
     if rows:
         columns = ("pairs of", *DPO_COLUMNS)
-        blocks.append(run_table(several, "Alignment, at the end", columns, rows))
+        blocks.append(run_table(several, "Alignment, the last batch", columns, rows))
     return [*blocks, *gaps]
 
 

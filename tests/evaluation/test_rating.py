@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import csv
 import io
+import itertools
 import json
 import re
 
@@ -131,14 +132,23 @@ def read(path):
 def test_ratings_in_a_table_come_back(tmp_path_factory, choices):
     path = tmp_path_factory.mktemp("ratings") / "ann.csv"
     rows = list(csv.DictReader(io.StringIO(task_csv(TASK))))
-    for delimiter in ",;":
+    for delimiter, end in itertools.product(",;\t", ("\n", "\r\n", "\r")):
         with path.open("w", newline="", encoding="utf-8-sig") as file:
-            table = csv.DictWriter(file, COLUMNS, delimiter=delimiter)
+            look = {"lineterminator": end, "quoting": csv.QUOTE_ALL}
+            table = csv.DictWriter(file, COLUMNS, delimiter=delimiter, **look)
             table.writeheader()
             for row in rows:
                 table.writerow(row | {"choice": choices.get(row["item"], "").lower()})
         found = read(path)
         assert (found.rater, dict(found.choices)) == ("ann", choices)
+
+
+def test_a_table_is_known_by_its_content_and_its_columns_by_any_case(tmp_path):
+    path = tmp_path / "ann.txt"
+    path.write_text(f"Task, Item ,CHOICE\n{TASK['task']},{IDS[0]},A\n")
+    assert dict(read(path).choices) == {IDS[0]: "A"}
+    path.write_text(form())
+    assert read(path).rater == "ben"
 
 
 def form(**changes) -> str:
@@ -171,7 +181,9 @@ def test_ratings_of_the_form_come_back(tmp_path):
         ("a.json", form(choices=3), "expected `rater` and `choices`"),
         ("a.json", form()[:-9], "not JSON"),
         ("a.csv", "item,choice\n", "a.csv:1: no column task; expected those exported"),
-        ("a.csv", "", "a.csv:1: no column task, item, choice"),
+        ("a.csv", "sep=;\n", "a.csv:1: no column task, item, choice; expected those exported, fo"),
+        ("a.csv", "", "a.csv: not a whole table"),
+        ("a.csv", f'task,item,choice\n{TASK["task"]},{IDS[0]},"A', "a.csv: not a whole table"),
         ("a.csv", "task,item,choice\nother,x,A\n", "row 1: rates the task 'other'"),
         ("a.csv", f"task,item,choice\n{TASK['task']},{IDS[0]},maybe\n", "row 1: choice is 'maybe'"),
         (

@@ -72,6 +72,42 @@ def test_a_key_of_another_version_is_refused(exported):
         score_ratings(exported, [exported / "a.json"])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda key: key.pop("task"), "rating_key.json: task is missing"),
+        (lambda key: key.update(methods=["sft"]), "methods is ['sft']; expected 2 texts"),
+        (lambda key: key.update(user=5), "user is 5; expected a text"),
+        (lambda key: key.update(equal="x"), "equal is 'x'; expected a whole number"),
+        (lambda key: key.update(items=[1]), "items is [1]; expected an object"),
+        (lambda key: key["items"].update({"item-001": 5}), "items: item-001: found int"),
+        (lambda key: key["items"]["item-001"].pop("A"), "items: item-001: A is missing"),
+        (
+            lambda key: key["items"]["item-001"].update(A="sft", B="sft"),
+            "items: item-001: A and B are ('sft', 'sft'); expected sft and dpo_imcts",
+        ),
+    ],
+)
+def test_a_key_that_was_edited_is_named_with_its_field(exported, change, message):
+    key = json.loads((exported / KEY).read_text())
+    change(key)
+    (exported / KEY).write_text(json.dumps(key))
+    with pytest.raises(InputError, match=re.escape(message)):
+        score_ratings(exported, [exported / "a.json"])
+    assert not (exported / "rating_scores.json").exists()
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    for work in (
+        lambda: export_rating(tmp_path, RatingConfig()),
+        lambda: score_ratings(tmp_path, ["a"]),
+    ):
+        with pytest.raises(
+            InputError, match=re.escape(f"{tmp_path}: no run directory (config.yaml")
+        ):
+            work()
+
+
 def test_a_spreadsheet_knows_the_table_for_utf_8(exported):
     assert (exported / "rating" / "items.csv").read_bytes().startswith(b"\xef\xbb\xbf")
 
@@ -80,8 +116,8 @@ def test_a_spreadsheet_knows_the_table_for_utf_8(exported):
     ("config", "stages", "message"),
     [
         (RatingConfig(), [], "not evaluated; run `ixjax evaluate` first"),
-        (RatingConfig(user="nobody"), STAGES, "the run compares sft, dpo_imcts with simulator, "),
-        (RatingConfig(methods=("sft", "dpo")), STAGES, "-dpo-simulator_heldout.jsonl: no such fil"),
+        (RatingConfig(user="nobody"), STAGES, "items.user: 'nobody' is not in the run's evalua"),
+        (RatingConfig(methods=("sft", "dpo")), STAGES, "expected one of sft, dpo_imcts"),
     ],
 )
 def test_what_was_not_played_is_named(tmp_path, config, stages, message):

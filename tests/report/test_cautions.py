@@ -90,9 +90,37 @@ def test_what_pairs_are_like_raises_its_doubt_alone(sound, change, said):
     ("source", "name"), [("imcts", "DPO on i×MCTS pairs"), ("human", "DPO on human pairs")]
 )
 def test_chosen_responses_that_became_less_likely_are_told(sound, source, name):
-    edit(
-        sound / "manifest.json",
-        lambda found: found["stages"][f"dpo/{source}"].update({"rewards/chosen": -0.5}),
-    )
+    """Of the last quarter of what was logged, and not of the last batch."""
+
+    def log(rewards):
+        lines = [
+            {"stage": f"dpo/{source}", "step": step, "rewards/chosen": reward}
+            for step, reward in enumerate(rewards, start=1000)
+        ]
+        with (sound / "metrics.jsonl").open("a") as file:
+            file.write("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    log([0.0] * 60 + [0.5] * 19 + [-0.1])
+    assert doubts(sound) == []
+    log([0.0] * 60 + [-0.5] * 19 + [0.1])
     (found,) = doubts(sound)
     assert found.startswith(f"{name} ends with the chosen responses less likely than before (rewa")
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("manifest.json", "manifest.json is missing, which tells what is finished"),
+        ("pairs.jsonl", "pairs.jsonl is missing"),
+        ("metrics.jsonl", "metrics.jsonl is missing"),
+    ],
+)
+def test_a_file_that_is_gone_is_told(sound, gone, said):
+    (sound / gone).unlink()
+    assert [found for found in doubts(sound) if found.startswith(said)]
+
+
+def test_dialogues_that_are_gone_are_told(sound):
+    next((sound / "evaluation").glob("*-sft-simulator.jsonl")).unlink()
+    (found,) = doubts(sound)
+    assert found == "The dialogues of sft with simulator are missing (evaluation)."

@@ -140,6 +140,14 @@ def test_a_folder_without_settings_is_no_run(tmp_path):
         write_report([str(tmp_path)])
 
 
+@pytest.mark.parametrize("content", ["a: [1", "a: 1", "", "- 1"])
+def test_settings_that_are_none_are_named(tmp_path, content):
+    write_run(tmp_path)
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(InputError, match=r"config\.yaml"):
+        open_runs([str(tmp_path)])
+
+
 def test_runs_are_named_by_as_much_of_their_paths_as_tells_them_apart(tmp_path):
     roots = [str(write_run(tmp_path / a / b)) for a, b in (("x", "seed-0"), ("y", "seed-0"))]
     assert [run.name for run in open_runs(roots)] == ["x/seed-0", "y/seed-0"]

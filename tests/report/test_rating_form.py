@@ -11,7 +11,9 @@ def test_a_form_that_was_filled_in_is_scored(tmp_path, opened):
     export_rating(write_run(tmp_path), RatingConfig())
     watched = opened(tmp_path / "rating" / "form.html")
     page = watched.page
-    page.get_by_label("Your name or number").fill("Ben B.")
+    page.get_by_role("button", name="Save to a file").click()
+    assert watched.texts(".status")[0].startswith("Type your name or number first")
+    page.get_by_label("Your name or number").fill("李 B.")
     for choice in ("A", "no difference"):
         page.get_by_label(choice, exact=True).check()
         page.get_by_role("button", name="Next").click()
@@ -20,11 +22,11 @@ def test_a_form_that_was_filled_in_is_scored(tmp_path, opened):
     assert page.get_by_label("no difference").is_checked()
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Save to a file").click()
-    assert waiting.value.suggested_filename == "ratings-Ben_B_.json"
+    assert waiting.value.suggested_filename == "ratings-李_B_.json"
     path = tmp_path / "ben.json"
     waiting.value.save_as(path)
     found = score_ratings(tmp_path, [path])
-    assert [r["rater"] for r in found["by_rater"]] == ["Ben B."]
+    assert [r["rater"] for r in found["by_rater"]] == ["李 B."]
     assert (found["items"], found["votes"]["tie"]) == (2, 1)
 
 
@@ -52,3 +54,27 @@ def test_a_second_rater_at_one_computer_begins_anew(tmp_path, opened):
     page.reload()
     page.get_by_role("button", name="Go on as Ben (1 rated)").click()
     assert (name.input_value(), page.locator("input:checked").input_value()) == ("Ben", "A")
+
+
+def test_two_raters_at_once_lose_nothing_of_each_others(tmp_path, opened):
+    export_rating(write_run(tmp_path), RatingConfig())
+    form = tmp_path / "rating" / "form.html"
+    first = opened(form).page
+    second = first.context.new_page()
+    second.goto(form.as_uri())
+    for page, rater in ((first, "Ann"), (second, "Ben"), (first, "Ann B.")):
+        page.get_by_label("Your name or number").fill(rater)
+        page.get_by_label("A", exact=True).check()
+    first.reload()
+    names = first.get_by_role("button").all_inner_texts()
+    assert sorted(names) == ["Go on as Ann B. (1 rated)", "Go on as Ben (1 rated)", "Somebody else"]
+
+
+def test_what_a_browser_kept_of_another_form_is_passed_over(tmp_path, opened):
+    export_rating(write_run(tmp_path), RatingConfig())
+    watched = opened(tmp_path / "rating" / "form.html")
+    watched.page.evaluate(
+        "localStorage.setItem(`ixjax-rating-${dataOf('task').task}`, '[null, {}]')"
+    )
+    watched.page.reload()
+    assert "Item 1 of 3; 0 rated." in watched.texts(".status")

@@ -6,24 +6,28 @@ class RatingForm {
     this.task = task;
     this.at = 0;
     this.place = place;
-    this.raters = this.kept();
-    if (this.raters.length) this.greet();
+    const raters = this.kept();
+    if (raters.length) this.greet(raters);
     else this.begin();
   }
 
   /** What this browser kept of earlier visits, a rater each; it may refuse to keep anything. */
   kept() {
+    const object = (value) => value !== null && typeof value === "object";
     try {
       const found = JSON.parse(localStorage.getItem(this.name()) ?? "[]");
-      return Array.isArray(found) ? found : [];
+      return found.filter((one) => object(one) && typeof one.id === "string"
+        && typeof one.rater === "string" && object(one.choices) && object(one.comments));
     } catch {
       return [];
     }
   }
 
+  /** Read anew first: the form may be open elsewhere, for another rater. */
   keep() {
+    const others = this.kept().filter((one) => one.id !== this.answers.id);
     try {
-      localStorage.setItem(this.name(), JSON.stringify(this.raters));
+      localStorage.setItem(this.name(), JSON.stringify([...others, this.answers]));
     } catch { /* it is still in the page */ }
     this.progress.textContent = this.progressText();
   }
@@ -33,7 +37,7 @@ class RatingForm {
   }
 
   /** Two people may rate at one computer: nobody goes on with another's answers unawares. */
-  greet() {
+  greet(raters) {
     const goOn = (answers) => this.button(
       `Go on as ${answers.rater || "one without a name"} (${this.done(answers)} rated)`,
       () => this.begin(answers));
@@ -41,12 +45,12 @@ class RatingForm {
       element("h1", {}, "Compare dialogues"),
       element("p", {}, "This browser keeps what was rated in it. Who is there?"),
       element("div", { class: "actions" },
-        ...this.raters.map(goOn), this.button("Somebody else", () => this.begin())));
+        ...raters.map(goOn), this.button("Somebody else", () => this.begin())));
   }
 
   begin(answers) {
-    this.answers = answers ?? { rater: "", choices: {}, comments: {} };
-    if (!answers) this.raters.push(this.answers);
+    const id = `${Date.now()}-${Math.random()}`;
+    this.answers = answers ?? { id, rater: "", choices: {}, comments: {} };
     this.draw();
   }
 
@@ -67,7 +71,7 @@ class RatingForm {
 
   draw() {
     const item = this.task.items[this.at];
-    const rater = element("input", { type: "text", autocomplete: "off" });
+    const rater = this.rater = element("input", { type: "text", autocomplete: "off" });
     rater.value = this.answers.rater;
     rater.addEventListener("input", () => { this.answers.rater = rater.value; this.keep(); });
     this.progress = element("p", { class: "status", role: "status" }, this.progressText());
@@ -115,10 +119,16 @@ class RatingForm {
 
   /** Hands the ratings over as a file to send back. */
   save() {
+    const { rater, choices, comments } = this.answers;
+    if (!rater.trim()) {
+      this.progress.textContent = "Type your name or number first: it tells your file from others'.";
+      this.rater.focus();
+      return;
+    }
     const { schema, version, task } = this.task;
-    const text = JSON.stringify({ schema, version, task, ...this.answers }, null, 2);
-    const rater = this.answers.rater.replace(/[^\w-]+/g, "_") || "anonymous";
-    const link = element("a", { download: `ratings-${rater}.json` });
+    const text = JSON.stringify({ schema, version, task, rater, choices, comments }, null, 2);
+    const name = rater.trim().replace(/[^\p{L}\p{N}_-]+/gu, "_");
+    const link = element("a", { download: `ratings-${name}.json` });
     link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
