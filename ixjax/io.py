@@ -266,6 +266,21 @@ class RunDirectory:
 
     root: Path
 
+    @classmethod
+    def existing(cls, root: str | Path) -> RunDirectory:
+        """The run in this folder.
+
+        Raises:
+            InputError: there is none.
+        """
+        directory = cls(Path(root))
+        if not directory.config.is_file():
+            raise InputError(
+                f"{root}: no run directory ({directory.config.name} is missing); make one with "
+                f"`ixjax pipeline --config NAME --out {root}`"
+            )
+        return directory
+
     @property
     def config(self) -> Path:
         """The run's settings."""

@@ -78,12 +78,7 @@ def read_run(out: str) -> Run:
     Raises:
         InputError: there is no run, or its config.yaml is damaged.
     """
-    directory = RunDirectory(Path(out))
-    if not directory.config.is_file():
-        raise InputError(
-            f"{out}: no run directory ({directory.config.name} is missing); make one with "
-            f"`ixjax pipeline --config NAME --out {out}`"
-        )
+    directory = RunDirectory.existing(out)
     config = load(RunConfig, str(directory.config))
     return Run(dataclasses.replace(config, out=out), directory)
 

@@ -45,7 +45,7 @@ def export_rating(
     Raises:
         InputError: the dialogues are not there, none differ, or other items were exported before.
     """
-    directory = _run_directory(root)
+    directory = RunDirectory.existing(root)
     first, second = (_played(directory, method, config.user) for method in config.methods)
     items, equal = draw_items(first, second, config)
     if not items:
@@ -90,7 +90,7 @@ def score_ratings(root: str | Path, files: Sequence[str | Path]) -> dict[str, An
     Raises:
         InputError: there is no key, or a file is not a rating of these items.
     """
-    directory = _run_directory(root)
+    directory = RunDirectory.existing(root)
     if not files:
         raise InputError("no ratings given; name the files that raters have sent back")
     key = _key(directory.rating_key)
@@ -109,13 +109,6 @@ def score_ratings(root: str | Path, files: Sequence[str | Path]) -> dict[str, An
     }
     io.write_json(directory.rating_scores, result)
     return result
-
-
-def _run_directory(root: str | Path) -> RunDirectory:
-    directory = RunDirectory(Path(root))
-    if not directory.config.is_file():
-        raise InputError(f"{root}: no run directory ({directory.config.name} is missing)")
-    return directory
 
 
 def _key(path: Path) -> dict[str, Any]:

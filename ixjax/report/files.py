@@ -194,10 +194,7 @@ def open_runs(roots: list[str]) -> list[RunFiles]:
     """
     places = [Path(root).resolve() for root in roots]
     for root, place in zip(roots, places, strict=True):
-        if not RunDirectory(place).config.is_file():
-            raise InputError(
-                f"{root}: no run directory ({RunDirectory(place).config.name} is missing)"
-            )
+        RunDirectory.existing(root)
         if places.count(place) > 1:
             raise InputError(f"{root}: given twice; expected runs to compare")
     runs = [

@@ -58,7 +58,12 @@ def test_scores_last_as_long_as_their_key(exported):
 def test_a_dialogue_that_is_not_whole_is_named_with_its_line(tmp_path):
     path = write_run(tmp_path) / "evaluation" / "0123456789abcdef-sft-simulator_heldout.jsonl"
     whole = path.read_text()
-    for damage, message in ((("released", "other"), "'released' is missing"), (("[4]", "4"), "4")):
+    named = ('"condition": "', '"condition": 5, "id": "')
+    for damage, message in (
+        (("released", "other"), "'released' is missing"),
+        (("[4]", "4"), "4"),
+        (named, "condition is 5, not a text"),
+    ):
         path.write_text(whole.replace(*damage))
         with pytest.raises(InputError, match=re.escape(f"{path}:2: ")) as refused:
             export_rating(tmp_path, RatingConfig())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
+from ixjax.report import write_report
 from ixjax.report.cautions import ALWAYS, cautions
 from ixjax.report.files import open_runs
 from tests.report.runs import write_run
@@ -118,6 +120,13 @@ def test_chosen_responses_that_became_less_likely_are_told(sound, source, name):
 def test_a_file_that_is_gone_is_told(sound, gone, said):
     (sound / gone).unlink()
     assert [found for found in doubts(sound) if found.startswith(said)]
+
+
+def test_trees_that_were_cut_off_are_told(sound):
+    (path,) = (sound / "trees").glob("*.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    _, page = write_report([str(sound)])
+    assert re.search(r"of-00001\.jsonl has 1 trees of the 2 searched", page.read_text())
 
 
 def test_dialogues_that_are_gone_are_told(sound):
