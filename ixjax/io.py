@@ -46,7 +46,8 @@ def _replacing(path: Path) -> Iterator[TextIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{path.parent}: a file; expected a folder to write into") from None
+        file = next(p for p in path.parents if p.exists())
+        raise InputError(f"{file}: a file; expected a folder to write into") from None
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         with temporary.open("x", encoding="utf-8") as file:

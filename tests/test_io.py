@@ -146,7 +146,7 @@ def test_a_folder_where_a_file_is_to_be_written_and_the_reverse_are_named(tmp_pa
     with refused(f"{tmp_path / 'folder'}: a folder; expected a file"):
         io.write_text(tmp_path / "folder", "x")
     for path in (tmp_path / "file" / "a", tmp_path / "file" / "b" / "a"):
-        with refused(f"{path.parent}: a file; expected a folder"):
+        with refused(f"{tmp_path / 'file'}: a file; expected a folder"):
             io.write_text(path, "x")
 
 
