@@ -208,16 +208,15 @@ def _from_form(path: Path, task: str) -> tuple[str, Rows]:
 
 
 def _from_table(path: Path, text: str, task: str) -> tuple[str, Rows]:
-    head = text.partition("\n")[0]
-    delimiter = max(DELIMITERS, key=head.count)
-    lines = text_io.StringIO(text, newline=None)  # whatever a line ends with
+    delimiter = max(DELIMITERS, key=text.partition("\n")[0].count)
     try:
         # Strict: a quote that is never closed is a file that was cut off.
-        head, *records = csv.reader(lines, delimiter=delimiter, strict=True)
-    except (csv.Error, ValueError) as error:
+        table = list(csv.reader(text_io.StringIO(text), delimiter=delimiter, strict=True))
+    except csv.Error as error:
         raise InputError(
             f"{path}: not a whole table ({error}); expected items.csv, filled in"
         ) from None
+    head, *records = table or [[]]
     columns = [name.strip().lower() for name in head]
     missing = [name for name in ("task", "item", "choice") if name not in columns]
     if missing:

@@ -18,7 +18,6 @@ LARGE_CALIBRATION_ERROR = 0.1
 LENGTH_CHANGE = 1.5  # as a factor, either way
 DIVERSITY_LOSS = 0.7  # of distinct-2, as a factor
 ONE_SIDED_LENGTH = 0.7  # share of pairs whose chosen response is the longer one, or the shorter
-
 LATE = 0.25  # of a training: the end of it
 
 ALWAYS = (

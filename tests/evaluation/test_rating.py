@@ -182,7 +182,7 @@ def test_ratings_of_the_form_come_back(tmp_path):
         ("a.json", form()[:-9], "not JSON"),
         ("a.csv", "item,choice\n", "a.csv:1: no column task; expected those exported"),
         ("a.csv", "sep=;\n", "a.csv:1: no column task, item, choice; expected those exported, fo"),
-        ("a.csv", "", "a.csv: not a whole table"),
+        ("a.csv", "", "a.csv:1: no column task, item, choice"),
         ("a.csv", f'task,item,choice\n{TASK["task"]},{IDS[0]},"A', "a.csv: not a whole table"),
         ("a.csv", "task,item,choice\nother,x,A\n", "row 1: rates the task 'other'"),
         ("a.csv", f"task,item,choice\n{TASK['task']},{IDS[0]},maybe\n", "row 1: choice is 'maybe'"),
