@@ -14,6 +14,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ixjax.padding import bucket, pad, round_up
+
+__all__ = ["bucket", "pad", "round_up"]
+
 PIECES = (16, 32, 128)  # new tokens of a row in one pass; what is longer is read in several
 SMALLEST_SPAN = 64
 FEW = 8  # a pass over few rows has 1/8 of the rows of a full one
@@ -37,16 +41,6 @@ class Group:
     size: int
     piece: int
     full: bool
-
-
-def bucket(size: int, *, smallest: int = 4) -> int:
-    """The power of two, `smallest` or more, that holds `size`."""
-    return max(smallest, 1 << max(size - 1, 0).bit_length())
-
-
-def round_up(size: int, step: int) -> int:
-    """The next multiple of `step`."""
-    return -(-size // step) * step
 
 
 def spans(columns: int) -> list[int]:
@@ -111,16 +105,6 @@ def group(
             groups.append(Group(rows[:size], size, piece, full=len(rows) >= full))
             rows = rows[size:]
     return groups
-
-
-def pad(
-    sequences: Sequence[Sequence[int]], size: int, fill: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Right-pad to `[S, size]` int32; also the `[S]` int32 true lengths."""
-    padded = np.full((len(sequences), size), fill, np.int32)
-    for row, sequence in enumerate(sequences):
-        padded[row, : len(sequence)] = sequence
-    return padded, np.array([len(s) for s in sequences], np.int32)
 
 
 def filled(values: Sequence[int] | np.ndarray, size: int) -> np.ndarray:

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 
 from ixjax import io
 from ixjax.devices import KINDS, DeviceKind, DeviceName
-from ixjax.generation.buckets import round_up
 from ixjax.generation.executor import columns_of
 from ixjax.generation.memory import PlayMemory, cache_bytes, play_memory
 from ixjax.models import FULL_UNROLL_LAYERS, ModelConfig
 from ixjax.models.costs import decode_flops, forward_flops, kv_bytes, training_flops
 from ixjax.models.hf_config import CONFIG, read_config
 from ixjax.models.placement import MOMENTS, describe_sharding, device_share
+from ixjax.padding import round_up
 from ixjax.parallel import AnyMesh, abstract_mesh
 from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.evaluate import look_ahead

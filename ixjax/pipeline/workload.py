@@ -10,8 +10,8 @@ import dataclasses
 import itertools
 import statistics
 
-from ixjax.generation.buckets import round_up
 from ixjax.generation.outcomes import OUTCOME_TOKENS
+from ixjax.padding import round_up
 from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.inputs import SIMULATORS, SOURCES, SPEAKERS
 from ixjax.pipeline.run import Run

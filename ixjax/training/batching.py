@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from ixjax.dialogue.chat import Rendered
-from ixjax.generation.buckets import round_up
 from ixjax.io import InputError
+from ixjax.padding import round_up
 
 
 @jax.tree_util.register_dataclass

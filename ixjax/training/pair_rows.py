@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from ixjax.dialogue.chat import RenderedPair
-from ixjax.generation.buckets import round_up
 from ixjax.io import InputError
+from ixjax.padding import round_up
 from ixjax.training.batching import Rows, Segment, endless_shuffle, fill_rows, first_fit
 
 Share = Literal["none", "pair", "node", "path"]
