@@ -6,8 +6,8 @@ download and no seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -45,16 +45,16 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class ScriptedSpeaker:
-    """A `Speaker` that draws from a known distribution; its state is the dialogues themselves.
+    """A `Speaker` that draws from a known distribution.
 
-    What it says is keyed on the seed, its role and the identity it is given, and what it may say
-    on the dialogue so far: any implementation that asks at the same place meets the same answer.
-    With a `reading` it is a `User` too, and so a world whose every value is known.
+    A turn is a function of the seed, the role, the identity it is given and the dialogue so far, so
+    any implementation that asks in the same place gets the same answer. With a `reading` it is a
+    `User` too, and so a world whose every value is known.
 
     Args:
         role: whose turns it speaks.
         distribution: text -> probability at any dialogue; sums to 1.
-        reading: the outcome that a dialogue has come to; a `User` needs it.
+        reading: the outcome of a dialogue; a `User` needs it.
         ends: whether the dialogue is over with the turn just spoken; default: never.
         seed: of the run, 0 or more.
     """
@@ -68,85 +68,65 @@ class ScriptedSpeaker:
         ends: Callable[[Dialogue], bool] = lambda dialogue: False,
         seed: int = 0,
     ):
-        self._role: Role = role
-        self._other: Role = "user" if role == "policy" else "policy"
+        self.role: Role = role
         self._distribution = distribution
         self._reading = reading
         self._ends = ends
         self._seed = seed
 
-    def empty(self, rows: int) -> list[Dialogue | None]:
+    def begin(self, dialogue: Dialogue, *, near: object = None) -> ScriptedParticipant:
         """See `ixjax.generation.Speaker`."""
-        return [None] * rows
+        return ScriptedParticipant(self, dialogue)
 
-    def start(self, dialogues: Sequence[Dialogue]) -> list[Dialogue | None]:
-        """See `ixjax.generation.Speaker`."""
-        return list(dialogues)
-
-    def speak(
-        self, state: Sequence[Dialogue | None], identities: np.ndarray, active: np.ndarray
-    ) -> tuple[list[Dialogue | None], list[Utterance | None]]:
-        """See `ixjax.generation.Speaker`."""
-        after = list(state)
-        said: list[Utterance | None] = [None] * len(after)
-        for row in map(int, np.flatnonzero(active)):
-            dialogue = _held(after, row)
-            text = self._draw(dialogue, identities[row])
-            dialogue = dialogue.said(self._role, text)
-            ended = self._ends(dialogue)
-            after[row] = dialogue
-            said[row] = Utterance(text=text, ended=ended, num_tokens=len(text.split()))
-        return after, said
-
-    def _draw(self, dialogue: Dialogue, identity: np.ndarray) -> str:
+    def turn(self, dialogue: Dialogue, identity: Sequence[int]) -> Utterance:
+        """Return the next turn of a dialogue."""
         # A spawn key, not more entropy: there [1, 5] and [1, 5, 0] would be the same stream.
-        key = (int(self._role == "user"), *map(int, identity))
+        key = (int(self.role == "user"), *map(int, identity))
         draw = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=key)).random()
         options = self._distribution(dialogue)
         place = int(np.searchsorted(np.cumsum(list(options.values())), draw, "right"))
-        return list(options)[min(place, len(options) - 1)]
+        text = list(options)[min(place, len(options) - 1)]
+        ended = self._ends(dialogue.said(self.role, text))
+        return Utterance(text=text, ended=ended, num_tokens=len(text.split()))
 
-    def outcomes(
-        self, state: Sequence[Dialogue | None], active: np.ndarray
-    ) -> list[OutcomeReading | None]:
-        """See `ixjax.generation.User`.
+    def read(self, dialogue: Dialogue) -> OutcomeReading:
+        """Return the outcome of a dialogue.
 
         Raises:
-            ValueError: it was made without a `reading`, or an active row is empty.
+            ValueError: it was made without a `reading`.
         """
         if self._reading is None:
             raise ValueError("this speaker reads no outcomes; give it reading=...")
-        return [self._reading(_held(state, row)) if on else None for row, on in enumerate(active)]
-
-    def listen(
-        self, state: Sequence[Dialogue | None], texts: Sequence[str | None]
-    ) -> list[Dialogue | None]:
-        """See `ixjax.generation.Speaker`."""
-        return [
-            dialogue if text is None or dialogue is None else dialogue.said(self._other, text)
-            for dialogue, text in zip(state, texts, strict=True)
-        ]
-
-    def fork(self, state: Sequence[Dialogue | None], rows: np.ndarray) -> list[Dialogue | None]:
-        """See `ixjax.generation.Speaker`."""
-        return [state[row] for row in rows]
-
-    def store(
-        self,
-        state: Sequence[Dialogue | None],
-        rows: np.ndarray,
-        source: Sequence[Dialogue | None],
-        source_rows: np.ndarray,
-    ) -> list[Dialogue | None]:
-        """See `ixjax.generation.Speaker`."""
-        stored = list(state)
-        for row, source_row in zip(rows, source_rows, strict=True):
-            stored[row] = source[source_row]
-        return stored
+        return self._reading(dialogue)
 
 
-def _held(state: Sequence[Dialogue | None], row: int) -> Dialogue:
-    dialogue = state[row]
-    if dialogue is None:
-        raise ValueError(f"row {row} is active and holds no dialogue; `start` or `store` one")
-    return dialogue
+class ScriptedParticipant:
+    """A scripted speaker in one dialogue; see `ixjax.generation.UserParticipant`."""
+
+    def __init__(self, speaker: ScriptedSpeaker, dialogue: Dialogue):
+        self.speaker, self.dialogue = speaker, dialogue
+
+    def speak(self, identity: Sequence[int]) -> Generator[Any, Any, Utterance]:
+        """See `ixjax.generation.Participant`; waits for nothing."""
+        yield from ()
+        said = self.speaker.turn(self.dialogue, identity)
+        self.dialogue = self.dialogue.said(self.speaker.role, said.text)
+        return said
+
+    def hear(self, text: str) -> None:
+        """See `ixjax.generation.Participant`."""
+        other: Role = "user" if self.speaker.role == "policy" else "policy"
+        self.dialogue = self.dialogue.said(other, text)
+
+    def fork(self, count: int) -> Generator[Any, Any, list[ScriptedParticipant]]:
+        """See `ixjax.generation.Participant`."""
+        yield from ()
+        return [ScriptedParticipant(self.speaker, self.dialogue) for _ in range(count)]
+
+    def close(self) -> None:
+        """See `ixjax.generation.Participant`."""
+
+    def outcome(self) -> Generator[Any, Any, OutcomeReading]:
+        """See `ixjax.generation.UserParticipant` and `ScriptedSpeaker.read`."""
+        yield from ()
+        return self.speaker.read(self.dialogue)

@@ -20,7 +20,7 @@ from flax import nnx
 from ixjax.dialogue.chat import View
 from ixjax.dialogue.types import Dialogue, Outcome
 from ixjax.evaluation.play import EvaluationConfig
-from ixjax.generation import ModelSpeaker, User
+from ixjax.generation import ModelSpeaker, User, run_all
 from ixjax.generation.turns import engagements
 from ixjax.models import Transformer
 from ixjax.training import validation_loss
@@ -107,18 +107,10 @@ def utterance_nll(
 
 
 def expected_engagements(user: User, dialogues: Sequence[Dialogue], *, batch: int) -> np.ndarray:
-    """`[N]` engagement that the user tells after each dialogue; nan where it is unreadable."""
-    found = np.zeros(0)
-    rows = min(batch, len(dialogues))
-    for start in range(0, len(dialogues), max(rows, 1)):
-        # Recorded outcomes are taken off: what is not handed over can't be looked up.
-        part = [d.before(len(d.turns)) for d in dialogues[start : start + rows]]
-        active = np.arange(rows) < len(part)
-        # The last batch is filled up: all have one shape, nothing compiles anew.
-        state = user.start([*part, *[part[-1]] * (rows - len(part))])
-        readings = user.outcomes(state, active)
-        found = np.concatenate([found, engagements(readings[: len(part)])])
-    return found
+    """Return `[N]` engagement that the user reads after each dialogue; nan if unreadable."""
+    # Recorded outcomes are taken off, so that they can't be looked up.
+    tasks = (user.begin(d.before(len(d.turns))).outcome() for d in dialogues)
+    return engagements(run_all(tasks, at_once=batch))
 
 
 def halved(dialogue: Dialogue) -> Dialogue:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ixjax.dialogue.chat import Rendered, View
 from ixjax.dialogue.types import Dialogue
-from ixjax.generation import Engine, EngineConfig, SamplingConfig, Turns
+from ixjax.generation import Engine, EngineConfig, Request, SamplingConfig
 from ixjax.io import InputError
 from ixjax.models import Transformer
 from ixjax.models.config import DType
@@ -154,24 +154,27 @@ def _decode(
     sampling: SamplingConfig,
     seed: int,
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """A turn behind each prompt, and the log-probability of each of its tokens."""
-    rows = len(prompts)
-    turns = Turns(
-        sampling=sampling,
-        seed=seed,
-        identities=np.arange(rows, dtype=np.uint32)[:, None],
-        limits=np.full(rows, sampling.max_new_tokens),
-        end_ids=view.template.end_ids,
-    )
-    _, decoded = engine.decode(engine.extend(engine.empty(rows), prompts), turns)
-    return decoded.tokens, decoded.logprobs
+    """Return a turn after each prompt, and the log-probability of each of its tokens."""
+    requests = [
+        Request(
+            engine.new(prompt),
+            sampling,
+            seed,
+            (i,),
+            sampling.max_new_tokens,
+            view.template.end_ids,
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+    decoded = engine.decode(requests)
+    return [request.tokens for request in decoded], [request.logprobs for request in decoded]
 
 
 def _score(
     engine: Engine, prompts: Sequence[Sequence[int]], turns: Sequence[Sequence[int]]
 ) -> list[np.ndarray]:
-    """The same by scoring: each beginning of a turn is a candidate, and one token is their step."""
-    contexts = engine.extend(engine.empty(len(prompts)), [prompt[:-1] for prompt in prompts])
+    """Return the same by scoring: each beginning of a turn is a candidate."""
+    contexts = [engine.new(prompt[:-1]) for prompt in prompts]
     longest = max(map(len, turns))
     candidates = [[turn[: n + 1] for n in range(longest)] for turn in turns]
     sums = engine.score(contexts, [prompt[-1:] for prompt in prompts], candidates)  # [S, C]

@@ -17,7 +17,7 @@ from typing import Any
 
 from ixjax import generation, io
 from ixjax.dialogue.types import Dialogue, UserCondition, Utterance
-from ixjax.generation import Finished, Game, Speaker, User
+from ixjax.generation import Rollout, Speaker, User
 from ixjax.generation.turns import POLICY, USER, hashed, words
 from ixjax.io import NO_EFFECT, InputError
 
@@ -167,20 +167,17 @@ def play(
     if count > 1:
         raise ValueError(f"{count} roots have the condition id {name!r}; ids must differ")
     games = [(root, sample) for root in roots for sample in range(config.samples)]
-    # All batches have one size, so that nothing compiles anew; as even as they come, so that few
-    # rows of the last one are padding.
-    batches = -(-len(games) // config.batch)
     finished = generation.play(
         policy,
         user,
-        [Game((hashed(root.condition.id), sample), root) for root, sample in games],
+        [(root, (hashed(root.condition.id), sample)) for root, sample in games],
         max_turns=config.max_turns,
-        rows=-(-len(games) // batches),
+        rows=config.batch,
     )
     return [_played(*game, found) for game, found in zip(games, finished, strict=True)]
 
 
-def _played(root: Dialogue, sample: int, found: Finished) -> Played:
+def _played(root: Dialogue, sample: int, found: Rollout) -> Played:
     dialogue, reading = root, found.reading
     for response, reaction in zip(found.said[POLICY], found.said[USER], strict=True):
         dialogue = _exchange(dialogue, response, reaction)
@@ -188,9 +185,9 @@ def _played(root: Dialogue, sample: int, found: Finished) -> Played:
         condition=root.condition.id,
         sample=sample,
         dialogue=dialogue,
-        engagement=math.nan if reading is None else reading.engagement,
-        value=math.nan if reading is None else reading.value,
-        released=None if reading is None else reading.released,
+        engagement=reading.engagement,
+        value=reading.value,
+        released=reading.released,
         ended=found.ended,
         response_tokens=found.tokens(POLICY),
     )

@@ -1,42 +1,48 @@
 """Generation: an engine over token ids, speakers that put words to it, and play between them."""
 
-from ixjax.generation.account import Account, RecompilationError
+from ixjax.generation.blocks import BlockPool, Context
 from ixjax.generation.config import DebugConfig, EngineConfig
-from ixjax.generation.contexts import Contexts, Decoded, Turns
+from ixjax.generation.driver import Driver, Effect, Task, run_all, run_one, together, wait
 from ixjax.generation.engine import Engine
-from ixjax.generation.games import Finished, Game, Spoken
 from ixjax.generation.generate import generate
-from ixjax.generation.in_play import InPlay
 from ixjax.generation.outcomes import ReadOut
-from ixjax.generation.protocols import Speaker, User
+from ixjax.generation.protocols import Participant, Speaker, User, UserParticipant
+from ixjax.generation.requests import Request
+from ixjax.generation.rollouts import Rollout, play, rollout
 from ixjax.generation.sampling import SamplingConfig
-from ixjax.generation.scheduler import play, side_by_side
 from ixjax.generation.session import Session
 from ixjax.generation.speakers import ModelSpeaker, speaker_engine
+from ixjax.generation.stats import EngineStats, RecompilationError
 from ixjax.generation.turn_taking import TurnTaking
 
 __all__ = [
-    "Account",
-    "Contexts",
+    "BlockPool",
+    "Context",
     "DebugConfig",
-    "Decoded",
+    "Driver",
+    "Effect",
     "Engine",
     "EngineConfig",
-    "Finished",
-    "Game",
-    "InPlay",
+    "EngineStats",
     "ModelSpeaker",
+    "Participant",
     "ReadOut",
     "RecompilationError",
+    "Request",
+    "Rollout",
     "SamplingConfig",
     "Session",
     "Speaker",
-    "Spoken",
+    "Task",
     "TurnTaking",
-    "Turns",
     "User",
+    "UserParticipant",
     "generate",
     "play",
-    "side_by_side",
+    "rollout",
+    "run_all",
+    "run_one",
     "speaker_engine",
+    "together",
+    "wait",
 ]

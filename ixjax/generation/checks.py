@@ -1,140 +1,111 @@
-"""What the engine refuses at its edge, by row.
+"""Checks of what the engine is given.
 
-An accelerator raises nothing: a token outside the vocabulary is clamped to it, a position behind
-the last likewise, an array of one row is read for all. So what a caller gives is looked at once, on
-the host, before it becomes an array.
+An accelerator raises nothing: it clamps a token outside the vocabulary and a position beyond the
+last, and broadcasts an array of one row. So callers' values are checked once, on the host, before
+they become arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-
-from ixjax.generation.contexts import Contexts, Turns
+from ixjax.generation.blocks import Context
+from ixjax.generation.requests import MOST_PARTS, Request
 from ixjax.models import ModelConfig
 
 
-def check_rows(name: str, found: int, expected: int) -> None:
-    """Refuse what is not given for each of the rows: it would be broadcast, or cut.
+def check_adapter(adapter: int, config: ModelConfig) -> None:
+    """Refuse an adapter that the model lacks: the base alone would read for it.
 
     Raises:
-        ValueError: the two differ.
-    """
-    if found != expected:
-        raise ValueError(f"{name} is given for {found} rows; there are {expected}")
-
-
-def check_adapters(adapters: np.ndarray, config: ModelConfig) -> None:
-    """Refuse adapters that the model lacks: such a row would be read by the base alone.
-
-    Raises:
-        ValueError: names the row.
+        ValueError: names the adapter.
     """
     count = 0 if config.lora is None else config.lora.adapters
-    wrong = np.flatnonzero((adapters < -1) | (adapters >= max(count, 1)))
-    if len(wrong):
-        row = int(wrong[0])
+    if not -1 <= adapter < max(count, 1):
         raise ValueError(
-            f"row {row} is to be read with adapter {adapters[row]}; the model has {count} "
-            "(counted from 0; -1: the base alone)"
+            f"adapter is {adapter}; the model has {count} (counted from 0; -1: the base alone)"
         )
 
 
-def check_tokens(tokens: Mapping[int, Sequence[int]], config: ModelConfig) -> None:
-    """Refuse ids outside the vocabulary, of tokens by row.
+def check_owner(context: Context, engine: object) -> None:
+    """Refuse a context of another engine: its keys and values are of other weights.
 
     Raises:
-        ValueError: names the row and the token.
+        ValueError: it is.
     """
-    for row, given in tokens.items():
-        if len(given) and not (min(given) >= 0 and max(given) < config.vocab_size):
-            token = next(token for token in given if not 0 <= token < config.vocab_size)
-            raise ValueError(
-                f"row {row} was given token {token}; the model's vocab_size is {config.vocab_size}"
-            )
+    if context.owner is not engine:
+        raise ValueError("the context was made by another engine; make one with this engine's new")
 
 
-def check_room(contexts: Contexts, counts: Mapping[int, int], config: ModelConfig) -> None:
-    """Refuse more tokens than a row has room for, of counts by row.
+def check_tokens(tokens: Sequence[int], config: ModelConfig) -> None:
+    """Refuse ids outside the vocabulary.
 
     Raises:
-        ValueError: names the row.
+        ValueError: names the token.
     """
-    for row, count in counts.items():
-        held = len(contexts.tokens[row])
-        if held + count > config.max_length:
-            raise ValueError(
-                f"row {row} holds {held} tokens; {count} more exceed the model's max_length of "
-                f"{config.max_length}"
-            )
+    if len(tokens) and not (min(tokens) >= 0 and max(tokens) < config.vocab_size):
+        token = next(token for token in tokens if not 0 <= token < config.vocab_size)
+        raise ValueError(f"token {token} was given; the model's vocab_size is {config.vocab_size}")
 
 
-def check_turns(turns: Turns, rows: int) -> None:
-    """Refuse turns of others than these rows, and what is not said of each of theirs.
+def check_room(context: Context, count: int, config: ModelConfig) -> None:
+    """Refuse more tokens than a context has room for.
+
+    Raises:
+        ValueError: names the numbers.
+    """
+    if len(context) + count > config.max_length:
+        raise ValueError(
+            f"a context holds {len(context)} tokens; {count} more exceed the model's max_length "
+            f"of {config.max_length}"
+        )
+
+
+def check_requests(requests: Sequence[Request], engine: object, config: ModelConfig) -> None:
+    """Refuse turns that can't be decoded together.
 
     Raises:
         ValueError: names the field.
     """
-    if turns.rows is not None:
-        found = np.asarray(turns.rows)
-        if len(set(found.tolist())) < len(found) or not np.all((found >= 0) & (found < rows)):
+    if len({id(request.context) for request in requests}) < len(requests):
+        raise ValueError("two requests share a context; fork it, so that each has one to append to")
+    for request in requests:
+        check_owner(request.context, engine)
+        if not len(request.context):
+            raise ValueError("a request's context has no token; extend it first")
+        if request.limit < 1:
+            raise ValueError(f"Request.limit is {request.limit}; expected 1 or more")
+        if not 1 <= len(request.identity) <= MOST_PARTS:
             raise ValueError(
-                f"Turns.rows is {found.tolist()}; expected different ones of 0 to {rows - 1}"
+                f"Request.identity has {len(request.identity)} numbers; expected 1 to {MOST_PARTS}"
             )
-        rows = len(found)
-    one_for_all = {"end_ids": not any(isinstance(ids, Sequence) for ids in turns.end_ids)}
-    for name in ("limits", "identities", "said", "sampling", "seed", "stops", "end_ids"):
-        values = getattr(turns, name)
-        each = isinstance(values, Sequence) or getattr(values, "ndim", 0) > 0
-        if each and not one_for_all.get(name):
-            check_rows(f"Turns.{name}", len(values), rows)
-
-
-def check_logits(contexts: Contexts, rows: np.ndarray) -> None:
-    """Refuse to sample from rows of which no logits are known.
-
-    Raises:
-        ValueError: names the row.
-    """
-    stale = rows[contexts.stale[rows]]
-    if len(stale):
-        raise ValueError(
-            f"row {stale[0]} has read nothing since it was made or shortened, so that no logits "
-            "stand behind its last token; extend it first"
-        )
+        check_room(request.context, request.limit - len(request.tokens), config)
 
 
 def check_scored(
-    contexts: Contexts,
+    contexts: Sequence[Context],
     prefixes: Sequence[Sequence[int]],
     candidates: Sequence[Sequence[Sequence[int]]],
-    rows: Sequence[int],
+    engine: object,
     config: ModelConfig,
 ) -> None:
-    """Refuse what can't be scored, see `Engine.score`.
+    """Refuse continuations that can't be scored, see `Engine.score`.
 
     Raises:
-        ValueError: names the row.
+        ValueError: names the index of the context.
     """
-    check_rows("prefixes", len(prefixes), len(rows))
-    check_rows("candidates", len(candidates), len(rows))
-    for row, prefix, lines in zip(rows, prefixes, candidates, strict=True):
-        if not len(prefix):
+    for name, given in (("prefixes", prefixes), ("candidates", candidates)):
+        if len(given) != len(contexts):
+            raise ValueError(f"{name} has {len(given)} entries; expected {len(contexts)}")
+    for i, (context, prefix, tails) in enumerate(zip(contexts, prefixes, candidates, strict=True)):
+        check_owner(context, engine)
+        if not len(context) or not len(prefix):
+            raise ValueError(f"context {i} or its prefix is empty; expected a token in each")
+        if len(tails) != len(candidates[0]):
             raise ValueError(
-                f"row {row} has an empty prefix; a candidate's first token is predicted from the "
-                "last of the prefix"
-            )
-        if len(lines) != len(candidates[0]):
-            raise ValueError(
-                f"row {row} has {len(lines)} candidates, row {rows[0]} has {len(candidates[0])}; "
+                f"context {i} has {len(tails)} candidates, context 0 has {len(candidates[0])}; "
                 "fill up with empty ones"
             )
-        for tokens in (prefix, *lines):
-            check_tokens({row: tokens}, config)
-        held, longest = len(contexts.tokens[row]), max(map(len, lines), default=0)
-        if held + len(prefix) + longest > config.max_length:
-            raise ValueError(
-                f"row {row} holds {held} tokens; a prefix of {len(prefix)} and a candidate of "
-                f"{longest} exceed the model's max_length of {config.max_length}"
-            )
+        for tokens in (prefix, *tails):
+            check_tokens(tokens, config)
+        check_room(context, len(prefix) + max(map(len, tails), default=0), config)

@@ -1,62 +1,53 @@
-"""The engine: token ids in, token ids out, over rows of a KV cache.
+"""The engine: token ids in, token ids out, over contexts that it owns.
 
-Three operations share one forward pass. `extend` reads new tokens into rows (prefill and appending
-a turn are the same thing), `decode` samples turns, and `score` gives the log-probability of given
-continuations without keeping them. The engine knows no text and no roles;
-`ixjax.generation.speakers` does.
+Callers hold handles (`Context`) and never know where anything is stored. A context is made by `new`
+or `fork`, grows by `extend` and by the turns that are decoded after it, and is given back by
+`free`. What is extended is read when it is needed, in passes that are filled with what other
+contexts have to read. `decode` samples turns; `score` gives the log-probability of continuations
+without keeping them. The engine knows no text and no roles; `ixjax.generation.speakers` does.
 
-Contexts may be any number of rows. The engine works on batches of a fixed number of them, so that
-few shapes are ever compiled (`ixjax.generation.buckets`) and a row that has nothing to do costs
-nothing. What is compiled lies in `ixjax.generation.passes`.
-
-Axes: S cache rows, R rows of a batch, V vocabulary, C candidates.
+Axes: C candidates, N contexts.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
+from ixjax.generation import cache as kv
 from ixjax.generation import passes
-from ixjax.generation.account import Account
 from ixjax.generation.attention import Implementation
+from ixjax.generation.batch import DecodeBatch
+from ixjax.generation.blocks import BlockPool, Context
 from ixjax.generation.buckets import (
+    CHUNKS,
     FEW,
-    Group,
-    bucket,
+    FEWEST_TOKENS,
+    Pass,
     filled,
     group,
-    pad,
-    span_of,
+    pass_sizes,
+    spans,
 )
-from ixjax.generation.cache import SIDE, KVCache
 from ixjax.generation.checks import (
-    check_adapters,
-    check_logits,
+    check_adapter,
+    check_owner,
+    check_requests,
     check_room,
-    check_rows,
     check_scored,
     check_tokens,
-    check_turns,
 )
 from ixjax.generation.config import EngineConfig
-from ixjax.generation.contexts import (
-    Contexts,
-    Decoded,
-    StopSets,
-    Turns,
-    draws_of,
-    idle_draws,
-)
-from ixjax.generation.executor import Executor
+from ixjax.generation.executor import Executor, writes_of
+from ixjax.generation.requests import Request, StopSets, idle_state
+from ixjax.generation.stats import EngineStats
 from ixjax.generation.stops import StopTable
 from ixjax.models import Transformer
+from ixjax.padding import bucket, pad
 
-_versions = itertools.count()  # of weights, in this process
+PAUSE = 1 / 8  # of the batch: turns that have ended, for which decoding pauses
 
 
 class Engine:
@@ -64,12 +55,15 @@ class Engine:
 
     Args:
         model: the decoder; its parameters may be sharded over a mesh.
-        config: sizes of its batches, and the attention kernel.
-        stops: sets of stop strings that rows may choose from (see `stop_set`).
-        account: where its work is added up; default a new one.
+        config: sizes of its batches, the attention kernel and the layout of the cache.
+        stops: sets of stop strings that requests may choose from.
+        stats: where its work is counted; default a new one.
+        pool: where its contexts are stored; default one of its own. Engines of models of one shape
+            may share one.
 
     Attributes:
-        account: see the argument.
+        stats: see the argument.
+        pool: see the argument.
     """
 
     def __init__(
@@ -78,29 +72,33 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         stops: Mapping[tuple[str, ...], StopTable] | None = None,
-        account: Account | None = None,
+        stats: EngineStats | None = None,
+        pool: BlockPool | None = None,
     ):
         self.model_config = model.config
         self.config = config or EngineConfig()
-        self.account = account or Account()
+        self.stats = stats or EngineStats()
         self._stops = StopSets(stops or {}, vocab_size=model.config.vocab_size)
-        self._executor = Executor(model, self.config, self.account)
-        self.update(model)
+        self._executor = Executor(model, self.config, self.stats)
+        self._executor.use(model)
+        self.pool = pool or self._new_pool()
+        self._check_pool()
+        self._batch = self._new_batch()
 
     @property
     def attention(self) -> Implementation:
-        """The attention kernel that was chosen."""
+        """Return the chosen attention kernel."""
         return self._executor.attention
 
     def __str__(self) -> str:
-        config = self.config
+        config, layout = self.config, "paged" if self._executor.paged else "contiguous"
         return (
-            f"attention {self.attention}, batches of {config.rows} rows that speak and of "
-            f"{config.prefill_tokens} tokens that are read"
+            f"attention {self.attention}, cache {layout}, decode batches of {config.rows} rows, "
+            f"prefill passes of {config.prefill_tokens} tokens"
         )
 
     def update(self, model: Transformer) -> None:
-        """Take other weights of the same shape; contexts made with the former are refused.
+        """Take other weights of the same shape; every context is read again when it is next used.
 
         Raises:
             ValueError: the model has another shape.
@@ -110,418 +108,300 @@ class Engine:
                 f"this engine was made for {self.model_config}, not for {model.config}"
             )
         self._executor.use(model)
-        self._version = next(_versions)
-        self._spare: Contexts | None = None
+        self._batch.clear()
+        self.pool.release_all(self)
 
-    def stop_set(self, strings: tuple[str, ...]) -> int:
-        """What `Turns.stops` says of a row that these strings stop; 0 where there are none."""
-        return self._stops.number(strings)
-
-    def empty(self, rows: int, *, adapters: Sequence[int] | int = 0) -> Contexts:
-        """Rows that have read nothing.
+    def new(self, tokens: Sequence[int] = (), *, adapter: int = 0) -> Context:
+        """Return a context that is to read `tokens`.
 
         Args:
-            rows: S.
-            adapters: the adapter of each row, or of all; -1: the base alone.
+            tokens: what it begins with.
+            adapter: the adapter that reads it; -1 for the base model alone.
 
         Raises:
-            ValueError: there is no row, or no such adapter, or not one for each row.
+            ValueError: there is no such adapter, or see `extend`.
         """
-        if rows < 1:
-            raise ValueError(f"rows is {rows}; it must be at least 1")
-        chosen = np.asarray(adapters, np.int32)
-        if chosen.ndim:
-            check_rows("adapters", len(chosen), rows)
-        chosen = np.broadcast_to(chosen, (rows,))
-        check_adapters(chosen, self.model_config)
-        cache = self._executor.allocate(rows)
-        return Contexts(cache, ((),) * rows, chosen, self._version, stale=np.ones(rows, bool))
+        check_adapter(adapter, self.model_config)
+        context = self.pool.new((), adapter, self)
+        self.extend({context: tokens})
+        return context
 
-    def borrow(self, adapters: Sequence[int]) -> Contexts:
-        """Rows with these adapters whose content is anything, to `give_back` when done with.
+    def fork(self, context: Context) -> Context:
+        """Return a context with the same tokens, which shares what is stored of them."""
+        check_owner(context, self)
+        return self.pool.fork(context)
 
-        Large caches take long to allocate; rows that were given back before are handed out again.
-        """
-        spare, self._spare = self._spare, None
-        if spare is not None and spare.adapters.tolist() == list(adapters):
-            return spare
-        return self.empty(len(adapters), adapters=adapters)
+    def free(self, context: Context) -> None:
+        """Give a context's memory back; used again, it is read again."""
+        self.pool.release(context)
 
-    def give_back(self, contexts: Contexts) -> None:
-        """Keep rows that nobody needs any more for the next `borrow`; the last ones alone."""
-        if contexts.version == self._version:
-            self._spare = contexts
-
-    def extend(self, contexts: Contexts, tokens: Sequence[Sequence[int]]) -> Contexts:
-        """Read `tokens[s]` into row s (an empty sequence leaves it as it is).
-
-        The given contexts are consumed. What is long is read in pieces.
+    def extend(self, tokens: Mapping[Context, Sequence[int]]) -> None:
+        """Append tokens to contexts; they are read before they are next needed.
 
         Raises:
-            ValueError: a row would outgrow the model's `max_length`, a token is none of its
-                vocabulary, `tokens` has not one entry a row, or the contexts were made with other
-                weights.
+            ValueError: a context would outgrow the model's `max_length`, a token is outside the
+                vocabulary, or another engine made the context.
         """
-        check_rows("tokens", len(tokens), len(contexts.tokens))
-        given = dict(enumerate(tokens))
-        return self.extend_some(contexts, given, needed=given, enough=len(given))[0]
+        for context, given in tokens.items():
+            check_owner(context, self)
+            check_tokens(given, self.model_config)
+            check_room(context, len(given), self.model_config)
+        for context, given in tokens.items():
+            context.tokens += map(int, given)
 
-    def extend_some(
-        self,
-        contexts: Contexts,
-        tokens: Mapping[int, Sequence[int]],
-        *,
-        needed: Collection[int],
-        enough: int,
-    ) -> tuple[Contexts, dict[int, tuple[int, ...]]]:
-        """As `extend`, of tokens by row, until `enough` of `needed` have nothing left to read.
+    def shorten(self, context: Context, length: int) -> None:
+        """Forget all but the first `length` tokens of a context."""
+        del context.tokens[length:]
+        self.pool.shorten(context, len(context.tokens))
 
-        Padding takes as long as tokens do, so passes that are filled go first, whoever's they are;
-        what does not fill one may wait for more of its kind.
+    def read(self, contexts: Sequence[Context]) -> None:
+        """Read all tokens of these contexts but the last, which decoding and scoring read."""
+        self._read(contexts, enough=len(contexts))
+
+    def decode(self, requests: Sequence[Request]) -> list[Request]:
+        """Decode turns to their end; more of them than the batch has rows take turns.
 
         Returns:
-            The contexts, and what rows have still to read.
+            The requests, which hold what was sampled.
 
         Raises:
-            ValueError: see `extend`.
+            ValueError: a request can't be met; names the field.
         """
-        self._check(contexts)
-        left = {row: tuple(given) for row, given in tokens.items() if len(given)}
-        check_tokens(left, self.model_config)
-        check_room(contexts, {row: len(given) for row, given in left.items()}, self.model_config)
-        with self.account.clock("prefill"):
-            while left:
-                groups = group(
-                    {row: len(rest) for row, rest in left.items()},
-                    {row: len(contexts.tokens[row]) for row in left},
-                    prefill_tokens=self.config.prefill_tokens,
-                    most_rows=len(contexts.tokens),
-                )
-                full = [part for part in groups if part.full]
-                wanted = left.keys() & set(needed)
-                if not full and len(needed) - len(wanted) >= enough:
-                    break
-                most = max(groups, key=lambda part: len(wanted.intersection(part.rows)))
-                for part in full or [most]:
-                    contexts = self._read(contexts, left, part)
-            # Waited for here, for the clock: whatever is asked of the rows next would wait for it.
-            jax.block_until_ready(contexts.cache.lengths)
-        return contexts, left
+        left = [request for request in requests if not request.done]
+        while left:
+            # Others wait for a row, or there is nothing to pause for.
+            done = self.step(left, pause=len(left) > self.config.rows)
+            left = [request for request in left if request not in done]
+        return list(requests)
 
-    def _read(self, contexts: Contexts, left: dict[int, tuple[int, ...]], part: Group) -> Contexts:
-        """Read the next piece of some rows; `left` is what they have to read then."""
-        rows = filled(part.rows, part.size)
-        tokens, counts = pad([left[row][: part.piece] for row in rows.tolist()], part.piece)
-        span = self._span(contexts.tokens, part.rows)
-        cache = self._executor.extend(
-            contexts.cache, part.rows, tokens, counts, contexts.adapters[rows], span=span
-        )
-        self.account.prefill_tokens += int(counts[: len(part.rows)].sum())
-        self.account.prefill_slots += part.size * part.piece
-        held, stale = list(contexts.tokens), contexts.stale.copy()
-        stale[part.rows] = False
-        for row in part.rows:
-            held[row] += left[row][: part.piece]
-            left[row] = left[row][part.piece :]
-            if not left[row]:
-                del left[row]
-        return dataclasses.replace(contexts, cache=cache, tokens=tuple(held), stale=stale)
+    def step(
+        self,
+        requests: Sequence[Request],
+        reads: Sequence[Context] = (),
+        *,
+        most: int | None = None,
+        pause: bool = True,
+    ) -> list[Request]:
+        """Read and decode until some turns are done.
 
-    def decode(self, contexts: Contexts, turns: Turns) -> tuple[Contexts, Decoded]:
-        """Sample each row's turn to its end, from its logits on.
-
-        The given contexts are consumed. Sampled tokens are read into the row, the end token that
-        closed it is not. A row that was stopped by its limit alone can be decoded on. Of more rows
-        than a batch has, those that have ended make room for others.
-
-        Raises:
-            ValueError: a row would outgrow its room or has read nothing since it was made or
-                shortened, what `turns` say is not said of each of their rows, or the contexts were
-                made with other weights.
-        """
-        check_turns(turns, len(contexts.tokens))
-        limits = np.array(turns.limits, np.int32)
-        said = [tuple(row) for row in turns.said or [()] * len(limits)]
-        tokens: list[list[int]] = [[] for _ in said]
-        logprobs: list[list[float]] = [[] for _ in said]
-        running, ended = limits > 0, np.zeros(len(limits), bool)
-        size = self._executor.batch_rows(len(contexts.tokens))
-        while running.any():
-            # As many as there are places; a pause where others wait for one of them.
-            entries = np.flatnonzero(running)[:size]
-            stay = size - max(size // FEW, 1) if running.sum() > size else 0
-            chosen = np.isin(np.arange(len(limits)), entries)
-            part = dataclasses.replace(
-                turns,
-                limits=np.where(chosen, limits - [len(row) for row in tokens], 0),
-                said=[(*before, *row) for before, row in zip(said, tokens, strict=True)],
-            )
-            contexts, decoded = self.decode_chunk(contexts, part, stay=stay)
-            for entry in entries:
-                tokens[entry] += decoded.tokens[entry]
-                logprobs[entry] += decoded.logprobs[entry]
-            running[entries] = decoded.running[entries]
-            ended |= decoded.ended
-        return contexts, Decoded(tokens, logprobs, running, ended)
-
-    def decode_chunk(
-        self, contexts: Contexts, turns: Turns, *, stay: int = 0
-    ) -> tuple[Contexts, Decoded]:
-        """As `decode`, of `config.steps` tokens a row at most; those that it cut are `running`.
+        Turns that were begun go on; free rows of the batch go to the turns of the dialogues with
+        the fewest turns. A turn that was begun and is not among `requests` is given up.
 
         Args:
-            contexts: consumed.
-            turns: what is to be said; rows beyond the first `config.rows` are put into further
-                batches.
-            stay: a batch pauses once no more than `stay` of its rows still run, so that others
-                can take the places of those that have ended.
+            requests: turns to decode, each of another context.
+            reads: contexts to read as `read` does, as far as that keeps the batch full.
+            most: tokens that a row samples at most; default `config.steps`.
+            pause: whether to stop once an eighth of the batch has ended.
+
+        Returns:
+            The turns that are done.
 
         Raises:
             ValueError: see `decode`.
         """
-        self._check(contexts)
-        check_turns(turns, len(contexts.tokens))
-        everyone = range(len(contexts.tokens)) if turns.rows is None else turns.rows
-        rows, limits = np.asarray(everyone, int), np.asarray(turns.limits, np.int32)
-        active = np.flatnonzero(limits > 0)
-        asked = dict(zip(rows[active].tolist(), limits[active].tolist(), strict=True))
-        check_room(contexts, asked, self.model_config)
-        check_logits(contexts, rows[active])
-        size = self._executor.batch_rows(len(contexts.tokens))
-        running, ended = limits > 0, np.zeros(len(limits), bool)
-        tokens: list[list[int]] = [[] for _ in limits]
-        logprobs: list[list[float]] = [[] for _ in limits]
-        with self.account.clock("decode"):
-            for start in range(0, len(active), size):
-                entries = active[start : start + size]
-                contexts, sampled, slots = self._decode_batch(contexts, turns, rows, entries, stay)
-                for entry, slot in zip(entries, slots, strict=True):
-                    count = int(sampled.counts[slot])
-                    tokens[entry] = sampled.tokens[slot, :count].tolist()
-                    logprobs[entry] = sampled.logprobs[slot, :count].tolist()
-                    ended[entry] = sampled.kept[slot] < count
-                    running[entry] = not ended[entry] and count < limits[entry]
-        return contexts, Decoded(tokens, logprobs, running, ended)
-
-    def _decode_batch(
-        self, contexts: Contexts, turns: Turns, everyone: np.ndarray, entries: np.ndarray, stay: int
-    ) -> tuple[Contexts, passes.Sampled, np.ndarray]:
-        """One pass over some of the turns: contexts after it, what was sampled, each one's slot.
-
-        Args:
-            contexts: consumed.
-            turns: N of them.
-            everyone: `[N]` their rows.
-            entries: which turns.
-            stay: see `decode_chunk`.
-        """
-        rows = everyone[entries].tolist()
-        adapters = contexts.adapters[rows].tolist()
-        said = [() if turns.said is None else turns.said[entry] for entry in entries]
-        aside = [len(before) % SIDE for before in said]
-        before = [contexts.tokens[row] for row in rows]
-        batch, slots = self._executor.place(
-            contexts.cache, rows, list(zip(before, adapters, aside, strict=True))
-        )
-        # Slots that no row is in are padding, and limited to nothing.
-        size = len(batch.lengths)
-        entry_of, fills, starts = np.full(size, entries[0]), *np.zeros((2, size), np.int32)
-        entry_of[slots], fills[slots] = entries, aside
-        starts[slots] = [len(held) - count for held, count in zip(before, aside, strict=True)]
-        used, row_of = np.isin(np.arange(size), slots), everyone[entry_of]
-        held = [contexts.tokens[row] for row in row_of]
-        draws = draws_of(turns, held, entry_of, used, stay=stay, stops=self._stops)
-        decoded = self._executor.decode(batch, starts, fills, contexts.adapters[row_of], draws)
-        found = jax.device_get(decoded[2])
-        tokens = list(contexts.tokens)
-        for row, slot in zip(rows, slots, strict=True):
-            tokens[row] = (*tokens[row], *found.tokens[slot, : found.kept[slot]].tolist())
-        keys = [
-            (tokens[row], adapter, count + int(found.kept[slot]))
-            for row, slot, adapter, count in zip(rows, slots, adapters, aside, strict=True)
-        ]
-        cache = self._executor.keep(
-            contexts.cache, rows, slots, batch, decoded, fills, keys, int(found.kept.max())
-        )
-        self.account.decode_tokens += int(found.counts.sum())
-        self.account.decode_slots += size * int(found.counts.max())
-        contexts = dataclasses.replace(contexts, cache=cache, tokens=tuple(tokens))
-        return contexts, found, slots
+        check_requests(requests, self, self.model_config)
+        batch, size = self._batch, self.config.rows
+        batch.keep(set(requests))
+        running = set(batch.running)
+        waiting = [request for request in requests if request not in running]
+        contexts = [request.context for request in waiting]
+        wanted = max(min(size, len(requests) + len(reads)) - len(running), 0)
+        self._read([*contexts, *reads], enough=wanted if requests else len(reads))
+        if not requests:
+            return []
+        ready = [request for request in waiting if not request.context.unread]
+        ready.sort(key=lambda request: request.turns)
+        rows = min(len(running) + len(ready), size)
+        some = rows - max(round(PAUSE * size), 1)
+        with self.stats.clock("decode"):
+            try:
+                batch.enter(ready[: size - len(running)])
+                limit = self.config.steps if most is None else min(most, self.config.steps)
+                return batch.decode(stay=max(some, 0) if pause else 0, most=limit)
+            except BaseException:
+                batch.clear()
+                raise
 
     def score(
         self,
-        contexts: Contexts,
+        contexts: Sequence[Context],
         prefixes: Sequence[Sequence[int]],
         candidates: Sequence[Sequence[Sequence[int]]],
-        rows: Sequence[int] | np.ndarray | None = None,
     ) -> np.ndarray:
-        """Log-probability of each candidate continuation after a forced prefix; nothing is kept.
+        """Return log-probabilities of continuations after a forced prefix; nothing is kept.
 
         Args:
-            contexts: the rows; still valid afterwards.
-            prefixes: a token sequence of at least one token for each row, read but not scored.
-            candidates: for each row, C token sequences; an empty one scores 0.
-            rows: which rows; default all S.
+            contexts: N of them, each with at least one token.
+            prefixes: N token sequences, read but not scored.
+            candidates: N times C token sequences; an empty one scores 0.
 
         Returns:
-            `[len(rows), C]` float32 sums of token log-probabilities.
+            `[N, C]` float32 sums of token log-probabilities.
 
         Raises:
-            ValueError: a prefix is empty, a row would outgrow the model's `max_length`, a token is
-                none of its vocabulary, there is not one entry a row or not as many candidates in
-                each, or the contexts were made with other weights.
+            ValueError: a context or its prefix is empty, a context would outgrow the model's
+                `max_length`, a token is outside the vocabulary, or the numbers of prefixes and
+                candidates do not match.
         """
-        self._check(contexts)
-        rows = np.arange(len(contexts.tokens)) if rows is None else np.asarray(rows)
-        check_scored(contexts, prefixes, candidates, rows.tolist(), self.model_config)
-        prefix, prefix_counts = pad(prefixes, bucket(max(map(len, prefixes))))
-        longest = bucket(max(len(c) for row in candidates for c in row))
-        padded = [pad(row, longest) for row in candidates]
-        tails = np.stack([tokens for tokens, _ in padded], axis=1)  # [C, rows, n]
+        check_scored(contexts, prefixes, candidates, self, self.model_config)
+        self.read(contexts)
+        given = [[c.tokens[-1], *p] for c, p in zip(contexts, prefixes, strict=True)]
+        prefix, prefix_counts = pad(given, bucket(max(map(len, given))))
+        longest = bucket(max(len(tail) for tails in candidates for tail in tails))
+        padded = [pad(tails, longest) for tails in candidates]
+        tails = np.stack([tokens for tokens, _ in padded], axis=1)  # [C, N, n]
         tail_counts = np.stack([counts for _, counts in padded], axis=1)
-        full, few = self._executor.score_rows(len(contexts.tokens))
-        scores, left = [], np.arange(len(rows))
-        with self.account.clock("score"):
+        full, few = self._score_sizes()
+        scores, left = [], np.arange(len(contexts))
+        with self.stats.clock("score"):
             while len(left):
                 size = full if len(left) > full // 2 else few
                 part, left = left[:size], left[size:]
-                places = filled(part, size)
-                chosen = rows[places]
-                found = self._executor.score(
-                    contexts.cache,
-                    chosen.tolist(),
-                    prefix[places],
-                    prefix_counts[places],
-                    tails[:, places],
-                    tail_counts[:, places],
-                    contexts.adapters[chosen],
-                    span=self._span(contexts.tokens, chosen),
+                rows = filled(part, size)
+                lengths = np.array([len(contexts[i]) - 1 for i in rows], np.int32)
+                chosen = [contexts[i] for i in rows]
+                span = self._executor.span(int(lengths.max()))
+                found = self._executor.run(
+                    passes.score,
+                    self._executor.batch(self.pool, chosen, lengths, span),
+                    prefix[rows],
+                    prefix_counts[rows],
+                    tails[:, rows],
+                    tail_counts[:, rows],
+                    np.array([context.adapter for context in chosen], np.int32),
                 )
                 scores.append(np.asarray(found)[: len(part)])
-        self.account.score_tokens += int(prefix_counts.sum() + tail_counts.sum())
+        self.stats.score_tokens += int(prefix_counts.sum() + tail_counts.sum()) - len(contexts)
         return np.concatenate(scores)
 
-    def fork(self, contexts: Contexts, rows: Sequence[int] | np.ndarray) -> Contexts:
-        """Row i of the result is a copy of row `rows[i]`; the source stays valid."""
-        empty = self.empty(len(rows))
-        return self.store(empty, np.arange(len(rows)), contexts, np.asarray(rows))
-
-    def store(
-        self,
-        contexts: Contexts,
-        rows: Sequence[int] | np.ndarray,
-        source: Contexts,
-        source_rows: Sequence[int] | np.ndarray,
-    ) -> Contexts:
-        """Overwrite `rows` with `source_rows` of `source`. The target is consumed.
-
-        Raises:
-            ValueError: the two were not made with the same weights.
-        """
-        self._check(contexts)
-        self._check(source)
-        if not len(rows):
-            return contexts
-        held = [source.tokens[row] for row in source_rows]
-        span = span_of(max(map(len, held)), self._executor.columns)
-        cache = self._executor.copy_rows(contexts.cache, rows, source.cache, source_rows, span=span)
-        return _with_rows_of(contexts, rows, source, source_rows, cache)
-
-    def move(
-        self,
-        contexts: Contexts,
-        rows: Sequence[int] | np.ndarray,
-        source_rows: Sequence[int] | np.ndarray,
-    ) -> Contexts:
-        """Overwrite `rows` with `source_rows` of the same contexts, which are consumed.
-
-        Raises:
-            ValueError: a row is both.
-        """
-        self._check(contexts)
-        if both := set(map(int, rows)) & set(map(int, source_rows)):
-            raise ValueError(f"rows {sorted(both)} are both overwritten and copied")
-        if not len(rows):
-            return contexts
-        span = self._span(contexts.tokens, source_rows)
-        cache = self._executor.move_rows(contexts.cache, rows, source_rows, span=span)
-        return _with_rows_of(contexts, rows, contexts, source_rows, cache)
-
     def warm_up(
-        self,
-        pools: Sequence[int],
-        *,
-        identity_parts: int,
-        end_ids: Sequence[int] = (),
-        copies: Sequence[tuple[int, int]] = (),
-        moves: Sequence[int] = (),
-        scored: Sequence[tuple[int, int, int]] = (),
+        self, *, ends: int = 1, scored: Sequence[tuple[int, int, int]] = (), tokens: int = 0
     ) -> None:
-        """Compile all that will be needed, so that nothing is compiled while there is work to do.
+        """Compile all that will be needed, so that nothing is compiled during work.
 
         Args:
-            pools: numbers of rows of the contexts that will be read and spoken from.
-            identity_parts: k of `Turns.identities`.
-            end_ids: tokens that will end turns.
-            copies: (rows of the target, rows of the source) of `store`, and of `fork`.
-            moves: numbers of rows of the contexts that rows will be copied within.
+            ends: tokens that will end turns, the most of any request.
             scored: (tokens of the prefix, candidates, tokens of the longest) of `score`.
+            tokens: that the pool will hold.
         """
-        for rows in sorted(set(pools)):
-            draws = idle_draws(
-                self._executor.batch_rows(rows),
-                identity_parts,
-                end_ids,
-                stops=self._stops,
+        self.pool.reserve(max(tokens, kv.BLOCK))
+        config, run = self.config, self._executor
+
+        def none(*shape: int) -> np.ndarray:
+            return np.zeros(shape, np.int32)
+
+        def nobody(size: int, span: int) -> kv.Batch:
+            return run.batch(self.pool, [None] * size, none(size), span)
+
+        for chunk in CHUNKS:
+            for size in self._pass_sizes(chunk):
+                for span in spans(run.columns):
+                    past = run.batch(self.pool, nobody(size), none(size), span)
+                    new = run.run(
+                        passes.extend,
+                        past,
+                        np.zeros((size, chunk), np.int32),
+                        none(size),
+                        none(size),
+                    )
+                self.pool.update(kv.write, new, writes_of({}, none(size), chunk))
+        size, buffer = config.rows, run.turn_buffer(config.rows)
+        state = idle_state(size, ends, stops=self._stops)
+        for span in spans(run.columns)[1:]:
+            past = nobody(size, span)
+            buffer, _ = run.run(
+                passes.decode, past, buffer, none(size), none(size), state, steps=config.steps
             )
-            self._executor.warm_up_rows(rows, draws)
-            for shape in sorted(set(scored)):
-                self._executor.warm_up_score(rows, *shape)
-        for target, source in sorted(set(copies)):
-            self._executor.warm_up_copies(target, source)
-        for rows in sorted(set(moves)):
-            self._executor.warm_up_moves(rows)
+            if not run.paged:
+                copies = kv.Copies(*none(3, size * span // kv.BLOCK), np.int32(0))
+                self.stats.call(kv.enter, past.past, self.pool.arrays, copies, mesh=run.mesh)
+        self.pool.update(kv.write, buffer, writes_of({}, none(size), kv.TURN))
+        for prefix, candidates, longest in sorted(set(scored)):
+            for size in self._score_sizes():
+                tokens_of = none(size, bucket(prefix + 1))
+                tails = none(candidates, size, bucket(longest))
+                for span in spans(run.columns):
+                    rows = tokens_of, none(size) + 1, tails, tails[:, :, 0], none(size)
+                    run.run(passes.score, nobody(size, span), *rows)
 
-    def shorten(self, contexts: Contexts, lengths: Mapping[int, int]) -> Contexts:
-        """Forget every token of row s behind `lengths[s]`; it must read before it is decoded."""
-        cut = {row: length for row, length in lengths.items() if length < len(contexts.tokens[row])}
-        if not cut:
-            return contexts
-        tokens, stale = list(contexts.tokens), contexts.stale.copy()
-        for row, length in cut.items():
-            tokens[row], stale[row] = tokens[row][:length], True
-        kept = np.fromiter(map(len, tokens), np.int32, len(tokens))
-        cache = dataclasses.replace(
-            contexts.cache, lengths=jax.device_put(kept, contexts.cache.lengths.sharding)
-        )
-        return dataclasses.replace(contexts, cache=cache, tokens=tuple(tokens), stale=stale)
+    def _new_pool(self) -> BlockPool:
+        limit = -(-self.config.pool_tokens // kv.BLOCK)
+        where = {"mesh": self._executor.mesh, "device": self._executor.device}
+        return BlockPool(self.model_config, self.stats, limit=limit, **where)
 
-    def _span(self, tokens: Sequence[tuple[int, ...]], rows: Sequence[int] | np.ndarray) -> int:
-        """Columns that hold all of these rows: 0 where they have read nothing."""
-        return span_of(max(len(tokens[row]) for row in rows), self._executor.columns)
-
-    def _check(self, contexts: Contexts) -> None:
-        if contexts.version != self._version:
+    def _check_pool(self) -> None:
+        shape = lambda c: (c.num_layers, c.num_kv_heads, c.head_dim, c.compute_dtype)
+        if shape(self.pool.config) != shape(self.model_config):
             raise ValueError(
-                f"these contexts were made with weights {contexts.version}, the engine holds "
-                f"weights {self._version}: read them anew"
+                "the pool is for models of (layers, KV heads, head size, type) "
+                f"{shape(self.pool.config)}; this one has {shape(self.model_config)}"
             )
 
+    def _new_batch(self) -> DecodeBatch:
+        return DecodeBatch(self._executor, self.pool, self._stops, self.config.rows)
 
-def _with_rows_of(
-    contexts: Contexts,
-    rows: Sequence[int] | np.ndarray,
-    source: Contexts,
-    source_rows: Sequence[int] | np.ndarray,
-    cache: KVCache,
-) -> Contexts:
-    """What the host knows of contexts, with some rows as they are in others, and a new cache."""
-    tokens, adapters, stale = (
-        list(contexts.tokens),
-        contexts.adapters.copy(),
-        contexts.stale.copy(),
-    )
-    for row, source_row in zip(rows, source_rows, strict=True):
-        tokens[row], adapters[row] = source.tokens[source_row], source.adapters[source_row]
-        stale[row] = source.stale[source_row]
-    return Contexts(cache, tuple(tokens), adapters, contexts.version, stale)
+    def _pass_sizes(self, chunk: int) -> list[int]:
+        config = self.config
+        return pass_sizes(chunk, prefill_tokens=config.prefill_tokens, rows=config.rows)
+
+    def _score_sizes(self) -> tuple[int, int]:
+        """Return R of a full batch that is scored, and of one of few rows."""
+        full = self.config.rows
+        # The shortest prefixes and candidates are padded to so many tokens.
+        return full, min(max(full // FEW, FEWEST_TOKENS // bucket(1)), full)
+
+    def _read(self, contexts: Sequence[Context], *, enough: int) -> None:
+        """Read until `enough` of the contexts have nothing left to read.
+
+        Padding takes as long as tokens do, so full passes go first; what does not fill one may wait
+        for more of its kind.
+        """
+        left = list(dict.fromkeys(context for context in contexts if context.unread))
+        ready = len(contexts) - len(left)
+        if ready >= enough and not left:
+            return
+        with self.stats.clock("prefill"):
+            for context in left:
+                context.pinned = True
+            try:
+                while left:
+                    groups = group(
+                        [context.unread for context in left],
+                        [context.stored for context in left],
+                        prefill_tokens=self.config.prefill_tokens,
+                        rows=self.config.rows,
+                    )
+                    full = [part for part in groups if part.full]
+                    if not full and len(contexts) - len(left) >= enough:
+                        break
+                    for part in full or [max(groups, key=lambda part: len(part.rows))]:
+                        self._read_pass([left[i] for i in part.rows], part)
+                    left = self._unpin_read(left)
+                # Waited for here, for the clock: the next use of the contexts would wait for it.
+                jax.block_until_ready(self.pool.arrays)
+            finally:
+                for context in left:
+                    context.pinned = False
+
+    @staticmethod
+    def _unpin_read(left: Sequence[Context]) -> list[Context]:
+        for context in left:
+            context.pinned = context.unread > 0
+        return [context for context in left if context.unread]
+
+    def _read_pass(self, contexts: Sequence[Context], part: Pass) -> None:
+        """Read the next chunk of some contexts."""
+        rows = [contexts[i] for i in filled(range(len(contexts)), part.size)]
+        stored = np.array([context.stored for context in rows], np.int32)
+        tokens, counts = pad(
+            [c.tokens[c.stored : c.stored + min(c.unread, part.chunk)] for c in rows], part.chunk
+        )
+        adapters = np.array([context.adapter for context in rows], np.int32)
+        span = self._executor.span(int(stored.max()))
+        past = self._executor.batch(self.pool, rows, stored, span)
+        new = self._executor.run(passes.extend, past, tokens, counts, adapters)
+        room = {row: self.pool.extend(c, int(counts[row])) for row, c in enumerate(contexts)}
+        firsts = np.zeros(part.size, np.int32)
+        self.pool.update(kv.write, new, writes_of(room, firsts, part.chunk))
+        self.stats.prefill_tokens += int(counts[: len(contexts)].sum())
+        self.stats.prefill_slots += part.size * part.chunk

@@ -1,16 +1,16 @@
-"""Batch generation for whoever needs tokens and no dialogue."""
+"""Batch generation for token lists without a dialogue."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
 from ixjax.generation.config import EngineConfig
-from ixjax.generation.contexts import Turns
 from ixjax.generation.engine import Engine
+from ixjax.generation.requests import Request
 from ixjax.generation.sampling import SamplingConfig
 from ixjax.models import Transformer
+from ixjax.padding import bucket
 
 
 def generate(
@@ -29,14 +29,14 @@ def generate(
     Args:
         model: the decoder.
         prompts: token ids, one non-empty list a prompt, of any lengths.
-        sampling: temperature and the like, one for all prompts or one each; its own
-            `max_new_tokens` is not used. It has no `stop`: that is text, of which nothing is known
-            here (`ModelSpeaker` has both).
+        sampling: temperature and the like, one for all prompts or one each; `max_new_tokens` of it
+            is not used. It has no `stop`: that is text, which `ModelSpeaker` knows.
         max_new_tokens: tokens sampled at most per prompt.
-        seed: prompt i's random numbers depend on (seed, i) alone; so do its tokens, but for two of
-            a probability that differs in its last bits from one number of prompts to another.
+        seed: prompt i's random numbers depend on (seed, i) alone. So do its tokens, except where
+            two of them have probabilities that differ in the last bits, which may depend on the
+            number of prompts.
         end_ids: tokens that end a continuation; they are returned too.
-        adapters: the adapter of each prompt, or of all; -1: the base alone.
+        adapters: the adapter of each prompt, or of all; -1 for the base model alone.
         engine_config: sizes of the batches and the attention kernel.
 
     Returns:
@@ -44,13 +44,19 @@ def generate(
 
     Raises:
         ValueError: no prompt, an empty one, or one that does not fit the model with its answer; a
-            negative `max_new_tokens`, stop strings, or what `Engine.extend` refuses.
+            negative `max_new_tokens`, stop strings, a wrong number of adapters or settings, or a
+            token or adapter that the model lacks.
     """
-    if not prompts or not all(prompts):
+    if not prompts or not all(map(len, prompts)):
         raise ValueError("generate needs at least one prompt, each with at least one token")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
-    configs = [sampling] if isinstance(sampling, SamplingConfig) else sampling
+    count = len(prompts)
+    configs = [sampling] * count if isinstance(sampling, SamplingConfig) else list(sampling)
+    chosen = [adapters] * count if isinstance(adapters, int) else list(adapters)
+    for name, found in (("sampling", configs), ("adapters", chosen)):
+        if len(found) != count:
+            raise ValueError(f"{name} is given for {len(found)} prompts; there are {count}")
     if stops := next((config.stop for config in configs if config.stop), None):
         raise ValueError(
             f"sampling.stop is {stops}; generate knows tokens alone and would not see it: leave it "
@@ -62,13 +68,15 @@ def generate(
             f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the "
             f"model's max_length of {model.config.max_length}"
         )
-    engine = Engine(model, engine_config)
-    contexts = engine.extend(engine.empty(len(prompts), adapters=adapters), prompts)
-    turns = Turns(
-        sampling=sampling,
-        seed=seed,
-        identities=np.arange(len(prompts), dtype=np.uint32)[:, None],
-        limits=np.full(len(prompts), max_new_tokens),
-        end_ids=end_ids,
-    )
-    return engine.decode(contexts, turns)[1].tokens
+    if not max_new_tokens:
+        return [[] for _ in prompts]
+    settings = engine_config or EngineConfig()
+    rows = min(settings.rows, bucket(count, smallest=1))
+    engine = Engine(model, dataclasses.replace(settings, rows=rows))
+    contexts = [engine.new(p, adapter=a) for p, a in zip(prompts, chosen, strict=True)]
+    engine.pool.reserve(sum(len(p) + max_new_tokens + 64 for p in prompts))
+    requests = [
+        Request(context, config, seed, (i,), max_new_tokens, end_ids)
+        for i, (context, config) in enumerate(zip(contexts, configs, strict=True))
+    ]
+    return [request.tokens for request in engine.decode(requests)]

@@ -8,15 +8,28 @@ from typing import Any
 import jax
 
 from ixjax.generation import cache as kv
-from ixjax.generation.buckets import PIECES, bucket, pass_sizes
+from ixjax.generation.buckets import CHUNKS, pass_sizes
 from ixjax.generation.config import EngineConfig
 from ixjax.generation.executor import columns_of
-from ixjax.generation.scheduler import rows_in_play
 from ixjax.models import ModelConfig
 from ixjax.models.placement import describe_sharding, device_share
+from ixjax.padding import round_up
 from ixjax.parallel import AnyMesh
 
-SIDES = 2  # policy and user, a model and an engine each
+SIDES = 2  # policy and user, each with a model
+MARKUP = 16  # tokens of a chat template around a turn, an upper estimate
+
+
+def dialogue_tokens(turns: int, turn: int, longest: int) -> int:
+    """Return an upper estimate of the tokens stored for so many exchanges of a dialogue.
+
+    Args:
+        turns: turns of the policy, each followed by one of the user.
+        turn: tokens of a turn at most.
+        longest: tokens of a context at most.
+    """
+    # The last block is partly empty.
+    return min(2 * turns * (turn + MARKUP), longest) + kv.BLOCK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +39,17 @@ class PlayMemory:
     weights: int
     """Parameters of all models."""
     copies: int
-    """Their engines' own copies of the blocks, where they take them apart."""
+    """Their engines' unstacked copies of the layers, if they make them."""
     cache: int
-    """Rows of dialogues in play and of contexts that are kept: keys, values and logits."""
+    """Blocks of all contexts: keys and values."""
     batches: int
-    """Rows that are decoded, copied out of the cache, and what they are saying."""
+    """Decode batches: contexts copied out of blocks, and turn buffers."""
     reading: int
     """The larger of the passes that read: its rows, and the attention scores of a layer."""
 
     @property
     def peak(self) -> int:
-        """All of it."""
+        """Return the sum."""
         return self.weights + self.copies + self.cache + self.batches + self.reading
 
 
@@ -45,52 +58,52 @@ def play_memory(
     mesh: AnyMesh,
     engine: EngineConfig,
     *,
-    games: int,
-    kept: int,
-    apart: bool,
+    tokens: int,
+    longest: int,
+    unstacked: bool,
+    paged: bool,
     models: int = SIDES,
 ) -> PlayMemory:
-    """Bytes that two speakers with a model each take while they play.
+    """Return the bytes that two speakers with a model each take while they play.
 
     Args:
         config: of both models.
         mesh: real or abstract.
         engine: sizes of its batches.
-        games: dialogues that are wanted side by side.
-        kept: contexts that are kept to come back to.
-        apart: whether the engine takes the blocks apart (few layers, or an attention kernel).
-        models: that are there, with an engine each; two of them play.
+        tokens: stored at once by both sides.
+        longest: tokens of a context in play.
+        unstacked: whether the engine unstacks the layers (few layers, or an attention kernel).
+        paged: whether passes read blocks in place.
+        models: in memory, with an engine each; two of them play.
     """
-    placement, columns = describe_sharding(config, mesh), columns_of(config, engine)
-    blocks = sum(w.device_bytes for w in placement.weights if w.name.startswith("layers."))
-    rows = rows_in_play(engine, games, shared=False) + kept
-    size = min(engine.rows, bucket(rows, smallest=1))
+    placement = describe_sharding(config, mesh)
+    layers = sum(w.device_bytes for w in placement.weights if w.name.startswith("layers."))
+    tokens = min(tokens, engine.pool_tokens) if engine.pool_tokens else tokens
+    span = 0 if paged else min(round_up(longest, kv.BLOCK), columns_of(config))
+    rows = engine.rows
     return PlayMemory(
         weights=models * placement.weight_bytes,
-        copies=models * blocks if apart else 0,
-        cache=SIDES * cache_bytes(config, mesh, rows, columns),
-        batches=SIDES * cache_bytes(config, mesh, size, columns + kv.SIDE),
-        reading=_reading_bytes(config, mesh, engine, rows, columns),
+        copies=models * layers if unstacked else 0,
+        cache=cache_bytes(config, mesh, -(-tokens // kv.BLOCK)),
+        batches=SIDES * cache_bytes(config, mesh, rows * (span + kv.TURN) // kv.BLOCK),
+        reading=_reading_bytes(config, mesh, engine, span),
     )
 
 
-def cache_bytes(config: ModelConfig, mesh: AnyMesh, rows: int, columns: int) -> int:
-    """Bytes that a cache of so many rows and columns takes on one device."""
+def cache_bytes(config: ModelConfig, mesh: AnyMesh, blocks: int) -> int:
+    """Return the bytes that so many blocks take on one device."""
     share, parts = device_share(config, mesh), mesh.shape["data"] * mesh.shape["fsdp"]
-    share = dataclasses.replace(share, vocab_size=config.vocab_size)  # rows' logits are whole
-    if rows % parts == 0:  # else they lie on every device, see `parallel.partition_spec`
-        rows //= parts
-    return _bytes(jax.eval_shape(lambda: kv.allocate(share, rows, columns)))
+    here = round_up(blocks, parts) // parts
+    return _bytes(jax.eval_shape(lambda: kv.allocate(share, here)))
 
 
-def _reading_bytes(
-    config: ModelConfig, mesh: AnyMesh, engine: EngineConfig, rows: int, columns: int
-) -> int:
-    """Of the pass over the shortest pieces, which has the most rows."""
-    size = pass_sizes(PIECES[0], prefill_tokens=engine.prefill_tokens, most_rows=rows)[0]
-    share = device_share(config, mesh)
-    scores = 4 * size * PIECES[0] * share.num_heads * (columns + PIECES[0])
-    return cache_bytes(config, mesh, size, columns) + 2 * scores  # and the softmax of them
+def _reading_bytes(config: ModelConfig, mesh: AnyMesh, engine: EngineConfig, span: int) -> int:
+    """Return the bytes of the pass over the shortest chunks, which has the most rows."""
+    sizes = pass_sizes(CHUNKS[0], prefill_tokens=engine.prefill_tokens, rows=engine.rows)
+    share, chunk = device_share(config, mesh), CHUNKS[0]
+    scores = 4 * sizes[0] * chunk * share.num_heads * (span + chunk)
+    # And the softmax of the scores.
+    return cache_bytes(config, mesh, sizes[0] * span // kv.BLOCK) + 2 * scores
 
 
 def _bytes(tree: Any) -> int:

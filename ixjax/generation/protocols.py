@@ -1,69 +1,77 @@
-"""What search and evaluation play with: one side of many dialogues at once, in words.
+"""What search and evaluation play with: speakers, each with one side of many dialogues.
 
-A speaker's contexts can be forked, stored, spoken from and spoken to. A language model is one over
-the engine (`ixjax.generation.speakers`), a scripted user or policy one in plain Python
-(`ixjax.dialogue.scenarios.sandbox.TrueUser`, `ixjax.testing.ScriptedSpeaker`).
+A `Speaker` is a language model over the engine (`ixjax.generation.speakers`), a scripted user or
+policy in plain Python (`ixjax.dialogue.scenarios.sandbox.TrueUser`,
+`ixjax.testing.ScriptedSpeaker`), or a policy that searches before it speaks
+(`ixjax.search.SearchingPolicy`). It takes part in a dialogue as a `Participant`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
-
-import numpy as np
+from typing import Any, Protocol
 
 from ixjax.dialogue.types import Dialogue, OutcomeReading, Utterance
+from ixjax.generation.driver import Task
 
-State = TypeVar("State")
 
+class Participant(Protocol):
+    """One side of one dialogue.
 
-class Speaker(Protocol[State]):
-    """One side of many dialogues. A state holds one dialogue a row.
-
-    `speak`, `listen` and `store` consume the state they are given; `fork` and `start` do not.
+    Methods that may have to wait for a model are tasks (see `ixjax.generation.driver`).
     """
 
-    def empty(self, rows: int) -> State:
-        """Rows that hold nothing yet, to `store` into."""
+    @property
+    def dialogue(self) -> Dialogue:
+        """Return the dialogue so far."""
         ...
 
-    def start(self, dialogues: Sequence[Dialogue]) -> State:
-        """One row a dialogue, ready to speak if it is this side's move."""
-        ...
-
-    def speak(
-        self, state: State, identities: np.ndarray, active: np.ndarray
-    ) -> tuple[State, list[Utterance | None]]:
-        """Sample this side's next turn for the active rows.
+    def speak(self, identity: Sequence[int]) -> Task[Utterance]:
+        """Sample this side's next turn; the last turn is the other side's.
 
         Args:
-            state: rows whose last turn is the other side's.
-            identities: `[S, k]` uint32; what is said depends on it, the seed and the row alone.
-            active: `[S]` bool.
-
-        Returns:
-            The rows, and S utterances, None for rows that are not active.
+            identity: uint32 numbers; the turn is a function of them, the seed and the dialogue.
         """
         ...
 
-    def listen(self, state: State, texts: Sequence[str | None]) -> State:
-        """Append the other side's turn to each row; None leaves the row as it is."""
+    def hear(self, text: str) -> None:
+        """Append the other side's turn."""
         ...
 
-    def fork(self, state: State, rows: np.ndarray) -> State:
-        """Row i of the result is a copy of row `rows[i]`."""
+    def fork(self, count: int) -> Task[list[Any]]:
+        """Return `count` participants that go on from here independently, and of this one."""
         ...
 
-    def store(
-        self, state: State, rows: np.ndarray, source: State, source_rows: np.ndarray
-    ) -> State:
-        """Overwrite `rows` of `state` with `source_rows` of `source`."""
+    def close(self) -> None:
+        """Give back what is held for this dialogue; the participant is not used again."""
         ...
 
 
-class User(Speaker[State], Protocol[State]):
-    """The user's side, which also knows what the dialogue has done to it."""
+class UserParticipant(Participant, Protocol):
+    """The user's side, which also knows the dialogue's outcome."""
 
-    def outcomes(self, state: State, active: np.ndarray) -> list[OutcomeReading | None]:
-        """Read each active row's engagement, after any turn of the user's; state stays valid."""
+    def outcome(self) -> Task[OutcomeReading]:
+        """Read the engagement after any turn of the user's."""
+        ...
+
+
+class Speaker(Protocol):
+    """One side of many dialogues."""
+
+    def begin(self, dialogue: Dialogue, *, near: Any = None) -> Participant:
+        """Take part in a dialogue.
+
+        Args:
+            dialogue: the turns so far.
+            near: a participant of this speaker's in a dialogue with the same beginning, whose work
+                may be shared.
+        """
+        ...
+
+
+class User(Protocol):
+    """The user's side of many dialogues."""
+
+    def begin(self, dialogue: Dialogue, *, near: Any = None) -> UserParticipant:
+        """See `Speaker.begin`."""
         ...

@@ -96,21 +96,29 @@ class RowSampling:
         )
 
 
-def identity_keys(seeds: jax.Array, identities: jax.Array) -> jax.Array:
-    """A key per row from what the row is.
+def identity_keys(
+    seeds: jax.Array, identities: jax.Array, parts: jax.Array | None = None
+) -> jax.Array:
+    """Return a key per row from the row's identity.
 
     Args:
         seeds: `[S]` typed keys of the run.
         identities: `[S, k]` uint32, for example (condition, node, sample, turn, speaker).
+        parts: `[S]` how many of the k count; default all.
 
     Returns:
         `[S]` typed keys.
     """
+    count = jnp.full(seeds.shape, identities.shape[1]) if parts is None else parts
 
-    def fold(key: jax.Array, identity: jax.Array) -> jax.Array:
-        return jax.lax.scan(lambda k, part: (jax.random.fold_in(k, part), None), key, identity)[0]
+    def fold(key: jax.Array, identity: jax.Array, count: jax.Array) -> jax.Array:
+        def one(key: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            index, number = part
+            return jnp.where(index < count, jax.random.fold_in(key, number), key), None
 
-    return jax.vmap(fold)(seeds, identities)
+        return jax.lax.scan(one, key, (jnp.arange(len(identity)), identity))[0]
+
+    return jax.vmap(fold)(seeds, identities, count)
 
 
 def uniforms(keys: jax.Array) -> jax.Array:

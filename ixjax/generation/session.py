@@ -1,33 +1,29 @@
-"""A session: a person and a model in one dialogue, the model's words told as they are sampled.
+"""A session: a person and a model in one dialogue, the model's words shown as they are sampled.
 
-The model is a `ModelSpeaker` with a single row; its turn is decoded a few tokens at a time, which
-gives the same turn as at once. What is told is settled: no later token can change it. So half a
-character, or what may yet become the marker of the closing line, waits for the tokens behind it.
+The model's turn is decoded a few tokens at a time, which gives the same turn as at once. Only text
+that no later token can change is shown: half a character, or what may yet become the marker of the
+closing line, waits for the next tokens.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from ixjax.dialogue.chat import View
 from ixjax.dialogue.types import Dialogue, OutcomeReading
-from ixjax.generation.contexts import Contexts, Decoded
-from ixjax.generation.rows import Rows
-from ixjax.generation.speakers import ModelSpeaker
+from ixjax.generation.driver import run_one
+from ixjax.generation.speakers import ModelParticipant, ModelSpeaker
 from ixjax.generation.turn_taking import TurnTaking
 
-PIECE_TOKENS = 2  # decoded between two pieces: fewer cost more calls, more are seen to stutter
+FRAGMENT_TOKENS = 2  # decoded at a time: fewer cost more calls, more are seen to stutter
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token of SentencePiece that is a part of a character
 
 
 class Session(TurnTaking):
-    """A dialogue with a `ModelSpeaker`, in pieces that are a few tokens each; see `TurnTaking`.
+    """A dialogue with a `ModelSpeaker`, in fragments of a few tokens each; see `TurnTaking`.
 
-    Joined, the pieces of a turn are the text that `ModelSpeaker.speak` gives.
+    Joined, the fragments of a turn are the text that the speaker's participants say.
 
     Args:
         speaker: the model's side.
@@ -37,78 +33,54 @@ class Session(TurnTaking):
     def __init__(self, speaker: ModelSpeaker, root: Dialogue):
         super().__init__(speaker.view.role, speaker.view.scenario, root)
         self.speaker = speaker
-        self._state: Rows | None = None  # None: the dialogue has to be read first
-        self._drawn = 0  # turns, of which each has another identity
+        self._held: ModelParticipant | None = None  # None: the dialogue has to be read first
+        self._drawn = 0  # turns so far: each has its own identity
 
     @property
     def dropped_turns(self) -> int:
-        """Of the speaker; see `TurnTaking`."""
+        """Return the speaker's; see `TurnTaking`."""
         return self.speaker.dropped_turns
 
     def outcome(self) -> OutcomeReading:
-        """What the dialogue has come to, if the model is the user's side.
+        """Return the dialogue's outcome if the model is the user's side.
 
         Raises:
             ValueError: the model is the policy, which has no outcome.
         """
-        self._state = self._read()
-        [reading] = self.speaker.outcomes(self._state, np.ones(1, bool))
-        assert reading is not None
-        return reading
+        self._held = self._participant()
+        return run_one(self._held.outcome())
 
     def _forget(self) -> None:
-        self._state = None
+        self._held = None
 
-    def _read(self) -> Rows:
-        return self._state or self.speaker.start([self.dialogue])
+    def _participant(self) -> ModelParticipant:
+        return self._held or self.speaker.begin(self.dialogue)
 
     def _answer(self, text: str | None) -> Iterator[str]:
-        state, self._state = self._read(), None  # consumed: broken off, it is read anew
+        # Held again once the turn is whole: after an interruption the dialogue is read again.
+        participant, self._held = self._participant(), None
         if text is not None:
-            state = self.speaker.listen(state, [text])
-        identity = np.array([[self._drawn]], np.uint32)
+            participant.hear(text)
+        request = participant.request([self._drawn])
         self._drawn += 1
-        [start], tokens, told = state.contexts.lengths.tolist(), [], ""
-        logprob = 0.0
-        for contexts, part in self._parts(state.contexts, identity):
-            state = dataclasses.replace(state, contexts=contexts)
-            tokens, logprob = [*tokens, *part.tokens[0]], logprob + sum(part.logprobs[0])
-            if part.ended[0]:  # what of it is said, `settle` knows
+        engine, shown = self.speaker.engine, ""
+        while not request.done:
+            engine.step([request], most=FRAGMENT_TOKENS, pause=False)
+            if request.ended:  # `settle` knows what of it is said
                 break
-            words = settled(self.speaker.view, tokens)
+            words = settled(self.speaker.view, request.tokens)
             words = before_stops(words, self.speaker.sampling.stop)
-            if len(words) > len(told):
-                yield words[len(told) :]
-                told = words
-        state, [said] = self.speaker.settle(
-            state, [0], [start], [tokens], [logprob], identity.tolist()
-        )
-        state = self.speaker.read(state)
-        [dialogue] = state.dialogues
-        assert dialogue is not None
-        if rest := said.text[len(told) :]:
+            if len(words) > len(shown):
+                yield words[len(shown) :]
+                shown = words
+        said = participant.settle(request)
+        if rest := said.text[len(shown) :]:
             yield rest
-        self.dialogue, self.last, self._state = dialogue, said, state
-
-    def _parts(
-        self, contexts: Contexts, identity: np.ndarray
-    ) -> Iterator[tuple[Contexts, Decoded]]:
-        """Contexts and what was decoded into them.
-
-        `PIECE_TOKENS` at a time, up to the end of the turn or its limit.
-        """
-        left, said = self.speaker.longest_turn(identity[0]), []
-        while left:
-            turns = self.speaker.turns(identity, [min(PIECE_TOKENS, left)])
-            turns = dataclasses.replace(turns, said=[said])
-            contexts, part = self.speaker.engine.decode_chunk(contexts, turns)
-            [tokens] = part.tokens
-            yield contexts, part
-            left, said = left - len(tokens), [*said, *tokens]
+        self.dialogue, self.last, self._held = participant.dialogue, said, participant
 
 
 def settled(view: View, tokens: Sequence[int]) -> str:
-    """What an unfinished turn says whatever follows: a beginning of what the finished one says."""
+    """Return the beginning of an unfinished turn's text that no later token can change."""
     turn = view.parse(tokens)
     if turn.ended:
         return turn.text
@@ -126,8 +98,8 @@ def settled(view: View, tokens: Sequence[int]) -> str:
 
 
 def before_stops(text: str, stops: Sequence[str]) -> str:
-    """The text up to a stop string, or up to what at its end may become one."""
-    # White space in front of a turn is not told: all of it may be the rest of a stop string.
+    """Return the text up to a stop string, or up to what at its end may become one."""
+    # White space before a turn is not shown: all of it may be the rest of a stop string.
     if any(stop.lstrip().startswith(text) for stop in stops):
         return ""
     places = [place for stop in stops if (place := text.find(stop)) >= 0]

@@ -1,56 +1,58 @@
 """A language model as one side of many dialogues, in words.
 
-`ModelSpeaker` is a `Speaker` (`ixjax.generation.protocols`) over the engine: a new turn costs its
-own tokens, and the history is never read again. `ixjax.generation.scheduler` plays two of them.
-
-A live context ends right after its speaker's own words: the end of that turn is read together
-with the reply to it. So the closing outcome line can be scored behind any turn of the user's.
+A new turn costs its own tokens; the history is never read again. A context ends right after its
+speaker's own words: the end of that turn is read together with the reply to it, so the closing
+outcome line can be scored after any turn of the user's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import zlib
-from collections.abc import Mapping, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from ixjax.dialogue.chat import View
 from ixjax.dialogue.token_bytes import token_bytes
-from ixjax.dialogue.types import (
-    Dialogue,
-    OutcomeReading,
-    Role,
-    UserCondition,
-    Utterance,
-)
-from ixjax.generation.account import Account
+from ixjax.dialogue.types import Dialogue, OutcomeReading, Role, UserCondition, Utterance
+from ixjax.generation.blocks import BlockPool
 from ixjax.generation.config import EngineConfig
-from ixjax.generation.contexts import Turns
+from ixjax.generation.driver import Task, wait
+from ixjax.generation.effects import Decode, Read, Score
 from ixjax.generation.engine import Engine
-from ixjax.generation.outcomes import DECIMALS, OUTCOME_TOKENS, Outcomes, ReadOut
-from ixjax.generation.rows import Rows, held, with_rows_of
+from ixjax.generation.outcomes import (
+    DECIMALS,
+    OUTCOME_TOKENS,
+    Closing,
+    ReadOut,
+    line_identity,
+    line_room,
+    reading_of,
+)
+from ixjax.generation.requests import Request
 from ixjax.generation.sampling import SamplingConfig
+from ixjax.generation.stats import EngineStats
 from ixjax.generation.stops import compile_stops, cut
 from ixjax.generation.turns import SILENCE
 from ixjax.models import Transformer
 
 
 class ModelSpeaker:
-    """A language model as one side of the dialogue; with `view.role == "user"` also a `User`.
+    """A language model as one side of dialogues; with `view.role == "user"` also a `User`.
 
     Args:
         model: the decoder.
         view: how this side sees a dialogue (scenario, role, chat template).
-        sampling: how turns are drawn.
+        sampling: how turns are sampled.
         seed: of the run.
-        readout: how `outcomes` reads: `expected` scores every possible closing line after the
+        readout: how outcomes are read: `expected` scores every possible closing line after the
             forced marker (no sampling noise); `sampled` reads the line that was generated.
-        engine: what reads and samples, made by `speaker_engine`; default one of its own. Speakers
-            that share a base share it, each with an adapter.
+        engine: made by `speaker_engine`; default a new one. Speakers that share a base share its
+            engine, each with an adapter.
         adapter: the adapter of this side.
+
+    Attributes:
+        dropped_turns: oldest turns that were left out of contexts for want of room.
     """
 
     def __init__(
@@ -64,156 +66,42 @@ class ModelSpeaker:
         engine: Engine | None = None,
         adapter: int = 0,
     ):
-        self.view = view
-        self.seed = seed
-        self.readout = readout
-        self.sampling = sampling
-        self.dropped_turns = 0
-        self.model = model
-        self.adapter = adapter
+        self.model, self.view, self.sampling = model, view, sampling
+        self.seed, self.readout, self.adapter = seed, readout, adapter
         self.engine = engine or speaker_engine(model, view, sampling)
-        self._pieces = text_bytes(view) if sampling.stop else []
-        self._outcomes = Outcomes(self.engine, view, readout, self.turns)
+        self.dropped_turns = 0
+        self._bytes = text_bytes(view) if sampling.stop else []
+        self._lines: dict[tuple[str, ...], list[list[int]]] = {}  # tokens of closing lines
         # Longest context that still has room for one more turn and an outcome line.
-        self._limit = model.config.max_length - sampling.max_new_tokens - OUTCOME_TOKENS
-        if self._limit < 1:
+        self.limit = model.config.max_length - sampling.max_new_tokens - OUTCOME_TOKENS
+        if self.limit < 1:
             raise ValueError(
                 f"max_new_tokens ({sampling.max_new_tokens}) leaves no room in a context of "
                 f"{model.config.max_length} tokens"
             )
 
-    def empty(self, rows: int) -> Rows:
-        """See `Speaker.empty`."""
-        return Rows.of(self.engine.empty(rows, adapters=self.adapter))
+    def begin(
+        self, dialogue: Dialogue, *, near: ModelParticipant | None = None
+    ) -> ModelParticipant:
+        """See `Speaker.begin`."""
+        return ModelParticipant(self, dialogue, near)
 
-    def start(self, dialogues: Sequence[Dialogue]) -> Rows:
-        """See `Speaker.start`."""
-        return self.restart(self.empty(len(dialogues)), dialogues)
-
-    def restart(self, state: Rows, dialogues: Sequence[Dialogue | None]) -> Rows:
-        """Other dialogues in place of those of a state, which is consumed; None leaves a row."""
-        given = {row: d for row, d in enumerate(dialogues) if d is not None}
-        return self.read(self.reset(state, given))
-
-    def reset(
-        self, state: Rows, dialogues: Mapping[int, Dialogue], *, held: Sequence[int] = ()
-    ) -> Rows:
-        """As `restart`, of dialogues by row, but that the rows have yet to read them.
-
-        Of the rows `held`, what they hold already of their new dialogue is not read again.
-        """
-        rows = dataclasses.replace(
-            state,
-            dialogues=list(state.dialogues),
-            lines=list(state.lines),
-            identities=list(state.identities),
-            unread=list(state.unread),
-        )
-        lengths: dict[int, int] = {}
-        for row, dialogue in dialogues.items():
-            tokens = self._render(dialogue)
-            # One token is read at least: what is sampled next depends on it.
-            before = state.contexts.tokens[row] if row in held else ()
-            lengths[row] = _common_beginning(before, tokens[:-1])
-            rows.unread[row] = tokens[lengths[row] :]
-            rows.dialogues[row], rows.lines[row] = dialogue, None
-            rows.identities[row] = (zlib.crc32(json.dumps(dialogue.to_json()).encode()),)
-        return dataclasses.replace(rows, contexts=self.engine.shorten(state.contexts, lengths))
-
-    def read(self, state: Rows, rows: Sequence[int] | np.ndarray | None = None) -> Rows:
-        """Let these rows read what they have yet to read; default all. The state is consumed."""
-        chosen = set(range(len(state.unread)) if rows is None else map(int, rows))
-        due = [u if row in chosen else () for row, u in enumerate(state.unread)]
-        if not any(due):
-            return state
-        left = [() if row in chosen else u for row, u in enumerate(state.unread)]
-        contexts = self.engine.extend(state.contexts, due)
-        return dataclasses.replace(state, contexts=contexts, unread=left)
-
-    def speak(
-        self, state: Rows, identities: np.ndarray, active: np.ndarray
-    ) -> tuple[Rows, list[Utterance | None]]:
-        """See `Speaker.speak`."""
-        rows = np.flatnonzero(active)
-        starts, drawn_by = state.contexts.lengths[rows], np.asarray(identities)[rows]
-        turns = self.turns(drawn_by, [self.longest_turn(identity) for identity in drawn_by])
-        contexts, decoded = self.engine.decode(
-            state.contexts, dataclasses.replace(turns, rows=rows)
-        )
-        state = dataclasses.replace(state, contexts=contexts)
-        logprobs = [sum(row) for row in decoded.logprobs]
-        state, said = self.settle(
-            state, rows.tolist(), starts.tolist(), decoded.tokens, logprobs, drawn_by.tolist()
-        )
-        utterances: list[Utterance | None] = [None] * len(active)
-        for row, utterance in zip(rows, said, strict=True):
-            utterances[row] = utterance
-        return self.read(state), utterances
-
-    def longest_turn(self, identity: Sequence[int] | np.ndarray) -> int:
-        """Tokens of this turn at the most; one that reaches it is cut.
-
-        The same for all turns; whoever wants it to differ overrides this.
-        """
+    def longest_turn(self, identity: Sequence[int]) -> int:
+        """Return the most tokens of a turn; one that reaches it is cut. Override to vary it."""
         return self.sampling.max_new_tokens
 
-    def turns(self, identities: np.ndarray, limits: Sequence[int] | np.ndarray) -> Turns:
-        """How this side's turns are drawn, for `Engine.decode`."""
-        return Turns(
-            sampling=self.sampling,
-            seed=self.seed,
-            identities=identities,
-            limits=limits,
-            end_ids=self.view.template.end_ids,
-            stops=self.engine.stop_set(self.sampling.stop),
-        )
+    def render(self, dialogue: Dialogue) -> tuple[int, ...]:
+        """Return the tokens of a context; oldest turns without room are dropped and counted."""
+        context = self.view.context(dialogue, max_tokens=self.limit)
+        self.dropped_turns += context.dropped_turns
+        return tuple(context.tokens)
 
-    def settle(
-        self,
-        state: Rows,
-        rows: Sequence[int],
-        starts: Sequence[int],
-        tokens: Sequence[Sequence[int]],
-        logprobs: Sequence[float],
-        identities: Sequence[Sequence[int]],
-    ) -> tuple[Rows, list[Utterance]]:
-        """Make utterances of whole turns.
+    def parse(self, tokens: Sequence[int]) -> tuple[Utterance, str | None, int | None]:
+        """Return an utterance, its closing line, and its number of tokens.
 
-        Args:
-            state: rows that have read their turns as they were sampled; consumed.
-            rows: N of them, whose turns are over.
-            starts: N numbers of tokens that they held before.
-            tokens: N turns.
-            logprobs: N sums of their tokens' log-probabilities.
-            identities: N times what they were drawn by.
-
-        Returns:
-            As `speak`, of these rows alone; but those whose utterance is not what was sampled have
-            yet to read it.
+        The last is None if the utterance is not what was sampled, cut or not.
         """
-        utterances: list[Utterance] = []
-        dialogues, lines = list(state.dialogues), list(state.lines)
-        drawn_by, unread = list(state.identities), list(state.unread)
-        lengths: dict[int, int] = {}
-        for row, start, turn, logprob, identity in zip(
-            rows, starts, tokens, logprobs, identities, strict=True
-        ):
-            dialogue = held(dialogues[row], row)
-            said, lines[row], kept = self._parse(turn)
-            mean = round(float(logprob) / max(len(turn), 1), DECIMALS)
-            utterances.append(dataclasses.replace(said, mean_logprob=mean))
-            drawn_by[row], lengths[row] = tuple(identity), start + (kept or 0)
-            if said.text:
-                dialogues[row] = after = dialogue.said(self.view.role, said.text)
-                if kept is None:  # not what was sampled: read as the other side hears it
-                    lengths[row], unread[row] = 0, self._render(after)
-        # Behind the utterance lies at most a closing line, which the outcome is read without.
-        contexts = self.engine.shorten(state.contexts, lengths)
-        return Rows(contexts, dialogues, lines, drawn_by, unread), utterances
-
-    def _parse(self, tokens: Sequence[int]) -> tuple[Utterance, str | None, int | None]:
-        """An utterance, its closing line, and the tokens that are it (None: no tokens are)."""
-        stop = cut(tokens, self.sampling.stop, self._pieces) if self.sampling.stop else None
+        stop = cut(tokens, self.sampling.stop, self._bytes) if self.sampling.stop else None
         turn = self.view.parse(tokens if stop is None else tokens[: stop[0]])
         text, kept = turn.text, turn.kept
         if stop is not None and not turn.ended:
@@ -225,79 +113,152 @@ class ModelSpeaker:
         said = Utterance(text, ended=turn.ended, num_tokens=len(tokens), truncated=not ends)
         return said, turn.line, kept
 
-    def listen(self, state: Rows, texts: Sequence[str | None]) -> Rows:
-        """See `Speaker.listen`. A row that is full is read anew without its oldest turns."""
-        heard = {row: text for row, text in enumerate(texts) if text is not None}
-        return self.read(self.hear(state, heard))
+    def closing(self, condition: UserCondition) -> Closing:
+        """Return the closing lines of a condition."""
+        return Closing.of(self.view, condition, self._lines)
 
-    def hear(self, state: Rows, texts: Mapping[int, str]) -> Rows:
-        """As `listen`, of turns by row, but that the rows have yet to read what was said."""
-        other = _other(self.view.role)
-        dialogues, unread = list(state.dialogues), list(state.unread)
-        lengths: dict[int, int] = {}
-        for row, text in texts.items():
-            before = held(dialogues[row], row)
-            new = self.view.continuation(before, text)
-            dialogues[row] = after = before.said(other, text)
-            length = len(state.contexts.tokens[row]) + len(unread[row])
-            if new is None or length + len(new) > self._limit:
-                lengths[row], unread[row] = 0, self._render(after)
-            else:
-                unread[row] = [*unread[row], *new]
-        contexts = self.engine.shorten(state.contexts, lengths)
-        return dataclasses.replace(state, contexts=contexts, dialogues=dialogues, unread=unread)
+    def scored_shapes(self, conditions: Sequence[UserCondition]) -> list[tuple[int, int, int]]:
+        """Return (tokens of the prefix, lines, tokens of the longest) that will be scored."""
+        if self.view.role != "user" or self.readout != "expected" or not conditions:
+            return []
+        closings = map(self.closing, conditions)
+        found = {(len(c.prefix), len(c.tails), max(map(len, c.tails))) for c in closings}
+        return sorted({*found, tuple(max(column) for column in zip(*found, strict=True))})
 
-    def warm_up(
-        self,
-        pools: Sequence[int],
-        conditions: Sequence[UserCondition],
-        *,
-        identity_parts: int,
-        moves: Sequence[int] = (),
-    ) -> None:
-        """Compile all that speaking, listening and reading outcomes will need.
 
-        Args:
-            pools: numbers of rows of the states that will be spoken from and to.
-            conditions: whose outcome lines will be scored.
-            identity_parts: k of the identities.
-            moves: numbers of rows of the states that rows will be copied within.
-        """
-        warm_up = functools.partial(self.engine.warm_up, end_ids=self.view.template.end_ids)
-        for rows, parts, lines in self._outcomes.drawn_shapes(pools):
-            warm_up([rows], identity_parts=parts, copies=lines)
-        scored = self._outcomes.scored_shapes(conditions)
-        warm_up(pools, identity_parts=identity_parts, moves=moves, scored=scored)
+class ModelParticipant:
+    """A language model's side of one dialogue; see `Participant`.
 
-    def _render(self, dialogue: Dialogue) -> list[int]:
-        context = self.view.context(dialogue, max_tokens=self._limit)
-        self.dropped_turns += context.dropped_turns
-        return list(context.tokens)
+    Args:
+        speaker: the model.
+        dialogue: the turns so far.
+        near: see `Speaker.begin`.
 
-    def fork(self, state: Rows, rows: np.ndarray) -> Rows:
-        """See `Speaker.fork`."""
-        contexts = self.engine.fork(state.contexts, rows)
-        return with_rows_of(Rows.of(contexts), range(len(rows)), state, rows)
+    Attributes:
+        context: the engine's handle.
+        line: the closing line as generated; None without one.
+    """
 
-    def store(self, state: Rows, rows: np.ndarray, source: Rows, source_rows: np.ndarray) -> Rows:
-        """See `Speaker.store`."""
-        contexts = self.engine.store(state.contexts, rows, source.contexts, source_rows)
-        stored = with_rows_of(state, rows, source, source_rows)
-        return dataclasses.replace(stored, contexts=contexts)
+    def __init__(
+        self, speaker: ModelSpeaker, dialogue: Dialogue, near: ModelParticipant | None = None
+    ):
+        self.speaker, self.dialogue = speaker, dialogue
+        self.line: str | None = None
+        # Until a turn is spoken, a closing line is sampled by the dialogue itself.
+        self._identity: tuple[int, ...] = (zlib.crc32(json.dumps(dialogue.to_json()).encode()),)
+        engine = speaker.engine
+        if near is None:
+            self.context = engine.new(speaker.render(dialogue), adapter=speaker.adapter)
+        else:
+            self.context = engine.fork(near.context)
+            self._render()
 
-    def move(self, state: Rows, rows: Sequence[int], source_rows: Sequence[int]) -> Rows:
-        """Overwrite `rows` with `source_rows` of the same state, which is consumed."""
-        contexts = self.engine.move(state.contexts, rows, source_rows)
-        moved = with_rows_of(state, rows, state, source_rows)
-        return dataclasses.replace(moved, contexts=contexts)
+    def speak(self, identity: Sequence[int]) -> Task[Utterance]:
+        """See `Participant.speak`."""
+        request = self.request(identity)
+        yield from wait(Decode(self.speaker.engine, request))
+        return self.settle(request)
 
-    def outcomes(self, state: Rows, active: np.ndarray) -> list[OutcomeReading | None]:
-        """Engagement of each active row by the configured read-out (docs/algorithm.md).
+    def request(self, identity: Sequence[int]) -> Request:
+        """Return this side's next turn for `Engine.decode`."""
+        speaker = self.speaker
+        return Request(
+            self.context,
+            speaker.sampling,
+            speaker.seed,
+            tuple(map(int, identity)),
+            speaker.longest_turn(identity),
+            speaker.view.template.end_ids,
+            speaker.sampling.stop,
+            turns=len(self.dialogue.turns),
+        )
+
+    def settle(self, request: Request) -> Utterance:
+        """Return the utterance of a turn that was decoded; the dialogue has it now."""
+        speaker, tokens = self.speaker, request.tokens
+        said, self.line, kept = speaker.parse(tokens)
+        mean = round(float(sum(request.logprobs)) / max(len(tokens), 1), DECIMALS)
+        self._identity = request.identity
+        start = len(self.context) - len(tokens) + request.ended
+        # At most a closing line follows the utterance; the outcome is read without it.
+        speaker.engine.shorten(self.context, start + (kept or 0))
+        if said.text:
+            self.dialogue = self.dialogue.said(speaker.view.role, said.text)
+            if kept is None:  # not what was sampled: read what the other side hears
+                self._render()
+        return dataclasses.replace(said, mean_logprob=mean)
+
+    def hear(self, text: str) -> None:
+        """See `Participant.hear`. A context that is full is read again without oldest turns."""
+        speaker = self.speaker
+        new = speaker.view.continuation(self.dialogue, text)
+        self.dialogue = self.dialogue.said(_other(speaker.view.role), text)
+        if new is None or len(self.context) + len(new) > speaker.limit:
+            self._render()
+        else:
+            speaker.engine.extend({self.context: new})
+
+    def _render(self) -> None:
+        """Let the context hold the dialogue, and read again only where the two differ."""
+        engine, tokens = self.speaker.engine, self.speaker.render(self.dialogue)
+        same = _common_beginning(self.context.tokens, tokens)
+        engine.shorten(self.context, same)
+        engine.extend({self.context: tokens[same:]})
+
+    def fork(self, count: int) -> Task[list[ModelParticipant]]:
+        """See `Participant.fork`. What is unread is read first, so that the copies share it."""
+        if self.context.unread:
+            yield from wait(Read(self.speaker.engine, self.context))
+        return [self._copy() for _ in range(count)]
+
+    def _copy(self) -> ModelParticipant:
+        copy = object.__new__(ModelParticipant)
+        copy.speaker, copy.dialogue = self.speaker, self.dialogue
+        copy.line, copy._identity = self.line, self._identity
+        copy.context = self.speaker.engine.fork(self.context)
+        return copy
+
+    def close(self) -> None:
+        """See `Participant.close`."""
+        self.speaker.engine.free(self.context)
+
+    def outcome(self) -> Task[OutcomeReading]:
+        """Read the engagement by the configured read-out (docs/algorithm.md).
 
         Raises:
             ValueError: this speaker is the policy, which has no outcome.
         """
-        return self._outcomes.read(state, active)
+        speaker, condition = self.speaker, self.dialogue.condition
+        if speaker.view.role != "user":
+            raise ValueError("only the user's side has an outcome; this speaker is the policy")
+        if speaker.readout == "sampled":
+            line = yield from self._drawn_line()
+            return reading_of(speaker.view.scenario.read_outcome(condition, line))
+        closing = speaker.closing(condition)
+        score = Score(speaker.engine, self.context, closing.prefix, closing.tails)
+        scores = yield from wait(score)
+        return closing.expectation(scores)
+
+    def _drawn_line(self) -> Task[str]:
+        """Return the line as generated; one is sampled now if the dialogue was cut before it."""
+        speaker = self.speaker
+        if self.line is not None:
+            return self.line
+        engine, template = speaker.engine, speaker.view.template
+        context = engine.fork(self.context)
+        engine.extend({context: template.marker_ids})
+        request = Request(
+            context,
+            speaker.sampling,
+            speaker.seed,
+            line_identity(self._identity),
+            line_room(speaker.view),
+            template.end_ids,
+            turns=len(self.dialogue.turns),
+        )
+        yield from wait(Decode(engine, request))
+        engine.free(context)
+        return template.decode(request.tokens)
 
 
 def speaker_engine(
@@ -306,25 +267,26 @@ def speaker_engine(
     sampling: SamplingConfig,
     config: EngineConfig | None = None,
     *,
-    account: Account | None = None,
+    stats: EngineStats | None = None,
+    pool: BlockPool | None = None,
 ) -> Engine:
-    """An engine for speakers of this view's tokenizer that draw as `sampling` says."""
+    """Return an engine for speakers of this view's tokenizer that sample as `sampling` says."""
     size = model.config.vocab_size
     stops = {}
     if sampling.stop:
         stops[sampling.stop] = compile_stops(sampling.stop, text_bytes(view), vocab_size=size)
-    return Engine(model, config, stops=stops, account=account)
+    return Engine(model, config, stops=stops, stats=stats, pool=pool)
 
 
 def text_bytes(view: View) -> list[bytes]:
-    """The bytes of each token in a turn's text, which shows no markup."""
+    """Return the bytes of each token in a turn's text, which shows no markup."""
     template = view.template
     pieces = token_bytes(template.tokenizer)
     return [b"" if i in template.special_ids else piece for i, piece in enumerate(pieces)]
 
 
 def _common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that both begin with."""
+    """Return how many tokens both begin with."""
     differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differ, min(len(one), len(other)))
 

@@ -1,9 +1,9 @@
-"""Who says what, drawn by which random numbers: small facts that everyone who plays shares.
+"""Facts about turns that all who play share: speakers, identities and what is heard of a turn.
 
-What a speaker says is a function of an identity: uint32 numbers for what the dialogue is (seed,
-condition, node, sample), then the turn and the speaker. Nothing of it is a position in a batch, so
-a dialogue comes out the same whatever is played beside it, on any number of devices and after a
-restart (docs/algorithm.md, "The tree").
+A turn is a function of its identity: uint32 numbers for the dialogue (seed, condition, node,
+sample), then the turn and the speaker. None of them is a position in a batch, so a dialogue is the
+same next to any others, on any number of devices and after a restart (docs/algorithm.md, "The
+tree").
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from ixjax.dialogue.types import OutcomeReading, Utterance
 POLICY, USER = 0, 1
 """Speaker tags, the last column of an identity."""
 
-IDENTITY_PARTS = 6
-"""Numbers in the identity of a turn of the search: seed, condition, node, sample, turn, speaker."""
+OPENING = 0xFFFFFFFF
+"""Number of the turn that a user opens with, before the policy's turn 0."""
 
 SILENCE = "..."
-"""What the other side hears of a turn without a word in it."""
+"""The text that the other side hears of a turn without words."""
 
 
 def as_uint32(values: int | Sequence[int] | np.ndarray) -> np.ndarray:
-    """The last 32 bits of integers, so that any seed is one: -1 is 2^32 - 1."""
+    """Return the last 32 bits of integers, so that any seed is one: -1 is 2^32 - 1."""
     return (np.asarray(values).astype(np.int64) & 0xFFFFFFFF).astype(np.uint32)
 
 
 def hashed(text: str) -> int:
-    """A condition's id as a number that is the same in every process (`hash` is not)."""
+    """Return a condition's id as a number that is the same in every process (`hash` is not)."""
     return zlib.crc32(text.encode())
 
 
 def words(utterance: Utterance) -> str:
-    """What the other side hears of a turn after which the dialogue goes on; never empty."""
+    """Return the text that the other side hears of a turn that ends no dialogue; never empty."""
     return utterance.text or SILENCE
 
 
 def engagements(readings: Sequence[OutcomeReading | None]) -> np.ndarray:
-    """`[S]` float64 engagement; nan where it is unreadable and where nothing was read."""
+    """Return `[S]` float64 engagement; nan where it is unreadable or nothing was read."""
     return np.array([np.nan if reading is None else reading.engagement for reading in readings])

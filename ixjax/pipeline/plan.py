@@ -16,8 +16,9 @@ import jax.numpy as jnp
 
 from ixjax import io
 from ixjax.devices import KINDS, DeviceKind, DeviceName
-from ixjax.generation.executor import columns_of
-from ixjax.generation.memory import PlayMemory, cache_bytes, play_memory
+from ixjax.generation.memory import SIDES, PlayMemory, dialogue_tokens, play_memory
+from ixjax.generation.outcomes import OUTCOME_TOKENS
+from ixjax.generation.rollouts import models_side_by_side
 from ixjax.models import FULL_UNROLL_LAYERS, ModelConfig
 from ixjax.models.costs import decode_flops, forward_flops, kv_bytes, training_flops
 from ixjax.models.hf_config import CONFIG, read_config
@@ -30,6 +31,7 @@ from ixjax.pipeline.run import Run
 from ixjax.pipeline.sharding import learning_config
 from ixjax.pipeline.workload import Corpus, Work, count_corpus, pair_tokens, stage_work
 from ixjax.search import SearchConfig
+from ixjax.search.imcts import search_tokens
 from ixjax.training.batching import Rows
 from ixjax.training.dpo import PairObjective
 from ixjax.training.memory import StepMemory, step_memory
@@ -239,25 +241,27 @@ def _ahead(config: RunConfig) -> SearchConfig:
 def _play(
     config: RunConfig, settings: PlanConfig, model: ModelConfig, mesh: AnyMesh
 ) -> dict[str, PlayMemory]:
-    """The search, and the evaluation's look-ahead with a user of its own."""
-    kernel = settings.device is not None and mesh.size == 1
-    apart = kernel or model.num_layers <= FULL_UNROLL_LAYERS
-    found = {
-        stage: play_memory(
+    """Return the memory of the search, and of the evaluation's look-ahead with a user."""
+    on_device = settings.device is not None
+    unstacked = (on_device and mesh.size == 1) or model.num_layers <= FULL_UNROLL_LAYERS
+    turn = config.sampling.max_new_tokens
+    longest = model.max_length - turn - OUTCOME_TOKENS
+    played = models_side_by_side(config.engine, config.evaluation.batch, shared=False)
+    found = {}
+    for stage, search, models in (("search", config.search, 2), ("evaluate", _ahead(config), 3)):
+        tokens = SIDES * search.trees * search_tokens(search, turn, longest)
+        if stage == "evaluate":  # the dialogues themselves, and their user
+            tokens += played * dialogue_tokens(search.max_turns, turn, longest)
+        found[stage] = play_memory(
             model,
             mesh,
             config.engine,
-            games=search.trees * search.games,
-            kept=search.trees * search.kept,
-            apart=apart,
+            tokens=tokens,
+            longest=dialogue_tokens(search.max_turns, turn, longest),
+            unstacked=unstacked,
+            paged=on_device,
             models=models,
         )
-        for stage, search, models in (("search", config.search, 2), ("evaluate", _ahead(config), 3))
-    }
-    columns = columns_of(model, config.engine)
-    user = cache_bytes(model, mesh, config.evaluation.batch, columns)
-    evaluation = found["evaluate"]
-    found["evaluate"] = dataclasses.replace(evaluation, cache=evaluation.cache + user)
     return found
 
 

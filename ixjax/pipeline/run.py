@@ -12,6 +12,7 @@ import functools
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,8 +27,8 @@ from ixjax.dialogue.scenarios import Scenario, get_scenario
 from ixjax.dialogue.tokenizer import load_tokenizer
 from ixjax.dialogue.types import Dialogue, Role
 from ixjax.distributed import first_then_others, is_first
-from ixjax.generation import Account, ModelSpeaker, speaker_engine
-from ixjax.models import Transformer
+from ixjax.generation import BlockPool, EngineStats, ModelSpeaker, speaker_engine
+from ixjax.models import ModelConfig, Transformer
 from ixjax.parallel import describe, make_mesh
 from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.environment import versions
@@ -120,20 +121,34 @@ class Run:
         return load_model(directory, mesh=self.mesh)
 
     @functools.cached_property
-    def account(self) -> Account:
+    def account(self) -> EngineStats:
         """What the generation engines of this process have done."""
-        return Account()
+        return EngineStats()
+
+    @functools.cached_property
+    def _pools(self) -> weakref.WeakValueDictionary[ModelConfig, BlockPool]:
+        """KV caches of engines in use: models of one shape share one."""
+        return weakref.WeakValueDictionary()
 
     def speaker(self, directory: Path, role: Role, *, seed_offset: int = 0) -> ModelSpeaker:
-        """A trained model of this run as one side of the dialogue."""
+        """Return a trained model of this run as one side of the dialogue."""
         model, view, sampling = self.load(directory), self.view(role), self.config.sampling
+        engine = speaker_engine(
+            model,
+            view,
+            sampling,
+            self.config.engine,
+            stats=self.account,
+            pool=self._pools.get(model.config),
+        )
+        self._pools[model.config] = engine.pool
         return ModelSpeaker(
             model,
             view,
             sampling,
             seed=self.config.seed + seed_offset,
             readout=self.config.readout,
-            engine=speaker_engine(model, view, sampling, self.config.engine, account=self.account),
+            engine=engine,
         )
 
     @contextlib.contextmanager

@@ -16,12 +16,12 @@ from typing import Any
 
 from ixjax import io
 from ixjax.dialogue.types import Dialogue
-from ixjax.generation import Account
+from ixjax.generation import EngineStats
 from ixjax.pipeline.run import Reporter, Run
 from ixjax.search import (
     TREE_SCHEMA,
     FinishedTree,
-    SearchAccount,
+    SearchStats,
     check_readable,
     grow,
     searchable,
@@ -113,7 +113,7 @@ def _search(
     policy = run.speaker(run.directory.policy_sft, "policy")
     simulator = run.speaker(run.directory.simulator, "user")
     reporter.note(f"search: {policy.engine}")
-    config, time_spent = run.config.search, SearchAccount()
+    config, time_spent = run.config.search, SearchStats()
     trees = grow(
         policy,
         simulator,
@@ -121,7 +121,7 @@ def _search(
         roots,
         config,
         seed=run.config.seed,
-        account=time_spent,
+        stats=time_spent,
         in_order=False,
     )
     warmed = functools.partial(warm_up, policy, simulator, roots, config)
@@ -161,7 +161,7 @@ class _Forecast:
         account: of the engines that the search runs on.
     """
 
-    def __init__(self, trees: int, first: int, reporter: Reporter, account: Account):
+    def __init__(self, trees: int, first: int, reporter: Reporter, account: EngineStats):
         self._trees, self._first, self._reporter = trees, first, reporter
         self._account, self._before = account, account.decode_tokens
         self._done, self._tokens, self._told = 0, 0, ""

@@ -1,7 +1,6 @@
 """i×MCTS: trees of a policy's responses and a simulated user's reactions, and pairs from them."""
 
 from ixjax.io import PAIRS_SCHEMA, TREE_SCHEMA
-from ixjax.search.account import SearchAccount
 from ixjax.search.config import SearchConfig
 from ixjax.search.human_pairs import human_pairs
 from ixjax.search.imcts import check_readable, grow, run, searchable, warm_up
@@ -15,9 +14,11 @@ from ixjax.search.pairs import (
 )
 from ixjax.search.preference import PreferencePair, llama_factory_info
 from ixjax.search.reuse import clear
-from ixjax.search.talk import check_reaction_weight
+from ixjax.search.search_tree import Search, check_reaction_weight, search_tree
+from ixjax.search.stats import SearchStats
 from ixjax.search.thinking import ThinkingSession
 from ixjax.search.tree import FinishedTree, Tree, TreeNode
+from ixjax.search.tree_pool import TreePool
 from ixjax.search.uct import add_children, backpropagate, uct_select
 
 __all__ = [
@@ -28,12 +29,14 @@ __all__ = [
     "FinishedTree",
     "PairsConfig",
     "PreferencePair",
-    "SearchAccount",
+    "Search",
     "SearchConfig",
+    "SearchStats",
     "SearchingPolicy",
     "ThinkingSession",
     "Tree",
     "TreeNode",
+    "TreePool",
     "add_children",
     "backpropagate",
     "balance_depths",
@@ -45,6 +48,7 @@ __all__ = [
     "human_pairs",
     "llama_factory_info",
     "run",
+    "search_tree",
     "searchable",
     "uct_select",
     "warm_up",

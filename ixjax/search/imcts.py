@@ -1,28 +1,27 @@
-"""i×MCTS: the policy and the simulated user talk, and a tree per user keeps what that earned.
+"""i×MCTS: many trees at once, one per user.
 
-Many trees grow at once, each at its own pace: while rollouts of some are still in play, leaves of
-others are selected, so that the decode batch stays full; a tree that is finished makes room for the
-next condition. The arithmetic is `uct`, the talking `expansion`; here is the loop that joins them.
-
-The method is docs/algorithm.md, "The tree", after Wang et al. 2025, arXiv 2506.21497.
+Here trees are started and handed out as they finish; `search_tree` is the method, `uct` the
+arithmetic. Each tree goes at its own pace: while rollouts of some are in play, leaves of others are
+selected, so the decode batch stays full. A finished tree makes room for the next condition.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 
 from ixjax.dialogue.scenarios.base import Scenario
 from ixjax.dialogue.types import Dialogue, UserCondition
-from ixjax.generation import InPlay, ModelSpeaker, Speaker, User, side_by_side
-from ixjax.generation.turns import IDENTITY_PARTS
+from ixjax.generation import Driver, ModelSpeaker, Speaker, User
+from ixjax.generation.memory import dialogue_tokens
 from ixjax.io import InputError
-from ixjax.search.account import SearchAccount
 from ixjax.search.config import SearchConfig
-from ixjax.search.forest import Forest, Growing
-from ixjax.search.talk import Talk
+from ixjax.search.search_tree import Search, search_tree
+from ixjax.search.stats import SearchStats
 from ixjax.search.tree import FinishedTree
+from ixjax.search.tree_pool import TreePool
 
-AHEAD = 4  # trees may be finished so many times `config.trees` before the oldest one is
+AHEAD = 4  # trees that may finish before the oldest one, in multiples of `config.trees`
 
 
 def run(
@@ -33,22 +32,22 @@ def run(
     config: SearchConfig,
     *,
     seed: int = 0,
-    account: SearchAccount | None = None,
+    stats: SearchStats | None = None,
 ) -> Iterator[FinishedTree]:
-    """Searches one tree a condition, and yields them in the order of the conditions.
+    """Search one tree per condition; yield them in the order of the conditions.
 
-    A tree is a function of the speakers, its condition, the configuration and the seed; neither
-    the other conditions nor `config.trees` have a part in it.
+    A tree is a function of the speakers, its condition, the configuration and the seed, not of the
+    other conditions or of `config.trees`.
 
     Args:
         policy: the side that is searched for.
         simulator: the user, who knows its condition and states the outcome.
         scenario: gives the name, and whether the policy opens.
-        conditions: users; or dialogues to start from, where it is the policy's move. Where the
-            user opens, a bare condition has its opening turn spoken by the simulator.
+        conditions: users; or dialogues to start from, where it is the policy's move. If the user
+            opens, the simulator speaks the opening turn of a bare condition.
         config: budget and constants.
         seed: of the run.
-        account: where the time that this takes is added up.
+        stats: where the time that this takes is added up.
 
     Raises:
         InputError: a root is not the policy's move, two roots share a condition id, or, once all
@@ -59,7 +58,7 @@ def run(
     if not roots:
         return
     arrived, unreadable = 0, 0
-    for tree in grow(policy, simulator, scenario, roots, config, seed=seed, account=account):
+    for tree in grow(policy, simulator, scenario, roots, config, seed=seed, stats=stats):
         arrived += tree.account["simulations"]
         unreadable += tree.account["unreadable"]
         yield tree
@@ -67,7 +66,7 @@ def run(
 
 
 def check_readable(arrived: int, unreadable: int, scenario: Scenario) -> None:
-    """Raise `InputError` where a search of `unreadable` outcomes read none (`arrived` is 0)."""
+    """Raise `InputError` if a search with `unreadable` outcomes read none (`arrived` is 0)."""
     if not arrived:
         raise InputError(
             f"not one of the {unreadable} simulated outcomes could be read; expected a closing "
@@ -79,7 +78,7 @@ def check_readable(arrived: int, unreadable: int, scenario: Scenario) -> None:
 def searchable(
     conditions: Sequence[UserCondition | Dialogue], scenario: Scenario
 ) -> list[Dialogue]:
-    """Roots for `grow`: conditions as dialogues without a turn, dialogues as they are.
+    """Return roots for `grow`: conditions as dialogues without a turn, dialogues unchanged.
 
     Raises:
         InputError: a root is not the policy's move, or two roots share a condition id.
@@ -112,11 +111,11 @@ def grow(
     config: SearchConfig,
     *,
     seed: int,
-    account: SearchAccount | None = None,
+    stats: SearchStats | None = None,
     nodes: int | None = None,
     in_order: bool = True,
 ) -> Iterator[FinishedTree]:
-    """As `run`, of roots that can be searched; trees that were searched before grow on.
+    """As `run`, of roots that can be searched; finished trees grow on.
 
     Args:
         policy: see `run`.
@@ -125,49 +124,63 @@ def grow(
         roots: all of different conditions.
         config: see `run`.
         seed: see `run`.
-        account: see `run`.
-        nodes: the most nodes that a tree can have, those that it has included; default, what the
-            budget allows.
+        stats: see `run`.
+        nodes: nodes that a tree can have at most, the known ones included; default what the budget
+            allows.
         in_order: yield trees in the order of the roots; otherwise as they finish, so that none
             waits for a slow one.
     """
-    account = account or SearchAccount()
-    in_play = _side_by_side(policy, simulator, config)
-    talk = Talk(in_play, scenario, config, seed)
-    forest = Forest(talk, config, scenario.name, nodes=nodes)
-    queue = list(enumerate(roots))[::-1]
-    to_begin: list[Growing] = []
-    playing: dict[int, Growing] = {}  # by place
+    stats = stats or SearchStats()
+    search = Search(policy, simulator, scenario, config, seed, TreePool(config, nodes=nodes))
+    _reserve(policy, simulator, roots, config)
+    driver, started = Driver(), time.perf_counter()
+    finished: dict[int, FinishedTree] = {}
     due = 0
-    while due < len(roots):
-        with account.clock("total"):
-            while queue and forest.room and queue[-1][0] < due + AHEAD * config.trees:
-                to_begin.append(forest.plant(*queue.pop()))
-            to_begin = _begin(talk, to_begin, playing)
-            with account.clock("play"):
-                talk.carry_out()
-                events = in_play.advance() if in_play.places else []
-            for place, event in events:
-                playing[place].task.note(place, event)
-            with account.clock("trees"):
-                to_begin += forest.grow()
-            with account.clock("play"):
-                talk.carry_out()
-        while forest.finished and (not in_order or due in forest.finished):
-            yield forest.finished.pop(due if in_order else next(iter(forest.finished)))
-            due += 1
-    in_play.close()
-
-
-def _side_by_side(policy: Speaker, simulator: User, config: SearchConfig) -> InPlay:
-    return side_by_side(
-        policy,
-        simulator,
-        max_turns=config.max_turns,
-        rows=config.trees * config.games,
-        at_least=config.games,
-        kept=config.trees * config.kept,
+    found = driver.run(
+        (search_tree(search, root) for root in roots),
+        at_once=config.trees,
+        may_start=lambda number: not in_order or number < due + AHEAD * config.trees,
     )
+    for number, tree in found:
+        stats.trees += driver.seconds.pop("trees")
+        stats.play += driver.seconds.pop("turns") + driver.seconds.pop("outcomes")
+        driver.seconds.update(trees=0.0, turns=0.0, outcomes=0.0)
+        stats.total += time.perf_counter() - started
+        finished[number] = tree
+        while finished and (not in_order or due in finished):
+            yield finished.pop(due if in_order else number)
+            due += 1
+        started = time.perf_counter()
+
+
+def _reserve(
+    policy: Speaker,
+    simulator: User,
+    roots: Sequence[Dialogue | FinishedTree],
+    config: SearchConfig,
+) -> None:
+    """Allocate the KV cache that the trees will need, so that it does not grow step by step."""
+    trees = min(config.trees, len(roots))
+    for speaker in (policy, simulator):
+        if isinstance(speaker, ModelSpeaker):
+            tokens = search_tokens(config, speaker.sampling.max_new_tokens, speaker.limit)
+            speaker.engine.pool.reserve(trees * tokens)
+
+
+def search_tokens(config: SearchConfig, turn: int, longest: int) -> int:
+    """Return an upper estimate of the tokens that one side of one tree stores at once.
+
+    Every held node stores one exchange of its own, every rollout in play the rest of its dialogue,
+    and the root its history.
+
+    Args:
+        config: of the search.
+        turn: tokens of a turn at most.
+        longest: tokens of a context at most.
+    """
+    held = config.kept * dialogue_tokens(1, turn, longest)
+    in_play = config.games * dialogue_tokens(config.max_turns, turn, longest)
+    return held + in_play + dialogue_tokens(config.max_turns, turn, longest)
 
 
 def warm_up(
@@ -184,20 +197,9 @@ def warm_up(
         roots: what is searched.
         config: sizes.
     """
-    in_play = _side_by_side(policy, simulator, config)
-    in_play.close()
-    sides = 1 + (policy.engine is simulator.engine)
-    rows = sides * (in_play.size + in_play.kept)
+    _reserve(policy, simulator, roots, config)
     conditions = list({root.condition.id: root.condition for root in roots}.values())
     for speaker in (policy, simulator):
-        speaker.warm_up([rows], conditions, identity_parts=IDENTITY_PARTS, moves=[rows])
-
-
-def _begin(talk: Talk, trees: Sequence[Growing], playing: dict[int, Growing]) -> list[Growing]:
-    """Begin the tasks of trees, in their order, while there are places; those that wait on."""
-    for i, tree in enumerate(trees):
-        places = talk.reserve(tree.task.places_needed)
-        if places is None:
-            return list(trees[i:])
-        playing |= dict.fromkeys(tree.task.begin(places), tree)
-    return []
+        speaker.engine.warm_up(
+            ends=len(speaker.view.template.end_ids), scored=speaker.scored_shapes(conditions)
+        )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ixjax.dialogue.types import Dialogue, Utterance
+from ixjax.generation import run_one
 from ixjax.search import SearchConfig
 from tests.reference.plain_tree import PlainNode, backpropagate, release, select
 
@@ -43,14 +44,10 @@ class PlainSearch:
         return next(i for i, other in enumerate(self.nodes) if other is node)
 
     def say(self, speaker: int, dialogue: Dialogue, identity: tuple[int, ...]) -> Utterance:
-        side = self.speakers[speaker]
-        state = side.start([dialogue])
-        _, [said] = side.speak(state, np.array([identity], np.uint32), np.ones(1, bool))
-        return said
+        return run_one(self.speakers[speaker].begin(dialogue).speak(identity))
 
     def engagement(self, dialogue: Dialogue) -> float:
-        user = self.speakers[USER]
-        return user.outcomes(user.start([dialogue]), np.ones(1, bool))[0].engagement
+        return run_one(self.speakers[USER].begin(dialogue).outcome()).engagement
 
     def react(
         self, dialogue: Dialogue, node: int, sample: int, turns: int

@@ -1,8 +1,7 @@
 """A policy that is a table and a user whose world is small enough to enumerate.
 
-Both implement the speakers' protocol in plain Python. What they say is a function of the identity
-they are given and of their row, and they check how they are used: a state that was consumed is
-refused, and so is a turn out of order.
+Both implement the speakers' protocol in plain Python. A turn is a function of its identity and the
+dialogue, and they check how they are used: a participant that was closed is refused.
 """
 
 from __future__ import annotations
@@ -23,98 +22,120 @@ from ixjax.dialogue.types import (
     UserCondition,
     Utterance,
 )
+from ixjax.generation import Task
 
 
-class State:
-    """Rows of a double; refuses to be used again once it was consumed."""
+class Double:
+    """A speaker that counts what is asked of it."""
 
-    def __init__(self, rows: Sequence[Any]):
-        self._rows: list[Any] | None = list(rows)
-
-    @property
-    def rows(self) -> list[Any]:
-        assert self._rows is not None, "this state was consumed by an earlier call"
-        return self._rows
-
-    def consume(self) -> list[Any]:
-        rows = self.rows
-        self._rows = None
-        return rows
-
-
-class Rows:
-    """What both doubles share: rows are dialogues as far as this side knows them."""
+    participant: ClassVar[type[Side]]
 
     def __init__(self) -> None:
-        self.calls: list[tuple[str, int]] = []  # method, rows
+        self.calls: list[str] = []
 
-    def empty(self, rows: int) -> State:
-        self.calls.append(("empty", rows))
-        return State([None] * rows)
-
-    def fork(self, state: State, rows: np.ndarray) -> State:
-        self.calls.append(("fork", len(rows)))
-        return State([state.rows[row] for row in rows])
-
-    def store(
-        self, state: State, rows: np.ndarray, source: State, source_rows: np.ndarray
-    ) -> State:
-        kept = state.consume()
-        assert len(rows) == len(source_rows) == len(set(rows.tolist()))
-        for row, source_row in zip(rows, source_rows, strict=True):
-            kept[row] = source.rows[source_row]
-        return State(kept)
+    def begin(self, dialogue: Dialogue, *, near: Any = None) -> Any:
+        self.calls.append("begin" if near is None else "begin near")
+        return self.participant(self, dialogue)
 
 
-def draw(identity: np.ndarray) -> np.random.Generator:
-    return np.random.default_rng([int(part) for part in identity])
+class Side:
+    """One side of one dialogue; refuses to be used once it was closed."""
+
+    def __init__(self, speaker: Any, dialogue: Dialogue):
+        self._speaker, self._dialogue, self.closed = speaker, dialogue, False
+
+    @property
+    def speaker(self) -> Any:
+        assert not self.closed, "this participant was closed by an earlier call"
+        return self._speaker
+
+    @property
+    def dialogue(self) -> Dialogue:
+        return self._dialogue
+
+    def close(self) -> None:
+        self.speaker.calls.append("close")
+        self.closed = True
+
+    def fork(self, count: int) -> Task[list[Any]]:
+        yield from ()
+        self.speaker.calls.append("fork")
+        return [self.copy() for _ in range(count)]
+
+    def copy(self) -> Any:
+        return type(self)(self._speaker, self._dialogue)
 
 
-class TablePolicy(Rows):
+def draw(identity: Sequence[int]) -> np.random.Generator:
+    return np.random.default_rng([int(part) & 0xFFFFFFFF for part in identity])
+
+
+class TableSide(Side):
+    def speak(self, identity: Sequence[int]) -> Task[Utterance]:
+        yield from ()
+        self.speaker.calls.append("speak")
+        table = self.speaker.table(self._dialogue)
+        choice = draw(identity).choice(len(table), p=list(table.values()))
+        text = list(table)[choice]
+        self._dialogue = self._dialogue.said("policy", text or "...")
+        return Utterance(text, num_tokens=2, mean_logprob=math.log(table[text]) / 2)
+
+    def hear(self, text: str) -> None:
+        self._dialogue = self.speaker and self._dialogue.said("user", text)
+
+
+class TablePolicy(Double):
     """Says `text` with the probability that `table(dialogue)` gives it."""
+
+    participant = TableSide
 
     def __init__(self, table: Callable[[Dialogue], dict[str, float]]):
         super().__init__()
         self.table = table
 
-    def start(self, dialogues: Sequence[Dialogue]) -> State:
-        self.calls.append(("start", len(dialogues)))
-        return State(dialogues)
 
-    def speak(
-        self, state: State, identities: np.ndarray, active: np.ndarray
-    ) -> tuple[State, list[Utterance | None]]:
-        self.calls.append(("speak", len(active)))
-        rows = state.consume()
-        said: list[Utterance | None] = [None] * len(rows)
-        for i in np.flatnonzero(active):
-            table = self.table(rows[i])
-            choice = draw(identities[i]).choice(len(table), p=list(table.values()))
-            text = list(table)[choice]
-            logprob = math.log(table[text]) / 2
-            said[i] = Utterance(text, num_tokens=2, mean_logprob=logprob)
-            rows[i] = rows[i].said("policy", text or "...")
-        return State(rows), said
+class MoodSide(Side):
+    """The words of a dialogue, and the mood that the user keeps to itself."""
 
-    def listen(self, state: State, texts: Sequence[str | None]) -> State:
-        rows = state.consume()
-        return State(
-            [
-                row if text is None else row.said("user", text)
-                for row, text in zip(rows, texts, strict=True)
-            ]
-        )
+    def __init__(self, speaker: MoodUser, dialogue: Dialogue, mood: int | None = None):
+        super().__init__(speaker, dialogue)
+        self.mood = self._told() if mood is None else mood
+
+    def _told(self) -> int:
+        """The mood as the user told it last; before that the condition's."""
+        told = [re.fullmatch(r"my mood is (\d+)", turn.text) for turn in self.dialogue.turns]
+        moods = [int(match[1]) for match in told if match]
+        return moods[-1] if moods else int(self.dialogue.condition.attributes.get("mood", 0))
+
+    def copy(self) -> MoodSide:
+        return MoodSide(self._speaker, self._dialogue, self.mood)
+
+    def speak(self, identity: Sequence[int]) -> Task[Utterance]:
+        yield from ()
+        user, chance = self.speaker, draw(identity)
+        user.calls.append("speak")
+        if self._dialogue.turns:
+            lift = user.LIFT.get(self._dialogue.turns[-1].text, 0.0)
+            self.mood += int(chance.random() < lift)
+        ended = bool(chance.random() < user.leaving)
+        text = "" if ended and user.silent_exit else f"my mood is {self.mood}"
+        self._dialogue = self._dialogue.said("user", text) if text else self._dialogue
+        return Utterance(text, ended=ended, num_tokens=4)
+
+    def hear(self, text: str) -> None:
+        self._dialogue = self.speaker and self._dialogue.said("policy", text)
+
+    def outcome(self) -> Task[OutcomeReading]:
+        yield from ()
+        self.speaker.calls.append("outcome")
+        mute = str(self._dialogue.condition.attributes.get("mute", ""))
+        if mute == "always" or (mute and any(t.text == mute for t in self._dialogue.turns)):
+            return OutcomeReading(math.nan, math.nan)
+        engagement = min(self.mood, MoodUser.TOP) / MoodUser.TOP
+        return OutcomeReading(engagement, engagement)
 
 
-@dataclasses.dataclass(frozen=True)
-class Guest:
-    """A row of `MoodUser`: the words and what the user keeps to itself."""
-
-    dialogue: Dialogue
-    mood: int
-
-
-class MoodUser(Rows):
+class MoodUser(Double):
     """A user in a known mood: "good" lifts it often, anything else seldom; it may leave.
 
     The mood starts at the condition's `mood`. After each response it rises by one with the
@@ -122,60 +143,13 @@ class MoodUser(Rows):
     `mood / TOP`; unreadable where the condition says `mute`.
     """
 
+    participant = MoodSide
     LIFT: ClassVar[dict[str, float]] = {"good": 0.8, "odd": 0.5, "bad": 0.1}
     TOP = 4
 
     def __init__(self, leaving: float = 0.2, *, silent_exit: bool = False):
         super().__init__()
         self.leaving, self.silent_exit = leaving, silent_exit
-
-    def start(self, dialogues: Sequence[Dialogue]) -> State:
-        self.calls.append(("start", len(dialogues)))
-        return State([Guest(dialogue, self._mood(dialogue)) for dialogue in dialogues])
-
-    def _mood(self, dialogue: Dialogue) -> int:
-        """As the user told it last; before that the condition's."""
-        told = [re.fullmatch(r"my mood is (\d+)", turn.text) for turn in dialogue.turns]
-        moods = [int(match[1]) for match in told if match]
-        return moods[-1] if moods else int(dialogue.condition.attributes.get("mood", 0))
-
-    def speak(
-        self, state: State, identities: np.ndarray, active: np.ndarray
-    ) -> tuple[State, list[Utterance | None]]:
-        self.calls.append(("speak", len(active)))
-        rows = state.consume()
-        said: list[Utterance | None] = [None] * len(rows)
-        for i in np.flatnonzero(active):
-            guest, chance = rows[i], draw(identities[i])
-            mood = guest.mood
-            if guest.dialogue.turns:
-                mood += int(chance.random() < self.LIFT.get(guest.dialogue.turns[-1].text, 0.0))
-            ended = bool(chance.random() < self.leaving)
-            text = "" if ended and self.silent_exit else f"my mood is {mood}"
-            said[i] = Utterance(text, ended=ended, num_tokens=4)
-            dialogue = guest.dialogue.said("user", text) if text else guest.dialogue
-            rows[i] = Guest(dialogue, mood)
-        return State(rows), said
-
-    def listen(self, state: State, texts: Sequence[str | None]) -> State:
-        rows = state.consume()
-        return State(
-            [
-                row if text is None else Guest(row.dialogue.said("policy", text), row.mood)
-                for row, text in zip(rows, texts, strict=True)
-            ]
-        )
-
-    def outcomes(self, state: State, active: np.ndarray) -> list[OutcomeReading | None]:
-        self.calls.append(("outcomes", len(active)))
-        return [self._read(row) if on else None for row, on in zip(state.rows, active, strict=True)]
-
-    def _read(self, guest: Guest) -> OutcomeReading:
-        mute = str(guest.dialogue.condition.attributes.get("mute", ""))
-        if mute == "always" or (mute and any(t.text == mute for t in guest.dialogue.turns)):
-            return OutcomeReading(math.nan, math.nan)
-        engagement = min(guest.mood, self.TOP) / self.TOP
-        return OutcomeReading(engagement, engagement)
 
     def expected(
         self, mood: int, response: str | None, table: dict[str, float], turns_left: int

@@ -106,4 +106,4 @@ def test_a_weight_for_reactions_that_earn_nothing_is_refused():
     policy = even_policy()
     with pytest.raises(InputError, match=r"search.reaction_weight is 0.5, but scenario 'mood'"):
         list(run(policy, MoodUser(), MoodScenario(), roots(1), config))
-    assert "speak" not in dict(policy.calls)  # nothing was played before that
+    assert "speak" not in policy.calls  # nothing was played before that

@@ -92,6 +92,6 @@ def _generate(index: int, seed: int) -> Dialogue:
 
 
 def _react(user: TrueUser, dialogue: Dialogue, identity: tuple[int, ...]) -> tuple[Dialogue, bool]:
-    _, (said,) = user.speak(user.start([dialogue]), np.array([identity]), np.ones(1, bool))
-    assert said is not None  # the one row was active
-    return dialogue.said("user", said.text), said.ended
+    participant = user.begin(dialogue)
+    said = participant.answer(identity)
+    return participant.dialogue, said.ended

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import time
-from collections.abc import Iterator
-from typing import Literal
-
-Part = Literal["trees", "play", "total"]
 
 
 @dataclasses.dataclass
-class SearchAccount:
+class SearchStats:
     """Seconds of a search by what they were spent on.
 
     trees: selecting leaves, adding nodes, back-propagating.
-    play: the two speakers' turns, and what the scheduler does between them.
+    play: reading, decoding and scoring both speakers' turns.
     total: all of it; the rest is the host's bookkeeping.
     """
 
@@ -24,22 +18,13 @@ class SearchAccount:
     play: float = 0.0
     total: float = 0.0
 
-    @contextlib.contextmanager
-    def clock(self, part: Part) -> Iterator[None]:
-        """Time that is spent on a part."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, part, getattr(self, part) + time.perf_counter() - start)
-
     @property
     def host(self) -> float:
-        """Seconds that are neither play nor trees."""
+        """Return the seconds that are neither play nor trees."""
         return self.total - self.play - self.trees
 
     def report(self) -> dict[str, float]:
-        """Seconds, and the shares of the whole."""
+        """Return the seconds, and each part's share of them."""
         whole = max(self.total, 1e-9)
         return {
             "seconds": self.total,

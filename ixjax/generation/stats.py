@@ -1,4 +1,4 @@
-"""What an engine has done so far: tokens, slots, seconds and compilations."""
+"""Counts of an engine's work: tokens, slots, seconds and compilations."""
 
 from __future__ import annotations
 
@@ -12,25 +12,45 @@ import jax
 
 from ixjax.io import InputError
 
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
 
 class RecompilationError(InputError):
-    """Something was compiled after warm-up, where that was forbidden."""
+    """A program was compiled after warm-up, where that was forbidden."""
+
+
+class _Compilations:
+    """Compilations of this process, as JAX reports them."""
+
+    number = 0
+
+    @classmethod
+    def note(cls, event: str, _seconds: float, **_: Any) -> None:
+        cls.number += event == COMPILED
+
+
+jax.monitoring.register_event_duration_secs_listener(_Compilations.note)
 
 
 @dataclasses.dataclass
-class Account:
-    """Sums over an engine's life. A slot is a token's place in a pass, padding included."""
+class EngineStats:
+    """Sums over the life of one or more engines.
+
+    A slot is a token's place in a pass, padding included.
+    """
 
     prefill_tokens: int = 0
     """Tokens read."""
     prefill_slots: int = 0
-    """Places for tokens in the passes that read."""
+    """Slots of the passes that read."""
     decode_tokens: int = 0
     """Tokens sampled."""
     decode_slots: int = 0
     """Rows of the decode batch times its steps."""
     score_tokens: int = 0
-    """Tokens of scored continuations, and of the prefixes that they were scored behind."""
+    """Tokens of scored continuations and of their prefixes."""
+    evictions: int = 0
+    """Contexts that lost their blocks because the pool was full."""
     prefill_seconds: float = 0.0
     """In passes that read."""
     decode_seconds: float = 0.0
@@ -46,7 +66,7 @@ class Account:
 
     @property
     def occupancy(self) -> float:
-        """Share of the decode batch's slots that sampled a token; 1 before the first."""
+        """Return the share of the decode batch's slots that sampled a token; 1 before the first."""
         return self.decode_tokens / self.decode_slots if self.decode_slots else 1.0
 
     @contextmanager
@@ -60,16 +80,14 @@ class Account:
             setattr(self, field, getattr(self, field) + time.perf_counter() - start)
 
     def call(self, function: Any, *args: Any, **static: Any) -> Any:
-        """Call a jitted function, and count it if that compiled.
+        """Call a jitted function and count what it compiles.
 
         Raises:
-            RecompilationError: it did, and that is forbidden; names the shapes.
+            RecompilationError: it compiled, and that is forbidden; names the shapes.
         """
-        # An entry of the function's cache is one kind of arguments. NumPy's array in place of JAX's
-        # is another kind, though nothing is compiled for it: callers keep to one of the two.
-        before, start = function._cache_size(), time.perf_counter()
+        before, start = _Compilations.number, time.perf_counter()
         result = function(*args, **static)
-        compiled = function._cache_size() - before
+        compiled = _Compilations.number - before
         if compiled:
             self.compilations += compiled
             self.compile_seconds += time.perf_counter() - start
@@ -77,22 +95,22 @@ class Account:
                 arrays = [x for x in jax.tree.leaves(args) if hasattr(x, "shape")]
                 shapes = sorted({str(jax.typeof(x)) for x in arrays})
                 raise RecompilationError(
-                    f"{function.__name__} was compiled anew, with {static} and arrays of "
+                    f"{function.__name__} was compiled again, with {static} and arrays of "
                     f"{', '.join(shapes)}; warm up with this shape, or allow it "
                     "(debug.forbid_recompile)"
                 )
         return result
 
-    def copy(self) -> Account:
-        """What was done up to now."""
+    def copy(self) -> EngineStats:
+        """Return the sums up to now."""
         return dataclasses.replace(self)
 
     def report(self, seconds: float) -> dict[str, float]:
-        """What a person wants to know of this work, which took `seconds` in all.
+        """Return a summary of work that took `seconds` in all.
 
         Returns:
-            Tokens sampled a second, occupancy, compilations and their seconds, and the shares of
-            the time that went into reading, sampling, scoring, and everything on the host.
+            Tokens sampled a second, occupancy, evictions, compilations and their seconds, and the
+            shares of the time in reading, sampling, scoring, and on the host.
         """
         busy = (self.prefill_seconds, self.decode_seconds, self.score_seconds)
         shares = [part / max(seconds, 1e-9) for part in busy]
@@ -103,11 +121,12 @@ class Account:
             "decode_share": shares[1],
             "score_share": shares[2],
             "host_share": 1 - sum(shares),
+            "evictions": self.evictions,
             "compilations": self.compilations,
             "compile_seconds": self.compile_seconds,
         }
 
-    def __sub__(self, earlier: Account) -> Account:
-        """What was done since `earlier`, a copy made then."""
+    def __sub__(self, earlier: EngineStats) -> EngineStats:
+        """Return the work since `earlier`, a copy made then."""
         names = [field.name for field in dataclasses.fields(self) if field.name != "forbidden"]
-        return Account(**{name: getattr(self, name) - getattr(earlier, name) for name in names})
+        return EngineStats(**{name: getattr(self, name) - getattr(earlier, name) for name in names})

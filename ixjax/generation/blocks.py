@@ -1,0 +1,239 @@
+"""Contexts, and the pool of blocks that their keys and values are stored in.
+
+A `Context` is a handle: the tokens of one side of one dialogue. Its first tokens are stored as keys
+and values in blocks of the pool; the rest is read when it is needed. A fork shares all blocks of
+its origin. A block that several contexts hold is copied when one of them writes to it.
+
+The pool grows while it may. When it is full, the contexts that were used longest ago lose their
+blocks; their tokens are known, so they are read again when they are next used.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh, NamedSharding
+
+from ixjax.generation import cache as kv
+from ixjax.generation.stats import EngineStats
+from ixjax.models import ModelConfig
+from ixjax.padding import round_up
+
+SMALLEST_POOL = 16  # blocks
+
+
+class Context:
+    """A handle for the tokens that one side of one dialogue has read or will read.
+
+    Made by `Engine.new` and `Engine.fork`; only the engine that made it can use it. One that is
+    dropped gives its blocks back, as `Engine.free` does at once.
+
+    Attributes:
+        tokens: all of them; do not change the list.
+        adapter: the adapter that reads them; -1 for the base model alone.
+        owner: the engine that made it.
+    """
+
+    def __init__(self, pool: BlockPool, tokens: Iterable[int], adapter: int, owner: object):
+        self.tokens, self.adapter, self.owner = list(tokens), adapter, owner
+        self.pool = pool
+        self.blocks: list[int] = []  # block j stores columns 64 j to 64 j + 63
+        self.stored = 0  # tokens whose keys and values are stored
+        self.used = 0  # when, by the pool's clock
+        self.pinned = False  # in use: not to be evicted
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __del__(self) -> None:
+        self.pool.release(self)
+
+    @property
+    def unread(self) -> int:
+        """Return how many tokens have to be read before a turn is decoded.
+
+        The last token is not among them: decoding reads it and samples from its logits.
+        """
+        return max(len(self.tokens) - 1 - self.stored, 0)
+
+
+class Span(NamedTuple):
+    """Columns of one block to write: see `cache.Writes`."""
+
+    first: int
+    source: int
+    block: int
+    offset: int
+    count: int
+
+
+class BlockPool:
+    """Blocks of keys and values for contexts of models of one shape.
+
+    Args:
+        config: of the models.
+        stats: where evictions are counted.
+        limit: blocks at most; 0 for no limit.
+        mesh: see `cache.allocate`.
+        device: see `cache.allocate`.
+
+    Attributes:
+        arrays: the keys and values; replaced by each write.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        stats: EngineStats,
+        *,
+        limit: int = 0,
+        mesh: Mesh | None = None,
+        device: NamedSharding | None = None,
+    ):
+        self.config, self.limit = config, limit
+        self._stats, self._mesh = stats, mesh
+        self._allocate = functools.partial(kv.allocate, config, mesh=mesh, device=device)
+        self.arrays: kv.Layer | None = None
+        self._free: list[int] = []
+        self._holders: Counter[int] = Counter()  # contexts that hold a block
+        self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+        self._clock = itertools.count(1)
+
+    @property
+    def size(self) -> int:
+        """Return how many blocks there are."""
+        return 0 if self.arrays is None else self.arrays.keys.shape[1]
+
+    @property
+    def used(self) -> int:
+        """Return how many blocks contexts hold."""
+        return self.size - len(self._free)
+
+    def new(self, tokens: Sequence[int], adapter: int, owner: object) -> Context:
+        """Return a context of which nothing is stored."""
+        context = Context(self, tokens, adapter, owner)
+        self._contexts.add(context)
+        return context
+
+    def fork(self, origin: Context) -> Context:
+        """Return a context with the tokens and blocks of another one."""
+        context = self.new(origin.tokens, origin.adapter, origin.owner)
+        context.blocks, context.stored = list(origin.blocks), origin.stored
+        self._holders.update(context.blocks)
+        self.touch(origin)
+        self.touch(context)
+        return context
+
+    def release(self, context: Context) -> None:
+        """Give all blocks of a context back; it has to be read again."""
+        self.shorten(context, 0)
+
+    def shorten(self, context: Context, stored: int) -> None:
+        """Forget the keys and values of all but the first `stored` tokens."""
+        context.stored = min(context.stored, stored)
+        kept = round_up(context.stored, kv.BLOCK) // kv.BLOCK
+        for block in context.blocks[kept:]:
+            self._drop(block)
+        del context.blocks[kept:]
+
+    def release_all(self, owner: object) -> None:
+        """Give the blocks of all contexts of one engine back."""
+        for context in list(self._contexts):
+            if context.owner is owner:
+                self.release(context)
+
+    def update(self, function: Any, *args: Any, **static: Any) -> None:
+        """Replace the arrays, which are consumed, by `function(arrays, *args)`.
+
+        If that is interrupted, the arrays are lost and every context has to be read again.
+        """
+        arrays, self.arrays = self.arrays, None
+        try:
+            self.arrays = self._stats.call(function, arrays, *args, mesh=self._mesh, **static)
+        finally:
+            if self.arrays is None:
+                for context in self._contexts:
+                    context.blocks, context.stored = [], 0
+                self._holders.clear()
+                self._free.clear()
+
+    def touch(self, context: Context) -> None:
+        """Note that a context is used now."""
+        context.used = next(self._clock)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for this many more tokens now, as far as the limit allows."""
+        blocks = self.used + -(-tokens // kv.BLOCK)
+        self._grow(min(blocks, self.limit) if self.limit else blocks)
+
+    def extend(self, context: Context, count: int) -> list[Span]:
+        """Give a context room for its next `count` tokens; return the blocks to write them to.
+
+        The caller writes them before anything else is done with the pool.
+        """
+        start, spans = context.stored, []
+        self.touch(context)
+        while count:
+            place, offset = divmod(start, kv.BLOCK)
+            written = min(count, kv.BLOCK - offset)
+            block = source = context.blocks[place] if place < len(context.blocks) else None
+            if block is None or self._holders[block] > 1:
+                block = self._take(context)
+                source = block if source is None else source
+                self._put(context, place, block)
+            assert source is not None
+            spans.append(Span(start - context.stored, source, block, offset, written))
+            start, count = start + written, count - written
+        context.stored = start
+        return spans
+
+    def _put(self, context: Context, place: int, block: int) -> None:
+        self._holders[block] = 1
+        if place < len(context.blocks):
+            self._drop(context.blocks[place])
+            context.blocks[place] = block
+        else:
+            context.blocks.append(block)
+
+    def _drop(self, block: int) -> None:
+        self._holders[block] -= 1
+        if not self._holders[block]:
+            del self._holders[block]
+            self._free.append(block)
+
+    def _take(self, context: Context) -> int:
+        """Return a free block; contexts other than `context` may lose theirs for it."""
+        if not self._free and (not self.limit or self.size < self.limit):
+            self._grow(min(2 * self.size, self.limit or 2 * self.size))
+        while not self._free and (oldest := self._oldest(context)):
+            self.release(oldest)
+            self._stats.evictions += 1
+        if not self._free:  # all of it is in use
+            self._grow(2 * self.size)
+        return self._free.pop()
+
+    def _oldest(self, context: Context) -> Context | None:
+        """Return the context that was used longest ago of those that may lose their blocks."""
+        evictable = (c for c in self._contexts if c.blocks and not c.pinned and c is not context)
+        return min(evictable, key=lambda c: c.used, default=None)
+
+    def _grow(self, blocks: int) -> None:
+        blocks = self._even(max(blocks, SMALLEST_POOL))
+        before, more = self.size, blocks - self.size
+        if more <= 0:
+            return
+        if self.arrays is None:
+            self.arrays = self._allocate(blocks)
+        else:
+            self.update(kv.grow, more=more)
+        self._free += range(blocks - 1, before - 1, -1)
+
+    def _even(self, blocks: int) -> int:
+        """Return a number of blocks that a mesh's batch axes divide."""
+        parts = 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        return round_up(blocks, parts)

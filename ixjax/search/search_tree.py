@@ -1,0 +1,452 @@
+"""One tree of i×MCTS, from its root to its record: select, expand, roll out, back-propagate.
+
+At a decision leaf the policy says `width` responses. Equal ones become one, the user reacts to
+each, `reactions` times, and every reaction is played on to the end of the dialogue, `rollouts`
+times. At a response leaf the user reacts once more. A tree waits for turns, outcomes and tree
+arithmetic, which the driver batches over all trees; its result depends on itself alone.
+
+The method is docs/algorithm.md, "The tree", after Wang et al. 2025, arXiv 2506.21497.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from ixjax.dialogue.scenarios.base import RewardsReactions, Scenario
+from ixjax.dialogue.types import Dialogue, Utterance
+from ixjax.generation import (
+    Participant,
+    Rollout,
+    Speaker,
+    Task,
+    User,
+    UserParticipant,
+    rollout,
+    together,
+)
+from ixjax.generation.turns import OPENING, POLICY, USER, engagements, hashed, words
+from ixjax.io import InputError
+from ixjax.search.config import SearchConfig
+from ixjax.search.node_table import NodeTable, Participants, policy_turns
+from ixjax.search.tree import FinishedTree, Tree, TreeNode
+from ixjax.search.tree_pool import NewNode, TreePool
+
+
+def check_reaction_weight(config: SearchConfig, scenario: Scenario) -> None:
+    """Raise `InputError` for a weight of reactions in a scenario where they earn nothing."""
+    if config.reaction_weight and not isinstance(scenario, RewardsReactions):
+        raise InputError(
+            f"search.reaction_weight is {config.reaction_weight}, but scenario {scenario.name!r} "
+            "has no `reaction_reward(text)`; expected 0, or a scenario that rewards reactions"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What the trees of a search share.
+
+    policy: the side that is searched for.
+    simulator: the user.
+    scenario: says who opens, and may reward reactions.
+    config: budget and constants.
+    seed: of the run.
+    pool: where the trees' arrays are.
+    """
+
+    policy: Speaker
+    simulator: User
+    scenario: Scenario
+    config: SearchConfig
+    seed: int
+    pool: TreePool
+
+    def __post_init__(self) -> None:
+        check_reaction_weight(self.config, self.scenario)
+
+    def reward(self, reaction: Utterance) -> float:
+        """Return what a reaction earns by itself, weighted."""
+        weight, scenario = self.config.reaction_weight, self.scenario
+        if not weight or not isinstance(scenario, RewardsReactions):
+            return 0.0
+        return weight * scenario.reaction_reward(reaction.text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """A new response at a leaf.
+
+    said: the policy's turn.
+    multiplicity: samples with this text.
+    held: participants to react with again; None if there is only one reaction.
+    reactions: to it, new as well.
+    """
+
+    said: Utterance
+    multiplicity: int
+    held: Participants | None
+    reactions: Sequence[Reaction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reaction:
+    """A new reaction to a response.
+
+    said: the user's turn.
+    over: whether it is the dialogue's last turn.
+    outcome: engagement if it is over; nan if it is unreadable.
+    held: participants to go on with; None if it is over.
+    returns: `[rollouts]` discounted to the reaction; nan if unreadable.
+    """
+
+    said: Utterance
+    over: bool
+    outcome: float
+    held: Participants | None
+    returns: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Expansion:
+    """What was said at a leaf: new responses with reactions, or one more reaction to a response."""
+
+    leaf: int
+    responses: Sequence[Response] = ()
+    reaction: Reaction | None = None
+
+
+def search_tree(search: Search, root: Dialogue | FinishedTree) -> Task[FinishedTree]:
+    """Grow a tree from a root until its budget is spent.
+
+    Args:
+        search: what it shares with others.
+        root: it is the policy's move, or the user opens; a finished tree grows on.
+    """
+    pool, config = search.pool, search.config
+    slot = yield from pool.acquire()
+    try:
+        known = root if isinstance(root, FinishedTree) else None
+        dialogue = root.root if isinstance(root, FinishedTree) else root
+        table = yield from _plant(search, dialogue)
+        yield from pool.root(slot, terminal=table.nodes[Tree.ROOT].terminal, known=known)
+        if known is not None:
+            for node in known.nodes[1:]:
+                table.add(node)
+        while not (yield from _stops(search, table, slot)):
+            leaves = yield from pool.select(slot)
+            expansions = yield from _expand(search, table, leaves)
+            reached = yield from _add(search, table, slot, expansions)
+            # A dialogue that is over has its outcome sent up again: nothing else can come.
+            ends = [table.nodes[leaf] for leaf in leaves if table.nodes[leaf].terminal]
+            again = [(n.id, math.nan if n.outcome is None else n.outcome) for n in ends]
+            yield from pool.backpropagate(slot, [*reached, *again], selected=leaves)
+            table.iteration += 1
+            table.close_oldest(config.kept)
+        statistics = yield from pool.statistics(slot)
+        table.close()
+    finally:
+        pool.release(slot)
+    return table.finish(statistics, scenario=search.scenario.name)
+
+
+def _plant(search: Search, root: Dialogue) -> Task[NodeTable]:
+    """Return a table with a root; the user opens if that is its part."""
+    policy, user = search.policy.begin(root), search.simulator.begin(root)
+    table = NodeTable(root, search.policy, search.simulator)
+    over = policy_turns(root) >= search.config.max_turns
+    if not root.turns and not search.scenario.policy_opens:
+        identity = _identity(search, table, Tree.ROOT, 0)
+        said = yield from user.speak((*identity, OPENING, USER))
+        table.spend("simulator", [said])
+        if said.text:
+            table.root = root.said("user", said.text)
+        over = said.ended
+        if not over:
+            policy.hear(words(said))
+    outcome = None
+    if over:
+        [outcome] = engagements([(yield from user.outcome())]).tolist()
+    else:
+        table.hold(Tree.ROOT, (policy, user))
+    node = TreeNode(Tree.ROOT, Tree.NO_NODE, "decision", "", 0, 0, 0.0, terminal=over)
+    table.add(dataclasses.replace(node, outcome=_known(outcome)))
+    return table
+
+
+def _expand(search: Search, table: NodeTable, leaves: Sequence[int]) -> Task[list[Expansion]]:
+    """Say what is to be said at selected leaves, at all of them at once."""
+    tasks: list[Task[Expansion]] = []
+    for leaf in dict.fromkeys(leaves):
+        if table.nodes[leaf].terminal:
+            continue
+        table.counts["collisions"] += leaves.count(leaf) - 1
+        expand = _respond if table.nodes[leaf].kind == "decision" else _widen
+        tasks.append(expand(search, table, leaf))
+    return (yield from together(tasks))
+
+
+def _identity(search: Search, table: NodeTable, leaf: int, sample: int) -> tuple[int, ...]:
+    """Return the first numbers of the identities of a leaf's turns."""
+    return (search.seed & 0xFFFFFFFF, hashed(table.root.condition.id), leaf, sample)
+
+
+def _respond(search: Search, table: NodeTable, leaf: int) -> Task[Expansion]:
+    """Sample responses at a decision node; equal ones become one."""
+    config, turns = search.config, table.turns(leaf)
+    identities = [_identity(search, table, leaf, nth) for nth in range(config.width)]
+    policy, user = table.participants(leaf)
+    policies = yield from policy.fork(config.width)
+    said = yield from together(
+        [p.speak((*i, turns, POLICY)) for p, i in zip(policies, identities, strict=True)]
+    )
+    alike: defaultdict[str, list[int]] = defaultdict(list)
+    for nth, response in enumerate(said):
+        table.count("policy", response)
+        alike[words(response)].append(nth)
+    for others in alike.values():
+        for nth in others[1:]:
+            policies[nth].close()
+    responses = yield from together(
+        [
+            _react_to(search, table, leaf, equal, said[equal[0]], policies[equal[0]], user)
+            for equal in alike.values()
+        ]
+    )
+    return Expansion(leaf, responses)
+
+
+def _react_to(
+    search: Search,
+    table: NodeTable,
+    leaf: int,
+    equal: Sequence[int],
+    said: Utterance,
+    policy: Participant,
+    user: UserParticipant,
+) -> Task[Response]:
+    """Sample the reactions to a response at a leaf.
+
+    Args:
+        search: shared.
+        table: of the tree.
+        leaf: the decision node.
+        equal: which of its samples have this text.
+        said: the first of them.
+        policy: has said it.
+        user: has not heard it.
+    """
+    config = search.config
+    again = config.most_reactions > 1  # only then it is reacted to later
+    count = config.reactions + again
+    policies = (yield from policy.fork(count - 1)) if count > 1 else []
+    policies = [policy, *policies]
+    users = yield from user.fork(count)
+    for one in users:
+        one.hear(words(said))
+    reactions = yield from together(
+        [
+            _react(
+                search,
+                table,
+                _identity(search, table, leaf, equal[0] + more * config.width),
+                (policies[more], users[more]),
+                turns=table.turns(leaf),
+            )
+            for more in range(config.reactions)
+        ]
+    )
+    held = (policies[-1], users[-1]) if again else None
+    return Response(said, len(equal), held, reactions)
+
+
+def _widen(search: Search, table: NodeTable, leaf: int) -> Task[Expansion]:
+    """Sample one more reaction to a response."""
+    policy, user = table.participants(leaf)
+    [policy] = yield from policy.fork(1)
+    [user] = yield from user.fork(1)
+    identity = _identity(search, table, leaf, table.reactions(leaf))
+    reaction = yield from _react(
+        search, table, identity, (policy, user), turns=table.turns(leaf) - 1
+    )
+    return Expansion(leaf, reaction=reaction)
+
+
+def _react(
+    search: Search,
+    table: NodeTable,
+    identity: tuple[int, ...],
+    participants: Participants,
+    *,
+    turns: int,
+) -> Task[Reaction]:
+    """Sample a reaction, and its returns: by rollouts, or its outcome if the dialogue is over.
+
+    Args:
+        search: shared.
+        table: of the tree.
+        identity: of the sample.
+        participants: the policy has said the response, the user has heard it.
+        turns: policy turns before the response.
+    """
+    config, (policy, user) = search.config, participants
+    said = yield from user.speak((*identity, turns, USER))
+    table.count("simulator", said)
+    if said.ended or turns + 1 >= config.max_turns:
+        policy.close()
+        [outcome] = engagements([(yield from user.outcome())]).tolist()
+        user.close()
+        # It counts as often as others are played on from, so that a response which the user left
+        # at weighs as much in its ancestors' means.
+        return Reaction(said, True, outcome, None, np.full(config.rollouts, outcome))
+    policy.hear(words(said))
+    policies = yield from policy.fork(config.rollouts)
+    users = yield from user.fork(config.rollouts)
+    *base, nth = identity
+    played = yield from together(
+        [
+            rollout(
+                policies[r],
+                users[r],
+                (*base, nth * config.rollouts + r),
+                turns=turns + 1,
+                max_turns=config.max_turns,
+            )
+            for r in range(config.rollouts)
+        ]
+    )
+    for found in played:
+        table.spend("policy", found.said[POLICY])
+        table.spend("simulator", found.said[USER])
+    returns = np.array([_return(search, found) for found in played])
+    return Reaction(said, False, math.nan, participants, returns)
+
+
+def _return(search: Search, found: Rollout) -> float:
+    """Return a rollout's rewards and engagement, discounted to where it began."""
+    gamma, reactions = search.config.gamma, found.said[USER]
+    shaping = sum(gamma**k * search.reward(said) for k, said in enumerate(reactions, start=1))
+    return shaping + gamma ** len(reactions) * found.reading.engagement
+
+
+def _add(
+    search: Search, table: NodeTable, slot: int, expansions: Sequence[Expansion]
+) -> Task[list[tuple[int, float]]]:
+    """Add new nodes to the tree; return (reaction, return) for each return."""
+    responses = [(e.leaf, response) for e in expansions for response in e.responses]
+    ids = yield from search.pool.add(slot, [_new_response(*found) for found in responses])
+    parents: dict[int, int] = {}  # of reactions, by the identity of their response
+    for node, (leaf, response) in zip(ids, responses, strict=True):
+        table.add(_response_node(node, leaf, response, table.depth_below(leaf)))
+        table.counts["duplicates"] += response.multiplicity - 1
+        parents[id(response)] = node
+        if response.held is not None:
+            table.hold(node, response.held)
+    reactions = _in_order(expansions, parents)
+    new = [NewNode(p, r.over, reward=search.reward(r.said)) for p, r in reactions]
+    ids = yield from search.pool.add(slot, new)
+    returns: list[tuple[int, float]] = []
+    for node, (parent, reaction) in zip(ids, reactions, strict=True):
+        reward = search.reward(reaction.said)
+        table.add(_reaction_node(node, parent, reaction, reward, table.depth_below(parent)))
+        if reaction.held is not None:
+            table.hold(node, reaction.held)
+        returns += [(node, value) for value in reaction.returns.tolist()]
+    return returns
+
+
+def _in_order(
+    expansions: Sequence[Expansion], parents: dict[int, int]
+) -> list[tuple[int, Reaction]]:
+    """Return new reactions with their parents, leaf by leaf."""
+    found: list[tuple[int, Reaction]] = []
+    for expansion in expansions:
+        if expansion.reaction is not None:
+            found.append((expansion.leaf, expansion.reaction))
+        for response in expansion.responses:
+            found += [(parents[id(response)], reaction) for reaction in response.reactions]
+    return found
+
+
+def _new_response(leaf: int, response: Response) -> NewNode:
+    prior = response.said.mean_logprob
+    return NewNode(leaf, prior=math.nan if prior is None else prior)
+
+
+def _response_node(node: int, leaf: int, response: Response, depth: int) -> TreeNode:
+    said = response.said
+    return TreeNode(
+        id=node,
+        parent=leaf,
+        kind="response",
+        text=words(said),
+        depth=depth,
+        visits=0,
+        value_sum=0.0,
+        multiplicity=response.multiplicity,
+        truncated=said.truncated,
+        num_tokens=said.num_tokens,
+        mean_logprob=said.mean_logprob,
+    )
+
+
+def _reaction_node(
+    node: int, parent: int, reaction: Reaction, reward: float, depth: int
+) -> TreeNode:
+    said = reaction.said
+    return TreeNode(
+        id=node,
+        parent=parent,
+        kind="decision",
+        text=said.text if said.ended else words(said),
+        depth=depth,
+        visits=0,
+        value_sum=0.0,
+        terminal=reaction.over,
+        outcome=_known(reaction.outcome),
+        truncated=said.truncated,
+        num_tokens=said.num_tokens,
+        mean_logprob=said.mean_logprob,
+        reward=reward,
+    )
+
+
+def _known(outcome: float | None) -> float | None:
+    return None if outcome is None or math.isnan(outcome) else outcome
+
+
+def _stops(search: Search, table: NodeTable, slot: int) -> Task[bool]:
+    """Return whether the budget is spent, or the root's responses are in a settled order."""
+    config, size = search.config, len(table.nodes)
+    if table.iteration >= config.iterations or size + config.growth > search.pool.capacity:
+        return True
+    if not table.iteration:
+        return False
+    if 0 < config.max_tokens <= table.tokens:
+        return True
+    if not config.stop_gap:
+        return False
+    statistics = yield from search.pool.statistics(slot)
+    return _settled(table, statistics, gap=config.stop_gap)
+
+
+def _settled(table: NodeTable, statistics: dict[str, np.ndarray], *, gap: float) -> bool:
+    """Return whether neighbours in the order of the root's responses are `gap` errors apart.
+
+    A mean of N returns in [0, 1] has a standard error of at most 1 / (2 sqrt N). A single response
+    is in no order.
+    """
+    visits, value_sum = statistics["visits"], statistics["value_sum"]
+    responses = [node.id for node in table.nodes if node.parent == Tree.ROOT]
+    means = sorted((value_sum[i] / visits[i], visits[i]) for i in responses if visits[i])
+    if len(means) < max(2, len(responses)):
+        return False
+    gaps = [
+        (high - low) / math.hypot(0.5 / math.sqrt(n), 0.5 / math.sqrt(m))
+        for (low, n), (high, m) in itertools.pairwise(means)
+    ]
+    return all(found >= gap for found in gaps)
