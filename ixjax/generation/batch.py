@@ -41,7 +41,7 @@ class DecodeBatch:
             if request is not None:
                 request.context.pinned = False
         self.rows: list[Request | None] = [None] * self.size
-        self._starts = np.zeros(self.size, np.int32)  # tokens before the turn buffer
+        self._starts: Any = np.zeros(self.size, np.int32)  # tokens before the turn buffer
         self._fills = np.zeros(self.size, np.int32)  # columns of the turn buffer in use
         self._past: Any = None
         self._span = 0

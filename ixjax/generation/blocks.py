@@ -69,7 +69,7 @@ class Span(NamedTuple):
     source: int
     block: int
     offset: int
-    count: int
+    columns: int
 
 
 class BlockPool:

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import ArrayLike
 
 from ixjax.models import ModelConfig
 from ixjax.parallel import partition_spec
@@ -53,7 +53,7 @@ class Layer(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What the rows of a pass have read.
+    """What the rows of a pass have read. Its numbers are NumPy's until a pass is traced.
 
     past: contiguous: a list of L layers, or one `Layer` of stacked arrays to scan over; paged: the
         whole pool; None if no row has read anything.
@@ -79,10 +79,10 @@ class Batch:
 class Copies(NamedTuple):
     """Blocks to copy into a batch: block `blocks[i]` becomes block `places[i]` of row `rows[i]`."""
 
-    rows: np.ndarray  # [M]
-    places: np.ndarray  # [M]
-    blocks: np.ndarray  # [M]
-    number: np.int32  # of the M that count
+    rows: jax.Array  # [M]
+    places: jax.Array  # [M]
+    blocks: jax.Array  # [M]
+    number: ArrayLike  # of the M that count
 
 
 class Writes(NamedTuple):
@@ -93,13 +93,13 @@ class Writes(NamedTuple):
     entries write one block, and no entry reads a block that an earlier one writes.
     """
 
-    rows: np.ndarray  # [M]
-    firsts: np.ndarray  # [M]
-    sources: np.ndarray  # [M]
-    blocks: np.ndarray  # [M]
-    offsets: np.ndarray  # [M]
-    counts: np.ndarray  # [M]
-    number: np.int32  # of the M that count
+    rows: jax.Array  # [M]
+    firsts: jax.Array  # [M]
+    sources: jax.Array  # [M]
+    blocks: jax.Array  # [M]
+    offsets: jax.Array  # [M]
+    counts: jax.Array  # [M]
+    number: ArrayLike  # of the M that count
 
 
 def allocate(

@@ -102,12 +102,12 @@ class _Node:
 class Driver:
     """Runs tasks; see the module.
 
-    Attributes:
-        seconds: spent serving effects, by kind.
+    Args:
+        seconds: where the time that effects take is added up, by kind.
     """
 
-    def __init__(self) -> None:
-        self.seconds: dict[Kind, float] = {"trees": 0.0, "turns": 0.0, "outcomes": 0.0}
+    def __init__(self, seconds: dict[str, float] | None = None) -> None:
+        self._seconds = collections.defaultdict(float) if seconds is None else seconds
         self._ready: collections.deque[tuple[_Node, Any]] = collections.deque()
         self._waiting: dict[Hashable, dict[Effect, _Node]] = {}
         self._done: list[tuple[int, Any]] = []
@@ -190,7 +190,7 @@ class Driver:
         effects = list(waiting)
         start = time.perf_counter()
         served = list(effects[0].serve(effects))
-        self.seconds[effects[0].kind] += time.perf_counter() - start
+        self._seconds[effects[0].kind] += time.perf_counter() - start
         for effect, result in served:
             self._ready.append((waiting.pop(effect), result))
         if not waiting:
@@ -203,6 +203,8 @@ class Driver:
             effects = list(waiting)
             if effects[0].ready:
                 kinds[effects[0].kind][group] = effects
+        if not kinds:
+            raise RuntimeError(f"{len(self._nodes)} tasks wait for each other; none can go on")
         filled = {
             group: len(effects)
             for found in kinds.values()

@@ -40,7 +40,7 @@ from ixjax.generation.checks import (
     check_tokens,
 )
 from ixjax.generation.config import EngineConfig
-from ixjax.generation.executor import Executor, writes_of
+from ixjax.generation.executor import Executor, copies_of, writes_of
 from ixjax.generation.requests import Request, StopSets, idle_state
 from ixjax.generation.stats import EngineStats
 from ixjax.generation.stops import StopTable
@@ -296,15 +296,9 @@ class Engine:
         for chunk in CHUNKS:
             for size in self._pass_sizes(chunk):
                 for span in spans(run.columns):
-                    past = run.batch(self.pool, nobody(size), none(size), span)
-                    new = run.run(
-                        passes.extend,
-                        past,
-                        np.zeros((size, chunk), np.int32),
-                        none(size),
-                        none(size),
-                    )
-                self.pool.update(kv.write, new, writes_of({}, none(size), chunk))
+                    rows = none(size, chunk), none(size), none(size)
+                    new = run.run(passes.extend, nobody(size, span), *rows)
+                    self.pool.update(kv.write, new, writes_of({}, none(size), chunk))
         size, buffer = config.rows, run.turn_buffer(config.rows)
         state = idle_state(size, ends, stops=self._stops)
         for span in spans(run.columns)[1:]:
@@ -313,7 +307,7 @@ class Engine:
                 passes.decode, past, buffer, none(size), none(size), state, steps=config.steps
             )
             if not run.paged:
-                copies = kv.Copies(*none(3, size * span // kv.BLOCK), np.int32(0))
+                copies = copies_of({}, none(size), span)
                 self.stats.call(kv.enter, past.past, self.pool.arrays, copies, mesh=run.mesh)
         self.pool.update(kv.write, buffer, writes_of({}, none(size), kv.TURN))
         for prefix, candidates, longest in sorted(set(scored)):

@@ -77,7 +77,7 @@ class Executor:
         return self.stats.call(function, self._program, self._weights, *arguments, **static)
 
     def batch(
-        self, pool: BlockPool, contexts: Sequence[Context | None], lengths: np.ndarray, span: int
+        self, pool: BlockPool, contexts: Sequence[Context | None], lengths: Any, span: int
     ) -> kv.Batch:
         """Return the rows that a pass attends to.
 
@@ -110,7 +110,7 @@ class Executor:
         return span_of(longest, self.columns)
 
 
-def block_table(contexts: Sequence[Context | None], lengths: np.ndarray, span: int) -> np.ndarray:
+def block_table(contexts: Sequence[Context | None], lengths: np.ndarray, span: int) -> Any:
     """Return `[R, span / BLOCK]` int32 block numbers; 0 where a row has none."""
     table = np.zeros((len(contexts), span // kv.BLOCK), np.int32)
     for row, (context, length) in enumerate(zip(contexts, lengths, strict=True)):
@@ -131,10 +131,7 @@ def copies_of(contexts: dict[int, Context | None], lengths: np.ndarray, span: in
             context.blocks[: round_up(int(lengths[row]), kv.BLOCK) // kv.BLOCK]
         )
     ]
-    columns = np.zeros((3, size), np.int32)
-    if found:
-        columns[:, : len(found)] = np.array(found, np.int32).T
-    return kv.Copies(*columns, number=np.int32(len(found)))
+    return kv.Copies(*_columns(found, 3, size), number=np.int32(len(found)))
 
 
 def writes_of(spans: dict[int, list[Span]], firsts: np.ndarray, width: int) -> kv.Writes:
@@ -147,11 +144,16 @@ def writes_of(spans: dict[int, list[Span]], firsts: np.ndarray, width: int) -> k
     """
     most = width // kv.BLOCK + 2  # blocks that n columns can touch
     found = [
-        (row, int(firsts[row]) + span.first, span.source, span.block, span.offset, span.count)
+        (row, int(firsts[row]) + span.first, span.source, span.block, span.offset, span.columns)
         for row, row_spans in spans.items()
         for span in row_spans
     ]
-    columns = np.zeros((6, len(firsts) * most), np.int32)
-    if found:
-        columns[:, : len(found)] = np.array(found, np.int32).T
-    return kv.Writes(*columns, number=np.int32(len(found)))
+    return kv.Writes(*_columns(found, 6, len(firsts) * most), number=np.int32(len(found)))
+
+
+def _columns(entries: Sequence[tuple[int, ...]], fields: int, most: int) -> Any:
+    """Return the fields of entries, each `[most]` int32, filled up with zeros."""
+    columns = np.zeros((fields, most), np.int32)
+    if entries:
+        columns[:, : len(entries)] = np.array(entries, np.int32).T
+    return columns

@@ -155,9 +155,10 @@ def _run(
     def attention(stored, local, q, k, v):
         masks = [select(local, a, piece.visible) for a, piece in zip(near, pieces, strict=True)]
         kept = written(stored[-1], Layer(k.swapaxes(2, 3), v))
+        layers: list[Any] = [*stored[:-1], kept]
         read = [
             layer if piece.table is None else in_place(piece.stored, layer, piece.table)
-            for layer, piece in zip([*stored[:-1], kept], pieces, strict=True)
+            for layer, piece in zip(layers, pieces, strict=True)
         ]
         found = [(layer.keys, layer.values, mask) for layer, mask in zip(read, masks, strict=True)]
         return attend(program.attention, q, found, softcap=config.attention_softcap), kept

@@ -144,11 +144,12 @@ def idle_state(rows: int, ends: int, *, stops: StopSets) -> SamplingState:
         ends: tokens that end a turn.
         stops: the engine's.
     """
-    none = np.zeros(rows, np.int32)
+    none: Any = np.zeros(rows, np.int32)
+    identities: Any = np.zeros((rows, MOST_PARTS), np.uint32)
     return SamplingState(
         tokens=none,
         seeds=none.astype(np.uint32),
-        identities=np.zeros((rows, MOST_PARTS), np.uint32),
+        identities=identities,
         parts=none,
         offsets=none,
         limits=none,
@@ -158,7 +159,7 @@ def idle_state(rows: int, ends: int, *, stops: StopSets) -> SamplingState:
         stop_tables=stops.array,
         stop_sets=none,
         stop_states=none,
-        stay=np.int32(0),
+        stay=none[0],
     )
 
 
@@ -188,6 +189,6 @@ def _nothing(rows: int, vocab_size: int) -> jax.Array:
     return jax.numpy.zeros((rows, vocab_size), bool)
 
 
-def _end_ids(end_ids: Sequence[Sequence[int]]) -> np.ndarray:
+def _end_ids(end_ids: Sequence[Sequence[int]]) -> Any:
     """`[R, E]`, filled up with a token that no row samples."""
     return pad(end_ids, bucket(max(map(len, end_ids))), NO_TOKEN)[0]

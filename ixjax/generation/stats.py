@@ -25,7 +25,7 @@ class _Compilations:
     number = 0
 
     @classmethod
-    def note(cls, event: str, _seconds: float, **_: Any) -> None:
+    def note(cls, event: str, duration_secs: float, **_: Any) -> None:
         cls.number += event == COMPILED
 
 

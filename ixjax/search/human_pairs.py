@@ -1,6 +1,6 @@
-"""Preference pairs from the human dialogues: the human's turn against the policy's own sample.
+"""Preference pairs from human dialogues: the human's turn against the policy's own sample.
 
-The paper mixes such pairs into the ones that the search found.
+The paper mixes such pairs with those from the search.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ixjax.dialogue.types import Dialogue
-from ixjax.generation import Speaker
+from ixjax.dialogue.types import Dialogue, Utterance
+from ixjax.generation import Speaker, Task, run_all
 from ixjax.generation.turns import SILENCE, hashed
 from ixjax.search.preference import PreferencePair
 
@@ -18,12 +18,19 @@ from ixjax.search.preference import PreferencePair
 def human_pairs(
     policy: Speaker, dialogues: Sequence[Dialogue], *, count: int, batch: int, seed: int
 ) -> Iterator[PreferencePair | None]:
-    """Pairs at `count` random policy turns of `dialogues`, no turn twice.
+    """Draw pairs at `count` random policy turns of `dialogues`, no turn twice.
 
     Yields:
-        One pair for each drawn turn; None where the policy's sample equals the human's turn, or
-        has no word in it.
+        One pair for each drawn turn; None if the policy's sample equals the human's turn or has no
+        words.
     """
+
+    def sample(history: Dialogue) -> Task[Utterance]:
+        participant = policy.begin(history)
+        said = yield from participant.speak((hashed(history.id), len(history.turns)))
+        participant.close()
+        return said
+
     turns = [
         (dialogue, i)
         for dialogue in dialogues
@@ -34,15 +41,10 @@ def human_pairs(
     for start in range(0, len(order), batch):
         chosen = [turns[i] for i in order[start : start + batch]]
         histories = [dialogue.before(i) for dialogue, i in chosen]
-        padding = [histories[-1]] * (batch - len(histories))  # the row count never changes
-        active = np.arange(batch) < len(histories)
-        identities = np.array(
-            [[hashed(d.id), len(d.turns)] for d in [*histories, *padding]], np.uint32
-        )
-        _, utterances = policy.speak(policy.start([*histories, *padding]), identities, active)
-        for history, (dialogue, i), said in zip(histories, chosen, utterances, strict=False):
+        utterances = run_all(map(sample, histories), at_once=batch)
+        for history, (dialogue, i), said in zip(histories, chosen, utterances, strict=True):
             human = dialogue.turns[i].text
-            if said is None or said.text in (human, SILENCE):
+            if said.text in (human, SILENCE):
                 yield None
                 continue
             yield PreferencePair.from_human(history, chosen=human, rejected=said.text)

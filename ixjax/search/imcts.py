@@ -133,7 +133,7 @@ def grow(
     stats = stats or SearchStats()
     search = Search(policy, simulator, scenario, config, seed, TreePool(config, nodes=nodes))
     _reserve(policy, simulator, roots, config)
-    driver, started = Driver(), time.perf_counter()
+    driver, started = Driver(stats.seconds), time.perf_counter()
     finished: dict[int, FinishedTree] = {}
     due = 0
     found = driver.run(
@@ -142,9 +142,6 @@ def grow(
         may_start=lambda number: not in_order or number < due + AHEAD * config.trees,
     )
     for number, tree in found:
-        stats.trees += driver.seconds.pop("trees")
-        stats.play += driver.seconds.pop("turns") + driver.seconds.pop("outcomes")
-        driver.seconds.update(trees=0.0, turns=0.0, outcomes=0.0)
         stats.total += time.perf_counter() - started
         finished[number] = tree
         while finished and (not in_order or due in finished):

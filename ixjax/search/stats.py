@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 
 
@@ -9,14 +10,24 @@ import dataclasses
 class SearchStats:
     """Seconds of a search by what they were spent on.
 
-    trees: selecting leaves, adding nodes, back-propagating.
-    play: reading, decoding and scoring both speakers' turns.
+    seconds: by the kind of effect that the driver served.
     total: all of it; the rest is the host's bookkeeping.
     """
 
-    trees: float = 0.0
-    play: float = 0.0
+    seconds: dict[str, float] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(float)
+    )
     total: float = 0.0
+
+    @property
+    def trees(self) -> float:
+        """Return the seconds in which leaves were selected, nodes added, returns sent up."""
+        return self.seconds["trees"]
+
+    @property
+    def play(self) -> float:
+        """Return the seconds in which both speakers' turns were read, decoded and scored."""
+        return self.seconds["turns"] + self.seconds["outcomes"]
 
     @property
     def host(self) -> float:
