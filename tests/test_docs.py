@@ -22,7 +22,7 @@ from ixjax.models import load_hf
 from ixjax.models.hf_config import FAMILIES
 from ixjax.pipeline import RunConfig, export, find_checkpoint
 from ixjax.search import TreeNode
-from ixjax.search.ledger import COUNTS
+from ixjax.search.node_table import COUNTS
 from ixjax.training import DPOConfig
 from tests.commands.conftest import untrained_run
 from tests.docs import DOCS, PAGES, block, register_parcels

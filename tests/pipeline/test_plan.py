@@ -8,7 +8,7 @@ import json
 import pytest
 
 from ixjax.devices import KINDS, REPORTED, known_kind
-from ixjax.generation import Account, SamplingConfig
+from ixjax.generation import SamplingConfig
 from ixjax.io import InputError
 from ixjax.models import ModelArguments
 from ixjax.models.costs import training_flops
@@ -52,15 +52,15 @@ def test_a_prepared_run_is_counted_and_another_is_assumed(untrained, tmp_path):
 
 @pytest.mark.slow
 def test_a_search_takes_no_more_than_was_planned(untrained):
-    """Against the engines' own account of a whole search with these settings."""
+    """Against the engines' own counts of a whole search with these settings."""
     roots = untrained.roots("train")[:4]
     config = untrained.config.search
     policy = untrained.speaker(untrained.directory.policy_sft, "policy")
     simulator = untrained.speaker(untrained.directory.simulator, "user")
-    account: Account = untrained.account
-    before = account.copy()
+    stats = untrained.account
+    before = stats.copy()
     list(search(policy, simulator, untrained.scenario, roots, config))
-    spent = account - before
+    spent = stats - before
     corpus = dataclasses.replace(
         count_corpus(untrained), turn_tokens=untrained.config.sampling.max_new_tokens
     )

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ixjax.commands import pipeline as pipeline_command
 from ixjax.commands import search as search_command
-from ixjax.generation import Account, SamplingConfig
+from ixjax.generation import EngineStats, SamplingConfig
 from ixjax.io import InputError, Manifest
 from ixjax.pipeline import Run, open_run, prepare, search, train_speakers, trees
 from ixjax.pipeline.config import ProcessesConfig
@@ -153,12 +153,12 @@ def test_the_command_of_another_process_prints_what_it_did(out, capsys):
 
 def test_a_forecast_counts_what_was_sampled_for_trees_that_still_grow(monkeypatch):
     """Two of six trees are done; as many tokens again were sampled for others."""
-    now, account, reporter = [0.0], Account(decode_tokens=7), Notes()
+    now, stats, reporter = [0.0], EngineStats(decode_tokens=7), Notes()
     monkeypatch.setattr(trees.time, "monotonic", lambda: now[0])
-    forecast = trees._Forecast(6, 2, reporter, account)
+    forecast = trees._Forecast(6, 2, reporter, stats)
     for tokens in (900, 1100):
         now[0] += 60
-        account.decode_tokens += 2 * tokens
+        stats.decode_tokens += 2 * tokens
         forecast.note(tokens)
     assert reporter.notes == ["search: after 2 of 6 trees, 6,000 tokens and 3.0 min"]
     for tokens in (1000, 1000, 1000, 1300):
