@@ -1,4 +1,4 @@
-"""What a simulator is worth: likelihoods, errors, ranks and calibration against plain formulas."""
+"""Fidelity figures: likelihoods, errors, ranks and calibration against plain formulas."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ixjax.generation import ModelSpeaker, SamplingConfig
 from ixjax.models import ModelConfig, Transformer, init_model
 from ixjax.parallel import make_mesh
 from tests.dialogue.chat_families import ToyScenario, template_of
-from tests.search.doubles import Rows, State
+from tests.search.doubles import Double, Side
 
 KEYS = {
     "simulator", "dialogues", "utterance_nll", "outcome_mae", "outcome_mae_baseline",
@@ -36,21 +36,19 @@ KEYS = {
 }  # fmt: skip
 
 
-class Reader(Rows):
-    """A user whose read-out is the number in the last user turn; "?" is unreadable."""
-
-    def start(self, dialogues):
-        self.calls.append(("start", len(dialogues)))
-        assert all(dialogue.outcome is None for dialogue in dialogues), "the answer was shown"
-        return State(dialogues)
-
-    def outcomes(self, state, active):
-        return [self._read(row) if on else None for row, on in zip(state.rows, active, strict=True)]
-
-    def _read(self, dialogue):
-        text = next(turn.text for turn in reversed(dialogue.turns) if turn.role == "user")
+class ReaderSide(Side):
+    def outcome(self):
+        yield from ()
+        assert self.dialogue.outcome is None, "the answer was shown"
+        text = next(turn.text for turn in reversed(self.dialogue.turns) if turn.role == "user")
         value = math.nan if text == "?" else float(text)
         return OutcomeReading(value, value)
+
+
+class Reader(Double):
+    """A user whose read-out is the number in the last user turn; "?" is unreadable."""
+
+    participant = ReaderSide
 
 
 def human(name: str, *said: str, recorded: float | None) -> Dialogue:
@@ -128,13 +126,10 @@ def test_a_dialogue_without_a_user_turn_is_left_out():
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 64])
-def test_batches_are_filled_up_and_change_nothing(batch):
+def test_the_batch_size_changes_nothing(batch):
     dialogues = [human(str(i), str(i / 10), recorded=0.5) for i in range(5)]
-    user = Reader()
-    np.testing.assert_array_equal(
-        expected_engagements(user, dialogues, batch=batch), np.arange(5) / 10
-    )
-    assert {rows for _, rows in user.calls} == {min(batch, 5)}
+    found = expected_engagements(Reader(), dialogues, batch=batch)
+    np.testing.assert_array_equal(found, np.arange(5) / 10)
 
 
 def test_half_ends_after_the_user_turn_in_the_middle():

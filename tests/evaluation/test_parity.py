@@ -66,11 +66,10 @@ def test_adapters_are_compared_too(model, template):
 def test_a_token_that_the_engine_gets_wrong_is_named(model, template, monkeypatch, way):
     decode, score = Engine.decode, Engine.score
 
-    def decodes_wrongly(self, contexts, turns):
-        contexts, decoded = decode(self, contexts, turns)
-        wrong = [list(row) for row in decoded.logprobs]
-        wrong[1][2] += 0.25
-        return contexts, dataclasses.replace(decoded, logprobs=wrong)
+    def decodes_wrongly(self, requests):
+        decoded = decode(self, requests)
+        decoded[1].logprobs[2] += 0.25
+        return decoded
 
     def scores_wrongly(self, *arguments):
         scores = score(self, *arguments).copy()
@@ -91,10 +90,11 @@ def test_a_token_that_the_engine_gets_wrong_is_named(model, template, monkeypatc
 def test_nan_is_the_largest_difference(model, template, monkeypatch):
     decode = Engine.decode
 
-    def nan(self, contexts, turns):
-        contexts, decoded = decode(self, contexts, turns)
-        nans = [[float("nan")] * len(row) for row in decoded.logprobs]
-        return contexts, dataclasses.replace(decoded, logprobs=nans)
+    def nan(self, requests):
+        decoded = decode(self, requests)
+        for request in decoded:
+            request.logprobs = [float("nan")] * len(request.tokens)
+        return decoded
 
     monkeypatch.setattr(Engine, "decode", nan)
     found = parity(model, view(template), DIALOGUES, sampling=SAMPLING, seed=0)

@@ -1,10 +1,11 @@
-"""Play is paired, lockstep changes nothing, and the mean is what enumeration says."""
+"""Play is paired, the batch changes nothing, and the mean is what enumeration says."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pytest
@@ -12,8 +13,17 @@ import pytest
 from ixjax.dialogue.scenarios import sandbox
 from ixjax.dialogue.types import Dialogue, Turn, UserCondition, Utterance
 from ixjax.evaluation import EvaluationConfig, Played, play
+from ixjax.generation import Effect, wait
 from ixjax.io import InputError
-from tests.search.doubles import EVEN, MoodUser, State, TablePolicy, even_policy, roots
+from tests.search.doubles import (
+    EVEN,
+    MoodSide,
+    MoodUser,
+    TablePolicy,
+    TableSide,
+    even_policy,
+    roots,
+)
 
 SMALL = EvaluationConfig(batch=4, max_turns=3)
 
@@ -22,21 +32,43 @@ def texts(played: list[Played]) -> list[tuple[str, ...]]:
     return [tuple(turn.text for turn in p.dialogue.turns) for p in played]
 
 
+@dataclasses.dataclass(eq=False)
+class Pause(Effect):
+    """Lets every other dialogue advance first, as a turn that an engine decodes does."""
+
+    kind = "turns"
+    group: Hashable = "pause"
+    fills: int = 1
+
+    def serve(self, effects: Sequence[Pause]):
+        return [(effect, None) for effect in effects]
+
+
+class RecorderSide(MoodSide):
+    def speak(self, identity):
+        self.speaker.seen.append(tuple(identity))
+        self.speaker.most_open = max(self.speaker.most_open, self.speaker.open)
+        yield from wait(Pause())
+        return (yield from super().speak(identity))
+
+    def close(self):
+        super().close()
+        self._speaker.open -= 1
+
+
 class Recorder(MoodUser):
-    """Keeps what it was asked: identities, and which rows were active."""
+    """Records the identities of its turns, and how many of its dialogues were open at once."""
+
+    participant = RecorderSide
 
     def __init__(self):
         super().__init__()
-        self.seen: list[tuple[np.ndarray, np.ndarray]] = []
-        self.read: list[np.ndarray] = []
+        self.seen: list[tuple[int, ...]] = []
+        self.open = self.most_open = 0
 
-    def speak(self, state, identities, active):
-        self.seen.append((identities.copy(), active.copy()))
-        return super().speak(state, identities, active)
-
-    def outcomes(self, state, active):
-        self.read.append(active.copy())
-        return super().outcomes(state, active)
+    def begin(self, dialogue, *, near=None):
+        self.open += 1
+        return super().begin(dialogue, near=near)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 7, 64])
@@ -48,30 +80,20 @@ def test_batch_size_changes_nothing(batch):
     assert play(even_policy(), MoodUser(), roots(7), config=config) == expected
 
 
-def test_a_dialogue_does_not_depend_on_what_is_played_beside_it():
+def test_a_dialogue_does_not_depend_on_others_in_its_batch():
     together = play(even_policy(), MoodUser(), roots(5), config=SMALL)
     alone = [play(even_policy(), MoodUser(), [root], config=SMALL)[0] for root in roots(5)]
     assert together == alone
 
 
-def test_every_batch_has_one_size_and_padding_never_speaks():
+@pytest.mark.parametrize(("batch", "most"), [(1, 1), (4, 4), (64, 9)])
+def test_at_most_a_batch_of_dialogues_is_open_and_each_is_read_and_closed_once(batch, most):
     user, policy = Recorder(), even_policy()
-    played = play(policy, user, roots(9), config=SMALL)
-    assert len(played) == 9
-    # 9 dialogues, at most 4 at once: three batches of three, in as many rows as four take.
-    assert {rows for _, rows in (*policy.calls, *user.calls)} == {4}
-    assert [active.tolist() for active in user.read] == [[True] * 3 + [False]] * 3
-    user = Recorder()
-    played = play(even_policy(), user, roots(7), config=SMALL)
-    assert len(played) == 7
-    # Two batches of four; the eighth row is padding.
-    assert [active.tolist() for active in user.read] == [[True] * 4, [True] * 3 + [False]]
-    last = next(
-        i
-        for i, (identities, _) in enumerate(user.seen)
-        if identities[0, 0] not in user.seen[0][0][:, 0]
-    )
-    assert not any(active[3] for _, active in user.seen[last:])
+    config = dataclasses.replace(SMALL, batch=batch)
+    assert len(play(policy, user, roots(9), config=config)) == 9
+    assert (user.most_open, user.open) == (most, 0)
+    assert [user.calls.count(call) for call in ("begin", "outcome", "close")] == [9, 9, 9]
+    assert [policy.calls.count(call) for call in ("begin", "close")] == [9, 9]
 
 
 def test_users_meet_every_method_with_the_same_identities():
@@ -85,24 +107,24 @@ def test_users_meet_every_method_with_the_same_identities():
             roots(4),
             config=EvaluationConfig(max_turns=1, samples=2),
         )
-        seen.append(user.seen[0][0])
-    np.testing.assert_array_equal(*seen)
-    assert len(np.unique(seen[0], axis=0)) == 8  # no two dialogues share their draws
+        seen.append(sorted(user.seen))
+    assert seen[0] == seen[1]
+    assert len(set(seen[0])) == 8  # no two dialogues share their draws
 
 
 def test_policy_and_user_never_share_an_identity():
     """Speakers of one seed would otherwise draw the same random numbers."""
     asked = []
 
-    class Asked(TablePolicy):
-        def speak(self, state, identities, active):
-            asked.extend(map(tuple, identities[active].tolist()))
-            return super().speak(state, identities, active)
+    class AskedSide(TableSide):
+        def speak(self, identity):
+            asked.append(tuple(identity))
+            return super().speak(identity)
 
-    user = Recorder()
-    play(Asked(lambda dialogue: EVEN), user, roots(3), config=SMALL)
-    heard = [tuple(row) for ids, active in user.seen for row in ids[active].tolist()]
-    assert len({*asked, *heard}) == len(asked) + len(heard)
+    policy, user = TablePolicy(lambda dialogue: EVEN), Recorder()
+    policy.participant = AskedSide
+    play(policy, user, roots(3), config=SMALL)
+    assert len({*asked, *user.seen}) == len(asked) + len(user.seen)
 
 
 def test_dialogues_are_cut_at_max_turns_and_read_all_the_same():
@@ -145,12 +167,14 @@ def test_unreadable_dialogues_are_nan_and_survive_their_file():
 
 
 def test_a_finished_cell_reads_back_as_it_was_played():
-    class Sure(MoodUser):
-        def _read(self, guest):
-            reading = super()._read(guest)
+    class SureSide(MoodSide):
+        def outcome(self):
+            reading = yield from super().outcome()
             return dataclasses.replace(reading, released=0.25)
 
-    played = play(even_policy(), Sure(), roots(3), config=SMALL)
+    user = MoodUser()
+    user.participant = SureSide
+    played = play(even_policy(), user, roots(3), config=SMALL)
     assert [p.released for p in played] == [0.25] * 3
     again = [Played.from_json(p.to_json()) for p in played]
     # A read-out without the probability leaves it open.
@@ -167,13 +191,6 @@ def test_bad_input_is_named():
         play(even_policy(), MoodUser(), [*roots(1), *roots(2)], config=SMALL)
     with pytest.raises(InputError, match=r"evaluation\.batch is 0; expected 1 or more"):
         EvaluationConfig(batch=0)
-
-    class Mute(TablePolicy):
-        def speak(self, state, identities, active):
-            return State(state.consume()), [None] * len(active)
-
-    with pytest.raises(ValueError, match="said nothing for a row that is active"):
-        play(Mute(lambda dialogue: EVEN), MoodUser(), roots(1), config=SMALL)
 
 
 def within_three_standard_errors(values, expected: float) -> bool:
@@ -215,15 +232,13 @@ def test_a_scripted_policy_meets_the_true_sandbox_user_as_enumerated():
 def test_words_are_put_in_the_mouth_of_a_silent_reply():
     """A turn without words that does not end the dialogue is heard, so that turns alternate."""
 
-    class Silent(MoodUser):
-        def speak(self, state, identities, active):
-            rows = state.consume()
-            said = [Utterance("") if on else None for on in active]
-            rows = [
-                dataclasses.replace(row, dialogue=row.dialogue.said("user", "...")) if on else row
-                for row, on in zip(rows, active, strict=True)
-            ]
-            return State(rows), said
+    class SilentSide(MoodSide):
+        def speak(self, identity):
+            yield from ()
+            self._dialogue = self._dialogue.said("user", "...")
+            return Utterance("")
 
-    (played,) = play(even_policy(), Silent(), roots(1), config=SMALL)
+    user = MoodUser()
+    user.participant = SilentSide
+    (played,) = play(even_policy(), user, roots(1), config=SMALL)
     assert [t.text for t in played.dialogue.turns if t.role == "user"][1:] == ["...", "...", "..."]
