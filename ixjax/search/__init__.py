@@ -15,6 +15,7 @@ from ixjax.search.pairs import (
 from ixjax.search.preference import PreferencePair, llama_factory_info
 from ixjax.search.reuse import clear
 from ixjax.search.search_tree import Search, check_reaction_weight, search_tree
+from ixjax.search.selection import RULES, Responses, SelectionRule
 from ixjax.search.stats import SearchStats
 from ixjax.search.thinking import ThinkingSession
 from ixjax.search.tree import FinishedTree, Tree, TreeNode
@@ -25,14 +26,17 @@ __all__ = [
     "PAIRS_SCHEMA",
     "PAIR_RULES",
     "RESPONSE_RULES",
+    "RULES",
     "TREE_SCHEMA",
     "FinishedTree",
     "PairsConfig",
     "PreferencePair",
+    "Responses",
     "Search",
     "SearchConfig",
     "SearchStats",
     "SearchingPolicy",
+    "SelectionRule",
     "ThinkingSession",
     "Tree",
     "TreeNode",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ixjax.io import NO_EFFECT, InputError
+from ixjax.search.selection import RULES, Rule
 
 COUNTS = (
     "trees",
@@ -40,8 +41,8 @@ class SearchConfig:
     """Dialogues played to their end from each new reaction."""
     max_turns: int = 8
     """Policy turns after which a dialogue is over."""
-    rule: Literal["uct", "puct"] = "uct"
-    """How selection explores: by visits, or by the policy's own likelihood of a response too."""
+    rule: Rule = "uct"
+    """Selection rule: `uct` explores by visits, `puct` also by the policy's likelihood."""
     c_uct: float = 1.0
     """Weight of exploration."""
     backup: Literal["mean", "max"] = "mean"
@@ -71,7 +72,7 @@ class SearchConfig:
         for name in ("max_nodes", "max_tokens", "contexts"):
             if getattr(self, name) < 0:
                 raise InputError(f"search.{name} is {getattr(self, name)}; expected 0 or more")
-        for name, options in (("rule", ("uct", "puct")), ("backup", ("mean", "max"))):
+        for name, options in (("rule", tuple(RULES)), ("backup", ("mean", "max"))):
             if getattr(self, name) not in options:
                 expected = " or ".join(options)
                 raise InputError(f"search.{name} is {getattr(self, name)!r}; expected {expected}")

@@ -17,6 +17,7 @@ from ixjax.generation.memory import dialogue_tokens
 from ixjax.io import InputError
 from ixjax.search.config import SearchConfig
 from ixjax.search.search_tree import Search, search_tree
+from ixjax.search.selection import SelectionRule
 from ixjax.search.stats import SearchStats
 from ixjax.search.tree import FinishedTree
 from ixjax.search.tree_pool import TreePool
@@ -32,6 +33,7 @@ def run(
     config: SearchConfig,
     *,
     seed: int = 0,
+    rule: SelectionRule | None = None,
     stats: SearchStats | None = None,
 ) -> Iterator[FinishedTree]:
     """Search one tree per condition; yield them in the order of the conditions.
@@ -47,6 +49,7 @@ def run(
             opens, the simulator speaks the opening turn of a bare condition.
         config: budget and constants.
         seed: of the run.
+        rule: scores responses in selection; default the rule that `config` names.
         stats: where the time that this takes is added up.
 
     Raises:
@@ -58,7 +61,8 @@ def run(
     if not roots:
         return
     arrived, unreadable = 0, 0
-    for tree in grow(policy, simulator, scenario, roots, config, seed=seed, stats=stats):
+    shared = {"seed": seed, "rule": rule, "stats": stats}
+    for tree in grow(policy, simulator, scenario, roots, config, **shared):
         arrived += tree.account["simulations"]
         unreadable += tree.account["unreadable"]
         yield tree
@@ -111,6 +115,7 @@ def grow(
     config: SearchConfig,
     *,
     seed: int,
+    rule: SelectionRule | None = None,
     stats: SearchStats | None = None,
     nodes: int | None = None,
     in_order: bool = True,
@@ -124,6 +129,7 @@ def grow(
         roots: all of different conditions.
         config: see `run`.
         seed: see `run`.
+        rule: see `run`.
         stats: see `run`.
         nodes: nodes that a tree can have at most, the known ones included; default what the budget
             allows.
@@ -131,7 +137,8 @@ def grow(
             waits for a slow one.
     """
     stats = stats or SearchStats()
-    search = Search(policy, simulator, scenario, config, seed, TreePool(config, nodes=nodes))
+    pool = TreePool(config, nodes=nodes, rule=rule)
+    search = Search(policy, simulator, scenario, config, seed, pool)
     _reserve(policy, simulator, roots, config)
     driver, started = Driver(stats.seconds), time.perf_counter()
     finished: dict[int, FinishedTree] = {}

@@ -20,6 +20,7 @@ from ixjax.generation import Effect, Task, wait
 from ixjax.generation.driver import Kind
 from ixjax.search.config import SearchConfig
 from ixjax.search.reuse import clear, restore, statistics
+from ixjax.search.selection import RULES, SelectionRule
 from ixjax.search.tree import FinishedTree, Tree
 from ixjax.search.uct import add_children, backpropagate, uct_select
 
@@ -46,10 +47,17 @@ class TreePool:
     Args:
         config: budget and constants.
         nodes: nodes that a tree can have, N; default what the budget allows.
+        rule: scores responses in selection; default the rule that `config` names.
     """
 
-    def __init__(self, config: SearchConfig, *, nodes: int | None = None):
-        self._config = config
+    def __init__(
+        self,
+        config: SearchConfig,
+        *,
+        nodes: int | None = None,
+        rule: SelectionRule | None = None,
+    ):
+        self._config, self._rule = config, rule or RULES[config.rule]
         width = max(config.width, config.most_reactions)
         self._arrays = Tree.create(config.trees, nodes or config.nodes, width)
         self._free = list(range(config.trees))[::-1]
@@ -142,7 +150,7 @@ class TreePool:
             widening_factor=config.widening_factor,
             widening_exponent=config.widening_exponent,
             active=active,
-            rule=config.rule,
+            rule=self._rule,
             donate=True,
         )
         leaves = np.asarray(selected)

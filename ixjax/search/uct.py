@@ -1,21 +1,19 @@
 """Select, expand, back-propagate: the tree arithmetic of i×MCTS, without any text.
 
-What happens at one node is written for one tree and vmapped over trees; the loops over levels are
-the batch's, and run for as many steps as the deepest path of the call needs: a bound per tree would
-make XLA copy whole trees at every step, to freeze those that are done.
+One node's arithmetic is written for one tree and vmapped over trees. The loops over levels belong
+to the batch and run as many steps as the deepest path needs: with a bound per tree, XLA would copy
+whole trees at every step to freeze those that are done.
 
 See docs/algorithm.md, "The tree". References: Kocsis and Szepesvári, Bandit based Monte-Carlo
-planning, 2006 (UCT); Silver et al., Mastering the game of Go without human knowledge, 2017, and
-A general reinforcement learning algorithm that masters chess, shogi and Go through self-play, 2018
-(PUCT, AlphaZero); Liu et al., Watch the Unobserved, 2020 (pending visits); Couëtoux et al.,
-Continuous upper confidence trees, 2011 (progressive widening).
+planning, 2006; Silver et al., Mastering the game of Go without human knowledge, 2017; Liu et al.,
+Watch the Unobserved, 2020 (pending visits); Couëtoux et al., Continuous upper confidence trees,
+2011 (progressive widening).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +23,8 @@ from jax.typing import ArrayLike
 
 from ixjax.search.backup import Backup, send_up
 from ixjax.search.operations import jitted, or_nowhere, require_per_tree, require_same_shape
+from ixjax.search.selection import Responses, SelectionRule, uct
 from ixjax.search.tree import Tree
-
-Rule = Literal["uct", "puct"]
 
 # `k * N**a` comes from pow, whose last bit may put an exact integer just above itself; ceil would
 # then admit a reaction too many. float32 has seven digits, so this is wide enough and invisible.
@@ -42,21 +39,14 @@ def uct_select(
     widening_factor: ArrayLike = 1.0,
     widening_exponent: ArrayLike = 0.0,
     active: ArrayLike | None = None,
-    rule: Rule = "uct",
+    rule: SelectionRule = uct,
     donate: bool = False,
 ) -> tuple[Tree, jax.Array]:
-    """Walks down every tree to `leaves` places worth trying next.
+    """Walk down every tree to `leaves` nodes worth expanding next.
 
     At a decision node `s` the response `a` with the largest score is taken; ties go to the lowest
-    index. `N` counts arrived, pending and unread visits alike.
-
-    - `uct`: `Q + c_uct * sqrt(ln N(s) / N(s, a))`; one that was never tried comes first.
-    - `puct`: `Q + c_uct * P(a | s) * sqrt(max(N(s), 1)) / (1 + N(s, a))`. `P` is the softmax of the
-      siblings' `prior`, uniform where one of them has none. A response from which no return has
-      arrived has for `Q` the mean of the returns at `s`, 0 before the first: as good as its
-      siblings have been, neither the best nor, with returns that are all above 0, the worst.
-
-    `Q` is `tree.value`: `W / N`, or what the max backup made of it.
+    index. The score is the rule's (`ixjax.search.selection`). In it, `N` counts arrived, pending
+    and unread visits alike, and `Q` is `tree.value`: `W / N`, or the max backup of it.
 
     At a response node the reaction with the fewest visits is taken, unless fewer than
     `ceil(k_w * N**alpha_w)` reactions are known: then the walk ends on the response node itself,
@@ -74,7 +64,7 @@ def uct_select(
         widening_factor: `k_w`, above 0; 1 and exponent 0 keep one reaction a response.
         widening_exponent: `alpha_w`, in [0, 1].
         active: `[B]` which trees take part; default all.
-        rule: how a response is chosen.
+        rule: the score of a response.
         donate: give `tree` up, so that its memory is written in place.
 
     Returns:
@@ -82,7 +72,7 @@ def uct_select(
         trees that take no part.
 
     References:
-        docs/algorithm.md, "The tree", selection. Silver et al. 2018, supplement, "Search".
+        docs/algorithm.md, "The tree", selection.
     """
     if active is None:
         active = np.ones(tree.parent.shape[0], bool)
@@ -108,7 +98,7 @@ def add_children(
     reward: ArrayLike | None = None,
     donate: bool = False,
 ) -> tuple[Tree, jax.Array]:
-    """Adds up to `K` nodes to every tree, in the given order.
+    """Add up to `K` nodes to every tree, in the given order.
 
     Args:
         tree: the trees, `[B, N]`.
@@ -146,7 +136,7 @@ def backpropagate(
     backup: Backup = "mean",
     donate: bool = False,
 ) -> Tree:
-    """Sends returns from nodes up to the root: `N += 1`, `W += return` at every node of the path.
+    """Send returns from nodes up to the root: `N += 1`, `W += return` at every node of the path.
 
     On its way up a return `G` changes with what lies between the nodes: `G + reward(s)` passes from
     a decision `s` to the response before it, `gamma * G` from a response to the decision before it.
@@ -194,7 +184,7 @@ def _select_batch(
     active: ArrayLike,
     *,
     leaves: int,
-    rule: Rule,
+    rule: SelectionRule,
 ) -> tuple[Tree, jax.Array]:
     dtype = tree.value.dtype
     respond = jax.vmap(partial(_best_response, c_uct=jnp.asarray(c_uct, dtype), rule=rule))
@@ -245,31 +235,23 @@ def _tried(tree: Tree, pending: jax.Array, node: jax.Array) -> jax.Array:
 
 
 def _best_response(
-    tree: Tree, pending: jax.Array, node: jax.Array, *, c_uct: jax.Array, rule: Rule
+    tree: Tree, pending: jax.Array, node: jax.Array, *, c_uct: jax.Array, rule: SelectionRule
 ) -> jax.Array:
     """The response taken at the decision `node`; `NO_NODE` if the walk ends there. Un-batched."""
     known, at = _children(tree, node)
-    arrived = tree.visits[at]
-    # Divisors of at least one: without a return the sum is 0, without a trial the score infinite.
-    tried = arrived + pending[at] + tree.unread[at]
-    total = jnp.maximum(_tried(tree, pending, node), 1).astype(tree.value.dtype)
-    if rule == "uct":
-        explore = jnp.sqrt(jnp.log(total) / jnp.maximum(tried, 1))
-        score = jnp.where(tried == 0, jnp.inf, tree.value[at] + c_uct * explore)
-    else:
-        mean = tree.value_sum[node] / jnp.maximum(tree.visits[node], 1)
-        worth = jnp.where(arrived == 0, mean, tree.value[at])
-        policy = _policy(tree.prior[at], known)
-        score = worth + c_uct * policy * jnp.sqrt(total) / (1 + tried)
-    best = jnp.argmax(jnp.where(known, score, -jnp.inf))
+    responses = Responses(
+        known=known,
+        value=tree.value[at],
+        returns=tree.visits[at],
+        visits=tree.visits[at] + pending[at] + tree.unread[at],
+        prior=tree.prior[at],
+        total=jnp.maximum(_tried(tree, pending, node), 1).astype(tree.value.dtype),
+        # A divisor of at least one: without a return the sum is 0.
+        mean=tree.value_sum[node] / jnp.maximum(tree.visits[node], 1),
+    )
+    best = jnp.argmax(jnp.where(known, rule(responses, c_uct), -jnp.inf))
     stop = tree.terminal[node] | (tree.num_children[node] == 0)
     return jnp.where(stop, Tree.NO_NODE, at[best])
-
-
-def _policy(prior: jax.Array, known: jax.Array) -> jax.Array:
-    """`P(a | s)` over the child slots `[W]` from scores; uniform where a known one is missing."""
-    complete = jnp.all(jnp.isfinite(prior) | ~known)
-    return jax.nn.softmax(jnp.where(known, jnp.where(complete, prior, 0), -jnp.inf))
 
 
 def _next_reaction(

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ixjax.search import Tree, add_children, backpropagate, uct_select
+from ixjax.search import RULES, Tree, add_children, backpropagate, uct_select
 
 TABLE = 1009  # entries; paths that share one are alike to both sides
 GAMMA = 0.9
@@ -113,7 +113,7 @@ def our_tree(world: World, *, simulations: int, rule: str, c: float) -> Tree:
 
     def simulate(_, state: tuple[Tree, jax.Array]) -> tuple[Tree, jax.Array]:
         tree, place = state
-        tree, response = uct_select(tree, c, rule=rule)
+        tree, response = uct_select(tree, c, rule=RULES[rule])
         here = place[rows, response]
         reward, value = (world.look(t, here[:, 0])[:, None] for t in (world.reward, world.value))
         tree, decision = add_children(tree, response, reward=reward)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ixjax.dialogue.types import Dialogue, Turn, UserCondition
 from ixjax.search import (
+    RULES,
     FinishedTree,
     Tree,
     TreeNode,
@@ -117,7 +118,7 @@ def test_a_cleared_slot_grows_the_tree_that_a_new_one_grows():
         tree, new = add_children(tree, jnp.zeros((2, 2), jnp.int32), prior=jnp.zeros((2, 2)))
         tree, new = add_children(tree, new, reward=jnp.ones((2, 2)))
         for _ in range(3):
-            tree, leaf = uct_select(tree, 1.0, rule="puct")
+            tree, leaf = uct_select(tree, 1.0, rule=RULES["puct"])
             tree = backpropagate(tree, leaf, jnp.ones((2, 1)), selected=leaf, backup="max")
         return tree
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import typing
 from functools import partial
 
 import jax
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ixjax.search import Tree, add_children, backpropagate, uct_select
+from ixjax.search import RULES, Tree, add_children, backpropagate, uct_select
+from ixjax.search.selection import Rule
 from tests.reference import plain_tree
 from tests.reference.plain_tree import PlainNode
 from tests.search.plain_batches import (
@@ -51,7 +53,7 @@ def test_selected_paths_equal_the_plain_trees(seed, c_uct, widening, rule, backu
             widening_factor=k_w,
             widening_exponent=alpha_w,
             active=jnp.asarray(active),
-            rule=rule,
+            rule=RULES[rule],
         )
         plain = partial(
             plain_tree.select,
@@ -177,7 +179,7 @@ def test_whole_searches_grow_the_same_trees(widening, rule, backup, gamma):
                 widening_factor=k_w,
                 widening_exponent=alpha_w,
                 active=np.array(active),
-                rule=rule,
+                rule=RULES[rule],
                 donate=True,
             )
             at: list[list[PlainNode]] = []
@@ -227,6 +229,14 @@ def test_untried_children_come_first_then_ties_go_to_the_lowest_index():
         order.append(int(leaf[0, 0]))
         tree = backpropagate(tree, leaf, jnp.full((1, 1), 0.5), selected=leaf)
     assert order == [4, 5, 6, 4, 5, 6]
+
+
+def test_a_rule_of_ones_own_is_passed_in_and_each_name_has_a_rule():
+    tree, _ = add_children(Tree.create(1, 8, 4), np.zeros((1, 3), np.int32))
+    last_first = lambda responses, c_uct: c_uct * jnp.arange(responses.known.size)
+    _, leaf = uct_select(tree, 1.0, rule=last_first)
+    assert leaf.tolist() == [[3]]
+    assert set(typing.get_args(Rule)) == set(RULES)
 
 
 def test_leaves_of_one_call_spread_over_siblings():
