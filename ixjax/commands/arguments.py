@@ -10,16 +10,15 @@ defaults, not from its owner's.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
 import yaml
 
+from ixjax.commands.flags import nearest, read_flags, subject
 from ixjax.io import InputError, read_text
 
 Config = TypeVar("Config")
@@ -46,17 +45,14 @@ def parse(cls: type[Any], arguments: Sequence[str], *, stage: str, summary: str)
     name, rest = take(arguments, "--config")
     name = PRESET if name is None else name
     default = load(cls, name)
-    try:
-        settings = tyro.cli(
-            cls,
-            prog=f"ixjax {stage}",
-            description=f"{summary} --config PATH-or-preset ({', '.join(presets())}) is read "
-            "first; every setting in it is a flag too.",
-            default=default,
-            args=rest,
-        )
-    except ValueError as error:  # a dataclass refused a combination of values
-        raise InputError(str(error)) from None
+    settings = read_flags(
+        cls,
+        rest,
+        prog=f"ixjax {stage}",
+        description=f"{summary} --config PATH-or-preset ({', '.join(presets())}) is read first; "
+        "every setting in it is a flag too.",
+        default=default,
+    )
     if not settings.out:
         settings = dataclasses.replace(settings, out=f"runs/{Path(name).stem}")
     return settings
@@ -66,7 +62,7 @@ def take(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
     """Take `FLAG X` or `FLAG=X` out of a command line: X, the last one's, and what is left.
 
     Raises:
-        InputError: nothing stands behind the flag.
+        InputError: the flag has no value.
     """
     rest, value = [], None
     remaining = iter(arguments)
@@ -74,7 +70,7 @@ def take(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
         if argument == flag:
             value = next(remaining, None)
             if value is None:
-                raise InputError(f"{flag}: expected a value behind it")
+                raise InputError(f"{flag}: expected a value after it")
         elif argument.startswith(f"{flag}="):
             value = argument.partition("=")[2]
         else:
@@ -138,7 +134,8 @@ def build(
     """
 
     def where(key: str) -> str:
-        line = (lines or {}).get(key)
+        known = lines or {}
+        line = known.get(key, known.get(key.rpartition(".")[0]))
         return file if line is None else f"{file}:{line}"
 
     return _merge(cls(), content, where=where, key="")
@@ -171,8 +168,8 @@ def _merge(default: Any, content: Any, *, where: Where, key: str) -> Any:
     try:
         return dataclasses.replace(default, **changes)
     except ValueError as error:
-        named = not key or str(error).startswith(f"{key}.")
-        raise InputError(f"{where(key)}: {'' if named else f'{key}: '}{error}") from None
+        setting, rest = subject(str(error), key, names)
+        raise InputError(f"{where(setting)}: {setting}{rest}") from None
 
 
 def _convert(kind: Any, value: Any, *, where: Where, key: str) -> Any:
@@ -232,8 +229,8 @@ def _describe(kind: Any) -> str:
 
 
 def _nearest(name: Any, known: Iterable[Any], *, prefix: str = "") -> str:
-    near = difflib.get_close_matches(str(name), list(map(str, known)), n=1)
-    return f"; perhaps you meant {prefix}{near[0]}" if near else ""
+    near = nearest(str(name), map(str, known))
+    return f"; perhaps you meant {prefix}{near}" if near else ""
 
 
 def _show(value: Any) -> str:

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from ixjax.commands.arguments import load, take
+from ixjax.commands.flags import read_flags
 from ixjax.io import InputError, RunDirectory
 from ixjax.models import turn_tokens
 from ixjax.pipeline import Run, RunConfig
@@ -45,12 +44,12 @@ def parse_tool(
         default = _as_folder_says(cls(), take(arguments, "--model")[0])
     else:
         default = dataclasses.replace(cls(), **_shared(cls, run.config))
-    settings = tyro.cli(
+    settings = read_flags(
         cls,
+        arguments,
         prog=f"ixjax {tool}",
-        description=f"{summary} With --out RUN, what a flag leaves open is as in that run.",
+        description=f"{summary} With --out RUN, settings without a flag are those of that run.",
         default=default,
-        args=list(arguments),
     )
     scenario = getattr(settings, "scenario", None)
     if run is not None and scenario not in (None, run.config.scenario):

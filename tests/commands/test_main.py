@@ -353,9 +353,41 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out.startswith("ixjax ")
 
 
-def test_an_unknown_flag_ends_with_code_2(tmp_path, capsys):
-    code, _ = prepare(capsys, tmp_path / "run", "--serch.width", "3")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--serch.width", "3"), "unknown flag --serch.width; perhaps you meant --search.width"),
+        (("--sft.learning-rate", "-1"), "perhaps you meant --sft.optimizer.learning-rate"),
+        (("--sft.optimizer.learning-rate", "-1"), "--sft.optimizer.learning-rate is -1.0; "),
+        (("--data.sandbox-dialogues", "-5"), "--data.sandbox-dialogues is -5; "),
+        (("--search.rule", "uctt"), "--search.rule is 'uctt'; expected one of uct, puct"),
+        (("--sft.steps", "many"), "--sft.steps is 'many'; expected a whole number"),
+    ],
+)
+def test_a_bad_flag_ends_with_code_2_and_one_line(tmp_path, capsys, flags, message):
+    code, error = run(capsys, "sft", "--out", str(tmp_path / "run"), *flags)
     assert code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sft: [1\nseed: 2\n", "run.yaml:2: not YAML"),
+        ("sft:\n  steps: many\n", "run.yaml:2: sft.steps is 'many' (str); expected int"),
+        ("engine:\n  rows: 0\n", "run.yaml:2: engine.rows is 0; "),
+    ],
+)
+def test_a_bad_file_of_settings_ends_with_code_2_and_one_line(tmp_path, capsys, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    code, error = run(capsys, "sft", "--config", str(tmp_path / "run.yaml"))
+    assert code == 2
+    assert error.count("\n") == 1
+    assert f"error: {tmp_path}/" in error
+    assert message in error
 
 
 def test_an_interruption_says_how_to_go_on(tmp_path, capsys, monkeypatch):
