@@ -23,7 +23,7 @@ from ixjax.io import InputError
 
 HELP = ("-h", "--help")
 WIDE = "10000"  # columns
-FRAME = "╭╮╰╯│─ "
+FRAME = "╭╮╰╯│|+ "  # ASCII where the terminal has no more
 CHOICE = re.compile(r"invalid choice (.+) for argument '(--[^']+)'.* one of \((.*)\)")
 NO_VALUE = re.compile(r"Missing value for argument '([^']+)'")
 UNKNOWN = re.compile(r"Unrecognized options: (\S+)")
@@ -107,7 +107,7 @@ def _columns(width: str) -> Iterator[None]:
 def _worded(box: str, cls: type[Any]) -> str:
     """Return the first sentence of an error's box in the form of our own errors."""
     lines = [line.strip(FRAME) for line in box.splitlines()]
-    text = next((line for line in lines[1:] if line), box.strip())
+    text = next((line for line in lines[1:] if line.strip("─-")), box.strip())
     if found := UNKNOWN.match(text):
         return _unknown(found[1].rstrip(","), lines)
     if found := NO_VALUE.match(text):

@@ -121,7 +121,7 @@ def test_settings_of_stages_that_are_yet_to_be_done_may_change(tmp_path, capsys)
         (("--search.reaction-weight", "0.5"), "search.reaction_weight is 0.5, but scenario 'sand"),
         (("--sft.lora.rank", "2"), "sft.lora.rank is 2, but no model.path is given"),
         (("--sampling.max-new-tokens", "5000"), "sampling.max_new_tokens is 5000, model.max_len"),
-        (("--pairs.min-margin", "2"), "pairs.min_margin is 2.0; engagement is 1 at most"),
+        (("--pairs.min-margin", "2"), "--pairs.min-margin is 2.0; "),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_before_any_work(tmp_path, capsys, flags, message):
