@@ -106,8 +106,9 @@ def _columns(width: str) -> Iterator[None]:
 
 def _worded(box: str, cls: type[Any]) -> str:
     """Return the first sentence of an error's box in the form of our own errors."""
-    lines = [line.strip(FRAME) for line in box.splitlines()]
-    text = next((line for line in lines[1:] if line.strip("─-")), box.strip())
+    lines = [line.strip(FRAME) for line in box.splitlines()[1:]]
+    lines = [line for line in lines if line.strip("─-")]  # without rules
+    text = lines[0] if lines else box.strip()
     if found := UNKNOWN.match(text):
         return _unknown(found[1].rstrip(","), lines)
     if found := NO_VALUE.match(text):
@@ -123,7 +124,7 @@ def _worded(box: str, cls: type[Any]) -> str:
 def _unknown(token: str, lines: Sequence[str]) -> str:
     if not token.startswith("-"):
         return f"unexpected argument {token!r}; expected flags (--NAME VALUE)"
-    near = next((line.split()[0].rstrip(",") for line in lines[2:] if line.startswith("--")), "")
+    near = next((line.split()[0].rstrip(",") for line in lines[1:] if line.startswith("--")), "")
     return f"unknown flag {token}" + (f"; perhaps you meant {near}" if near else "")
 
 
