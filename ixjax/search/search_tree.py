@@ -171,6 +171,8 @@ def _plant(search: Search, root: Dialogue) -> Task[NodeTable]:
     outcome = None
     if over:
         [outcome] = engagements([(yield from user.outcome())]).tolist()
+        policy.close()
+        user.close()
     else:
         table.hold(Tree.ROOT, (policy, user))
     node = TreeNode(Tree.ROOT, Tree.NO_NODE, "decision", "", 0, 0, 0.0, terminal=over)
