@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from ixjax.dialogue.types import UserCondition
-from ixjax.generation.buckets import bucket
 from ixjax.io import InputError
-from ixjax.search import FinishedTree, SearchConfig, Tree, clear, forest, grow, run
+from ixjax.search import FinishedTree, SearchConfig, Tree, clear, grow, run, tree_pool
 from tests.search.doubles import (
     EVEN,
     MoodScenario,
+    MoodSide,
     MoodUser,
     TablePolicy,
+    TableSide,
     even_policy,
     roots,
 )
@@ -126,20 +127,17 @@ def test_a_tree_does_not_depend_on_what_shares_its_batch():
             assert tree.to_json() == alone[tree.condition_id].to_json()
 
 
-def test_a_tree_that_ends_leaves_the_others_where_they_lie(monkeypatch):
-    """Its slot is cleared in place: nothing is copied but what its record is made of."""
+def test_a_slot_is_cleared_in_place_when_it_is_used_again(monkeypatch):
     given = []
 
     def watched(tree: Tree, which: np.ndarray, **options) -> Tree:
         given.append(tree)
         return clear(tree, which, **options)
 
-    monkeypatch.setattr(forest, "clear", watched)
-    trees = search(roots(4), SMALL)
-    assert len(given) == 4 == len(trees)
+    monkeypatch.setattr(tree_pool, "clear", watched)
+    assert len(search(roots(4), dataclasses.replace(SMALL, trees=2))) == 4
+    assert 1 <= len(given) <= 2
     assert all(array.is_deleted() for tree in given for array in vars(tree).values())
-    # Nor is a growing tree compared with others field by field, which takes seconds of thousands.
-    assert forest.Growing.__eq__ is object.__eq__
 
 
 def test_another_seed_gives_another_tree():
@@ -147,32 +145,65 @@ def test_another_seed_gives_another_tree():
     assert first.to_json() != second.to_json()
 
 
-def test_rows_never_change_and_no_history_is_read_twice():
-    """Contexts are started for roots alone; everything after goes on from what was kept."""
+def test_no_history_is_read_twice():
+    """Dialogues are begun for roots alone; everything later goes on from held participants."""
     policy, user = even_policy(), MoodUser()
     config = SearchConfig(trees=3, iterations=6, width=4, leaves=2, rollouts=2, max_turns=4)
     trees = search(roots(7), config, policy=policy, user=user)
-    games = 3 * 2 * 4 * 2
     for speaker in (policy, user):
-        starts = [rows for name, rows in speaker.calls if name == "start"]
-        assert set(starts) == {bucket(games)}
-        assert len(starts) <= 7
-        assert [name for name, _ in speaker.calls].count("empty") == 1
-        spoken = {rows for name, rows in speaker.calls if name == "speak"}
-        assert spoken == {bucket(games + 3 * config.kept)}
+        assert (speaker.calls.count("begin"), speaker.calls.count("begin near")) == (7, 0)
     assert sum(tree.account["context_hits"] for tree in trees) > 30
     assert sum(tree.account["context_misses"] for tree in trees) == 0
 
 
-def test_contexts_that_were_dropped_are_read_again_and_change_nothing():
-    """Few contexts: the trees are those of many, whatever shares their batch."""
+def test_participants_that_were_closed_begin_again_and_change_nothing():
+    """With few participants held the trees are those of many, alone or next to others."""
     many = SearchConfig(trees=3, iterations=12, width=3, max_turns=4, contexts=64)
     few = dataclasses.replace(many, contexts=0, trees=1)
     assert few.kept == 1 + 1 + 3
-    full, read_again = search(roots(3), many), search(roots(3), few)
+    policy, user = even_policy(), MoodUser()
+    full, read_again = search(roots(3), many), search(roots(3), few, policy=policy, user=user)
     assert [tree.nodes for tree in full] == [tree.nodes for tree in read_again]
     assert sum(tree.account["context_misses"] for tree in full) == 0
-    assert sum(tree.account["context_misses"] for tree in read_again) > 5
+    misses = sum(tree.account["context_misses"] for tree in read_again)
+    assert misses > 5
+    assert policy.calls.count("begin near") == user.calls.count("begin near") == misses
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"contexts": 0, "iterations": 12},
+        {"leaves": 2, "rollouts": 2, "reactions": 2},
+        {"widening_factor": 2.0, "widening_exponent": 0.5},
+        {"iterations": 1, "max_turns": 1},
+    ],
+)
+def test_every_participant_is_closed_once_its_tree_is_done(changes):
+    made: list[TableSide | MoodSide] = []
+
+    class Policy(TableSide):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append(self)
+
+    class User(MoodSide):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append(self)
+
+        def copy(self):
+            return User(self._speaker, self._dialogue, self.mood)
+
+    policy, user = even_policy(), MoodUser()
+    policy.participant, user.participant = Policy, User
+    config = dataclasses.replace(SMALL, **changes)
+    over = roots(4)[3]
+    for _ in range(config.max_turns):
+        over = over.said("policy", "good").said("user", "my mood is 1")
+    search([*roots(3), over], config, policy=policy, user=user)
+    assert len(made) > 20
+    assert all(side.closed for side in made)
 
 
 def test_values_of_last_turns_are_exact_expectations_over_reactions():
@@ -284,7 +315,7 @@ def test_a_root_that_is_over_is_visited_with_its_outcome():
     assert tree.value(Tree.ROOT) == pytest.approx(0.5)  # mood 2 of 4
 
 
-def test_a_bare_condition_is_opened_by_whose_part_it_is():
+def test_a_bare_condition_is_opened_by_the_side_that_opens():
     conditions = [UserCondition(f"c{i}", {"mood": 1}) for i in range(3)]
     for tree in search(conditions, SMALL, user=MoodUser(leaving=0.0)):
         assert [turn.role for turn in tree.root.turns] == ["user"]
@@ -338,7 +369,7 @@ def test_roots_that_cannot_be_searched_are_refused():
         search([root, root], SMALL)
 
 
-def test_trees_may_be_had_as_they_finish():
+def test_trees_can_be_taken_as_they_finish():
     """The second root is over: its tree is done while the first one still grows."""
     long, over = roots(2)
     for turn in range(3):
@@ -430,7 +461,7 @@ def test_a_single_response_is_in_no_order():
         assert tree.account["simulations"] == 5
 
 
-def test_errors_of_returns_that_are_rewarded_besides_are_not_known():
+def test_errors_of_returns_with_rewarded_reactions_are_unknown():
     with pytest.raises(InputError, match=r"stop_gap is 1.0 and search.reaction_weight 0.1"):
         SearchConfig(stop_gap=1.0, reaction_weight=0.1)
 
