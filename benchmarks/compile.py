@@ -1,17 +1,18 @@
-"""How compile time grows with depth: the engine's functions at two depths. Prints one JSON line.
+"""How compile time grows with depth: the engine's passes at two depths. Prints one JSON line.
 
     python benchmarks/compile.py --few 8 --many 32
 
-XLA's time is proportional to the operations it is given. Blocks that are scanned are one block to
-it at any depth; unrolled they are as many as there are layers. At most `FULL_UNROLL_LAYERS` (of
-`ixjax.models`) are unrolled, which saves copies while decoding: the default compares the deepest
-network that is unrolled with one that is scanned. Their times shall be within 1.3 of each other.
+XLA's time is proportional to the number of operations. Scanned blocks are compiled as one block at
+any depth; unrolled blocks are compiled one by one. At most `FULL_UNROLL_LAYERS` (of `ixjax.models`)
+are unrolled, which saves copies while decoding: the default compares the deepest network that is
+unrolled with one that is scanned. Their times shall be within a factor of 1.3 of each other.
 
-Each depth has fresh processes, with the persistent cache off: the first call of `extend` (prefill),
-of `extend` on rows that hold tokens (a turn is appended) and of `decode` traces, lowers, compiles
-and runs; the second one, with the same shapes, only runs. Their difference is the time to compile,
-by the wall clock and in CPU seconds (which another program on the machine disturbs less). Medians
-over processes are reported; the depths take turns.
+Each depth has fresh processes, with the persistent cache off. The first call of `read` on empty
+contexts (prefill), of `read` on contexts that hold tokens (extend) and of `decode` traces, lowers,
+compiles and runs, together with the cache operations around each pass; the second call, with the
+same shapes, only runs. Their difference is the time to compile, by the wall clock and in CPU
+seconds (which other programs disturb less). Medians over processes are reported; the depths take
+turns.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Arguments:
     many: int = 32
     """Decoder blocks of the deep network."""
     unroll: int = -1
-    """Most layers that are unrolled; -1: as many as the library does."""
+    """Most layers that are unrolled; -1: the library's default."""
     hidden_size: int = 64
     """Width of the residual stream."""
     rows: int = 8
@@ -55,13 +56,13 @@ class Arguments:
 
 
 def compile_once(a: Arguments, layers: int, pipe: Connection) -> None:
-    """In a fresh process: seconds to compile each function, and what all processes do alike."""
+    """Send the seconds to compile each function, from a fresh process."""
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)
     from flax import nnx
 
-    from ixjax.generation import Contexts, Engine, SamplingConfig, Turns, executor
+    from ixjax.generation import Engine, Request, SamplingConfig, executor
     from ixjax.models import ModelConfig, Transformer, abstract_params, transformer
 
     if a.unroll >= 0:
@@ -85,25 +86,26 @@ def compile_once(a: Arguments, layers: int, pipe: Connection) -> None:
     turns = rng.integers(1, 256, (a.rows, a.new)).tolist()
 
     def once() -> dict[str, np.ndarray]:
-        clocks = [np.array([time.perf_counter(), time.process_time()])]
+        clocks: list[np.ndarray] = []
 
-        def lap(contexts: Contexts) -> Contexts:
-            jax.block_until_ready(contexts.cache)
+        def lap() -> None:
+            jax.block_until_ready(engine.pool.arrays)
             clocks.append(np.array([time.perf_counter(), time.process_time()]))
-            return contexts
 
-        contexts = lap(engine.extend(engine.empty(a.rows), prompts))
-        contexts = lap(engine.extend(contexts, turns))
-        said = Turns(
-            sampling=SamplingConfig(),
-            seed=0,
-            identities=np.arange(a.rows, dtype=np.uint32)[:, None],
-            limits=np.full(a.rows, a.new),
-        )
-        decoded = engine.decode(contexts, said)
-        lap(decoded[0])
+        lap()
+        contexts = [engine.new(prompt) for prompt in prompts]
+        engine.read(contexts)
+        lap()
+        engine.extend(dict(zip(contexts, turns, strict=True)))
+        engine.read(contexts)
+        lap()
+        sampling = SamplingConfig()
+        engine.decode([Request(c, sampling, 0, (i,), a.new) for i, c in enumerate(contexts)])
+        lap()
         return dict(zip(FUNCTIONS, np.diff(clocks, axis=0), strict=True))
 
+    # So that the pool does not grow, which compiles, too.
+    engine.pool.reserve(2 * a.rows * config.max_length)
     first, second = once(), once()
     pipe.send({name: (first[name] - second[name]).tolist() for name in FUNCTIONS})
 
@@ -117,7 +119,7 @@ def main(arguments: Arguments) -> None:
             pipe, theirs = FRESH.Pipe()
             process = FRESH.Process(target=compile_once, args=(a, layers, theirs))
             process.start()
-            theirs.close()  # so that a process that fails ends `recv`
+            theirs.close()  # so that `recv` ends if the process fails
             runs.append(pipe.recv())
             process.join()
 

@@ -1,13 +1,12 @@
-"""Ten thousand trees, a few at a time: what the search costs by itself, in time and in memory.
+"""Ten thousand trees, 64 at a time: time and memory of the search without models.
 
     python benchmarks/many_trees.py                 # 10,000 trees of 32 simulations
     python benchmarks/many_trees.py --trees 500     # seconds
 
-The speakers are scripts that cost next to nothing, so what is timed is the search: its arithmetic,
-its bookkeeping, play in lockstep. A tree that is finished is handed on and forgotten: resident
-memory must stay where it is after the first thousand, however many follow. What grows is what is
-asked for: the arrays of the trees, in a straight line with the nodes that they may have
-(`array_bytes`, by nodes). Prints one JSON line.
+The speakers are cheap scripts, so the search is timed: its arithmetic, its bookkeeping and the
+loop that advances its tasks. A finished tree is yielded and forgotten, so resident memory must stay
+constant after the first thousand trees. The arrays of the trees grow linearly with the nodes that
+they may have (`array_bytes`, by nodes). Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ import jax
 import tyro
 
 from ixjax.dialogue import Dialogue, OutcomeReading, Turn, UserCondition, get_scenario
-from ixjax.search import SearchAccount, SearchConfig, Tree, run
+from ixjax.search import SearchConfig, SearchStats, Tree, run
 from ixjax.testing import ScriptedSpeaker
 
-REPLIES = tuple(f"reply {i}" for i in range(128))  # so many that siblings are seldom equal
+REPLIES = tuple(f"reply {i}" for i in range(128))  # 128, so that siblings are seldom equal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Arguments:
     trees: int = 10_000
     """Trees searched, one a condition."""
     look_every: int = 1_000
-    """Trees after which memory is looked at, again and again."""
+    """Trees between two looks at memory."""
     side_by_side: int = 64
     """Trees that grow at once."""
     iterations: int = 8
@@ -60,9 +59,9 @@ def main(arguments: Arguments) -> None:
         Dialogue(f"d{i}", UserCondition(f"c{i}", {}), (Turn("user", "hello"),))
         for i in range(a.trees)
     ]
-    account, simulations, resident = SearchAccount(), 0, []
+    stats, simulations, resident = SearchStats(), 0, []
     scenario, start = get_scenario("sandbox"), time.perf_counter()
-    trees = run(policy, user, scenario, roots, config, account=account)
+    trees = run(policy, user, scenario, roots, config, stats=stats)
     for number, tree in enumerate(trees, start=1):
         simulations += tree.account["simulations"]
         if number % a.look_every == 0 or number == a.trees:
@@ -77,7 +76,7 @@ def main(arguments: Arguments) -> None:
         "simulations": simulations,
         "seconds": seconds,
         "simulations_per_second": simulations / seconds,
-        **{name: share for name, share in account.report().items() if name.endswith("_share")},
+        **{name: share for name, share in stats.report().items() if name.endswith("_share")},
         "resident_mb": [round(found / 1e6, 1) for found in resident],
         "growth_mb": (resident[-1] - resident[0]) / 1e6,
         "array_bytes": {budget.nodes * budget.trees: array_bytes(budget) for budget in budgets},
@@ -86,20 +85,20 @@ def main(arguments: Arguments) -> None:
 
 
 def read(dialogue: Dialogue) -> OutcomeReading:
-    """An engagement between 0 and 1, which the last words tell."""
+    """Return an engagement from 0 to 1, stated by the last word."""
     value = int(dialogue.turns[-1].text.split()[-1]) / len(REPLIES)
     return OutcomeReading(value, value)
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use now."""
+    """Return the memory of this process that is in use now."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def array_bytes(config: SearchConfig) -> int:
-    """What the arrays of all trees that grow side by side take."""
+    """Return the bytes of the arrays of all trees that grow at once."""
     width = max(config.width, config.most_reactions)
     tree = Tree.create(config.trees, config.nodes, width)
     return sum(array.nbytes for array in jax.tree.leaves(tree))

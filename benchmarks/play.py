@@ -1,19 +1,19 @@
 """Two-speaker play: dialogues that advance independently, against lockstep turns and a peer.
 
-    python benchmarks/play.py --size a                       # ours: scheduler and lockstep
-    python benchmarks/play.py --size a --peer-dialogues 2    # and transformers.generate beside it
+    python benchmarks/play.py --size a                       # independent dialogues and lockstep
+    python benchmarks/play.py --size a --peer-dialogues 2    # also transformers.generate
 
 Two models talk in `dialogues` dialogues of `turns` turns a side. Turns have the lengths of
-ESConv's, in tokens of a vocabulary of 4,096, cut at `longest`; they differ by an order of
-magnitude, which is what lockstep pays for: each row waits for the longest turn of its batch. (Of
-more dialogues at once than a batch has rows, the engine refills the batch within a turn: that is
-timed, too.) The peer plays one dialogue at a time, as research code does: `generate` on the whole
-history, turn by turn, of the same number of tokens.
+ESConv's, in tokens of a vocabulary of 4,096, cut at `longest`. The lengths differ by an order of
+magnitude, so in lockstep, where all dialogues finish a turn before the next one begins, each row
+waits for the longest turn of its batch. With more dialogues than rows the engine refills the batch
+within a turn; this is timed as well. The peer plays one dialogue at a time, as research code does:
+`generate` on the whole history, turn by turn, with the same number of tokens.
 
 A useful token is one that was sampled. Occupancy is useful tokens over the slots of the decode
 batches, padding included. Every token is also read once by the other side: the ceiling is the
-decode throughput of `generate.py`, less a quarter for reading. Medians; first runs, which compile,
-are not counted. Prints one JSON line.
+decode throughput of `generate.py`, less a quarter for reading. Figures are medians; first runs,
+which compile, are not counted. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import functools
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,15 +38,17 @@ from ixjax.dialogue.chat import ChatTemplate, View
 from ixjax.dialogue.tokenizer import BEGIN, CHAT_TEMPLATE, END, PAD, ROLES, SPECIAL_TOKENS
 from ixjax.generation import (
     EngineConfig,
-    Finished,
-    Game,
     ModelSpeaker,
     SamplingConfig,
     play,
+    run_all,
     speaker_engine,
 )
-from ixjax.generation.lockstep import play_in_lockstep
+from ixjax.generation.turns import words
 from ixjax.models.config import DType
+
+Root = tuple[Dialogue, tuple[int, ...]]
+"""Where a dialogue begins, and its identity."""
 
 # Quantiles of the length of an ESConv turn, 0 % to 100 % in steps of 2.5 %; mean 26 tokens.
 TURN_TOKENS = (
@@ -70,7 +73,7 @@ class Arguments:
     rows: int = 38
     """Rows of a decode batch."""
     in_flight: int = 8
-    """Dialogues in play, in decode batches."""
+    """Dialogues played at once, in decode batches."""
     shared: bool = False
     """One model speaks both sides, in one batch."""
     repeats: int = 3
@@ -93,14 +96,14 @@ class DrawnLengths(ModelSpeaker):
 
 @functools.cache
 def drawn_length(identity: tuple[int, ...]) -> int:
-    """Tokens of a turn, as ESConv's are distributed."""
+    """Return the tokens of a turn, distributed as ESConv's."""
     places = np.linspace(0, 1, len(TURN_TOKENS))
     draw = np.random.default_rng(identity).random()
     return max(1, int(np.interp(draw, places, TURN_TOKENS)))
 
 
 def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """One word a token, so that what was said is read in as many tokens as it was said in."""
+    """Return a tokenizer with one word a token: a turn is read in the tokens it was sampled in."""
     names = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(vocab_size - len(SPECIAL_TOKENS)))]
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -116,20 +119,44 @@ def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     return fast
 
 
-def games(count: int, vocab_size: int) -> list[Game]:
-    """Dialogues that the user has opened."""
+def roots_of(count: int, vocab_size: int) -> list[Root]:
+    """Return dialogues that the user has opened."""
     rng = np.random.default_rng(0)
-    found = []
+    found: list[Root] = []
     for i in range(count):
-        words = " ".join(f"w{w}" for w in rng.integers(0, vocab_size - 16, 20))
+        text = " ".join(f"w{w}" for w in rng.integers(0, vocab_size - 16, 20))
         condition = UserCondition(f"c{i}", {"need": "advice", "distress": 4, "patience": 3})
-        found.append(Game((i,), Dialogue(f"d{i}", condition, (Turn("user", words),))))
+        found.append((Dialogue(f"d{i}", condition, (Turn("user", text),)), (i,)))
     return found
 
 
-def tokens_of(finished: list[Finished]) -> int:
-    """Tokens sampled in all."""
-    return sum(sum(game.tokens(side)) for game in finished for side in (0, 1))
+def play_in_step(
+    policy: ModelSpeaker, user: ModelSpeaker, roots: Sequence[Root], *, max_turns: int
+) -> int:
+    """Play dialogues in lockstep; return the tokens sampled.
+
+    All policies decode a turn, then all users. Turns and outcomes are those of `play`.
+    """
+    sides = (policy, user)
+    played = [tuple(side.begin(dialogue) for side in sides) for dialogue, _ in roots]
+    going_on, tokens = list(range(len(roots))), 0
+    for turn in range(max_turns):
+        for me, side in enumerate(sides):
+            requests = [played[i][me].request((*roots[i][1], turn, me)) for i in going_on]
+            side.engine.decode(requests)
+            said = [played[i][me].settle(r) for i, r in zip(going_on, requests, strict=True)]
+            tokens += sum(utterance.num_tokens for utterance in said)
+            last = turn + 1 == max_turns
+            over = [side is user and (utterance.ended or last) for utterance in said]
+            for i, utterance, done in zip(going_on, said, over, strict=True):
+                if not done:
+                    played[i][1 - me].hear(words(utterance))
+            going_on = [i for i, done in zip(going_on, over, strict=True) if not done]
+    run_all([users.outcome() for _, users in played], at_once=len(played))
+    for participants in played:
+        for participant in participants:
+            participant.close()
+    return tokens
 
 
 def main(arguments: Arguments) -> None:
@@ -148,28 +175,24 @@ def main(arguments: Arguments) -> None:
         shared = engines[0] if engines and a.shared else None
         engines.append(shared or speaker_engine(model, view, sampling, config))
         speakers.append(DrawnLengths(model, view, sampling, seed=0, engine=engines[-1]))
-    found = games(a.dialogues, models_[0].config.vocab_size)
+    roots = roots_of(a.dialogues, models_[0].config.vocab_size)
 
-    def scheduled() -> tuple[float, int]:
+    def independent() -> tuple[float, int]:
         start = time.perf_counter()
-        finished = play(*speakers, found, max_turns=a.turns, rows=a.dialogues)
-        return time.perf_counter() - start, tokens_of(finished)
+        rollouts = play(*speakers, roots, max_turns=a.turns, rows=a.dialogues)
+        tokens = sum(sum(rollout.tokens(side)) for rollout in rollouts for side in (0, 1))
+        return time.perf_counter() - start, tokens
 
     def lockstep(rows: int) -> tuple[float, int]:
         start = time.perf_counter()
-        finished = [
-            game
-            for i in range(0, len(found), rows)
-            for game in play_in_lockstep(
-                *speakers, found[i : i + rows], max_turns=a.turns, rows=rows
-            )
-        ]
-        return time.perf_counter() - start, tokens_of(finished)
+        parts = [roots[i : i + rows] for i in range(0, len(roots), rows)]
+        tokens = sum(play_in_step(*speakers, part, max_turns=a.turns) for part in parts)
+        return time.perf_counter() - start, tokens
 
-    scheduled()
-    before = [dataclasses.replace(engine.account) for engine in engines]
-    timed = [scheduled() for _ in range(a.repeats)]
-    work = [engine.account - earlier for engine, earlier in zip(engines, before, strict=True)]
+    independent()
+    before = [engine.stats.copy() for engine in engines]
+    timed = [independent() for _ in range(a.repeats)]
+    work = [engine.stats - earlier for engine, earlier in zip(engines, before, strict=True)]
     work = work[:1] if a.shared else work
     rate = statistics.median(tokens / seconds for seconds, tokens in timed)
     locked_rates = {}
@@ -193,7 +216,7 @@ def main(arguments: Arguments) -> None:
         "compilations_after_warm_up": sum(w.compilations for w in work),
         "lockstep_tokens_per_second": locked_rates[LOCKSTEP_ROWS],
         "over_lockstep": rate / locked_rates[LOCKSTEP_ROWS],
-        # All dialogues at once: within a turn, rows that have ended make room for others.
+        # All dialogues at once: within a turn, other dialogues take the rows that have ended.
         "refilled_lockstep_tokens_per_second": locked_rates[a.dialogues],
         "over_refilled_lockstep": rate / locked_rates[a.dialogues],
     }
@@ -207,7 +230,7 @@ def main(arguments: Arguments) -> None:
 
 
 def peer(a: Arguments) -> float:
-    """Tokens per second of transformers' `generate`, one dialogue at a time."""
+    """Return tokens per second of transformers' `generate`, one dialogue at a time."""
     sides = [Peer(a.size, dtype=a.dtype, top_p=0.9) for _ in range(2)]
     speaker = DrawnLengths.__new__(DrawnLengths)  # for its lengths alone
     rates = []

@@ -1,22 +1,21 @@
 """A whole i×MCTS search, against a sequential one written on transformers' `generate`.
 
     python benchmarks/search.py                       # ours alone
-    python benchmarks/search.py --peer-iterations 2   # and the sequential search beside it
-    python benchmarks/search.py --slices 1 2 4        # its work, where processes share it
+    python benchmarks/search.py --peer-iterations 2   # also the sequential search
+    python benchmarks/search.py --slices 1 2 4        # the work if processes share it
 
 Two models of the quickstart's size search `conditions` trees with the quickstart's budget. Turns
 have the lengths of ESConv's, in tokens, cut at `longest`. The sequential search is the same method
-as research code has it: one tree, one node, one turn at a time, each turn a `generate` on its whole
-history, with torch's threads as they come; its outcomes are numbers from a table and cost nothing,
-ours are read from the simulator. A few iterations of one tree tell its speed: every iteration is as
-long as another. Useful tokens are those that were sampled. Medians; first runs, which compile, are
-not counted.
+as research code writes it: one tree, one node, one turn at a time, each turn a `generate` on its
+whole history, with torch's default threads. Its outcomes are random numbers and cost nothing; ours
+are read from the simulator. It is timed over a few iterations of one tree, since all iterations
+take equally long. Useful tokens are those that were sampled. Figures are medians; first runs, which
+compile, are not counted.
 
-With `--slices` the conditions are searched whole and in disjoint slices, as processes would play
-them, one after the other. The tokens sampled are the same; what is more is places in batches that
-run empty at the end of each slice. `overhead` adds that up: the places of each kind of pass, at the
-time that one takes in the first of the searches, over that search's own, less 1. Prints one JSON
-line.
+With `--slices` the conditions are searched whole and in disjoint slices, one slice after the other,
+as processes would share them. The tokens sampled are the same; batches that run empty at the end of
+each slice add slots. `overhead` sums the slots of each kind of pass, weighted by the seconds of a
+slot in the first search, and divides by that search's seconds, less 1. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ from sizes import Peer, Size, make_model
 
 from ixjax.dialogue import Dialogue, Turn, UserCondition, get_scenario
 from ixjax.dialogue.chat import ChatTemplate, View
-from ixjax.generation import Account, EngineConfig, SamplingConfig, speaker_engine
+from ixjax.generation import EngineConfig, EngineStats, SamplingConfig, speaker_engine
 from ixjax.models.config import DType
-from ixjax.search import SearchAccount, SearchConfig, run
+from ixjax.search import SearchConfig, SearchStats, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Arguments:
     conditions: int = 64
     """Trees searched."""
     trees: int = 48
-    """Trees that grow side by side."""
+    """Trees that grow at once."""
     iterations: int = 4
     """Rounds of select, expand, roll out, back-propagate."""
     width: int = 6
@@ -92,13 +91,13 @@ def main(arguments: Arguments) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Searched:
-    """What a search, or several, came to."""
+    """The work of one search, or of several."""
 
     seconds: float
     tokens: int
     simulations: int
-    account: SearchAccount
-    work: Account
+    stats: SearchStats
+    work: EngineStats
 
 
 class Ours:
@@ -128,10 +127,10 @@ class Ours:
             EngineConfig(rows=a.rows),
         )
         DrawnLengths.longest = a.longest
-        self.work, self.speakers = Account(), []
+        self.work, self.speakers = EngineStats(), []
         for role, model in zip(("policy", "user"), models, strict=True):
             view = View(self.scenario, role, template)
-            engine = speaker_engine(model, view, sampling, engine_config, account=self.work)
+            engine = speaker_engine(model, view, sampling, engine_config, stats=self.work)
             self.speakers.append(DrawnLengths(model, view, sampling, seed=0, engine=engine))
         rng, self.roots = random.Random(0), []
         for i in range(a.conditions):
@@ -141,23 +140,23 @@ class Ours:
 
     def search(self, *slices: Sequence[Dialogue]) -> Searched:
         """Search these roots, one slice after the other."""
-        account, before, start = SearchAccount(), self.work.copy(), time.perf_counter()
+        stats, before, start = SearchStats(), self.work.copy(), time.perf_counter()
         trees = [
             tree
             for roots in slices
-            for tree in run(*self.speakers, self.scenario, roots, self.config, account=account)
+            for tree in run(*self.speakers, self.scenario, roots, self.config, stats=stats)
         ]
         return Searched(
             seconds=time.perf_counter() - start,
             tokens=sum(t.account["policy_tokens"] + t.account["simulator_tokens"] for t in trees),
             simulations=sum(t.account["simulations"] for t in trees),
-            account=account,
+            stats=stats,
             work=self.work - before,
         )
 
 
 def timed(ours: Ours, repeats: int) -> dict[str, Any]:
-    """Rates of whole searches, after one that compiles."""
+    """Return rates of whole searches, after one that compiles."""
     ours.search(ours.roots)
     runs = [ours.search(ours.roots) for _ in range(repeats)]
     work = [r.work for r in runs]
@@ -170,39 +169,39 @@ def timed(ours: Ours, repeats: int) -> dict[str, Any]:
         "tokens_per_second": median(r.tokens / r.seconds for r in runs),
         "occupancy": sum(w.decode_tokens for w in work) / sum(w.decode_slots for w in work),
         "compilations_after_warm_up": sum(w.compilations for w in work),
-        "share_of_trees": median(r.account.report()["trees_share"] for r in runs),
-        # All that is not the engine's passes: the scheduler's and the search's Python too.
+        "share_of_trees": median(r.stats.report()["trees_share"] for r in runs),
+        # All but the engine's passes: also the driver's and the search's Python.
         "share_of_host_and_trees": 1 - engine_seconds / sum(r.seconds for r in runs),
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
 
 
-PLACES = {"decode": "decode_slots", "prefill": "prefill_slots", "score": "score_tokens"}
+SLOTS = {"decode": "decode_slots", "prefill": "prefill_slots", "score": "score_tokens"}
 
 
 def in_slices(ours: Ours, numbers: Sequence[int]) -> list[dict[str, Any]]:
-    """The work of one search of all conditions, of each half, and so on: by number of slices."""
+    """Return the work of searches of all conditions, in each number of slices."""
     ours.search(ours.roots[:: max(numbers)])  # compiles
     found: list[dict[str, Any]] = []
     runs = [ours.search(*(ours.roots[i::n] for i in range(n))) for n in numbers]
     for n, searched in zip(numbers, runs, strict=True):
         assert searched.tokens == runs[0].tokens, "tokens differ: trees depend on their neighbours"
         first, now = vars(runs[0].work), vars(searched.work)
-        cost = sum(first[f"{k}_seconds"] * now[name] / first[name] for k, name in PLACES.items())
+        cost = sum(first[f"{k}_seconds"] * now[name] / first[name] for k, name in SLOTS.items())
         found.append(
             {
                 "slices": n,
                 "tokens": searched.tokens,
-                **{name: now[name] for name in ("prefill_tokens", *PLACES.values())},
+                **{name: now[name] for name in ("prefill_tokens", *SLOTS.values())},
                 "occupancy": searched.work.occupancy,
-                "overhead": cost / sum(first[f"{k}_seconds"] for k in PLACES) - 1,
+                "overhead": cost / sum(first[f"{k}_seconds"] for k in SLOTS) - 1,
             }
         )
     return found
 
 
 def beside_peer(a: Arguments, ours: Mapping[str, Any]) -> dict[str, float]:
-    """Rates of the sequential search, and ours over them."""
+    """Return the rates of the sequential search, and ours divided by them."""
     simulations, tokens, seconds = Sequential(a).search(a.peer_iterations)
     return {
         "peer_simulations_per_second": simulations / seconds,
@@ -224,7 +223,7 @@ class Node:
     value_sum: float = 0.0
 
     def best(self) -> Node:
-        """The child that UCT takes."""
+        """Return the child that UCT selects."""
         return max(
             self.children,
             key=lambda c: c.value_sum / c.visits + math.sqrt(math.log(self.visits) / c.visits),
@@ -232,7 +231,7 @@ class Node:
 
 
 class Sequential:
-    """i×MCTS as it is written down: one tree, and one turn at a time."""
+    """i×MCTS without batching: one tree, and one turn at a time."""
 
     def __init__(self, arguments: Arguments):
         self.a = arguments
@@ -240,14 +239,14 @@ class Sequential:
         self.tokens = self.turns = 0
 
     def say(self, history: Any, side: int) -> Any:
-        """One turn of a side behind a history."""
+        """Return a history with one more turn of a side."""
         self.turns += 1
         new = min(drawn_length((self.turns, side)), self.a.longest)
         self.tokens += new
         return self.sides[side].generate(history, new)
 
     def search(self, iterations: int) -> tuple[int, int, float]:
-        """Simulations, tokens and seconds of so many iterations, after one that warms up."""
+        """Return simulations, tokens and seconds of iterations, after one that warms up."""
         rng = random.Random(0)
         root = Node(self.sides[0].prompts(1, 50), 0)
         for iteration in range(iterations + 1):
