@@ -1,4 +1,4 @@
-"""Dialogues: what they are, where they come from, and how a model sees them. Free of jax."""
+"""Dialogues: their types, corpora, scenarios and rendering as tokens. Imports no jax."""
 
 from ixjax.dialogue.corpora import DataConfig
 from ixjax.dialogue.scenarios import Scenario, get_scenario, register_scenario

@@ -1,11 +1,11 @@
 """Dialogues as tokens, as one of the two speakers sees them.
 
-One rendering serves training, search and evaluation. A speaker's own turns are the assistant's,
-the other side's are the user's: so the simulator reads a dialogue with the roles swapped, under a
-system text that holds the user's condition.
+Training, search and evaluation share one rendering. A speaker's own turns have the assistant's
+role, the other side's turns the user's role. The simulator therefore reads a dialogue with the
+roles swapped, under a system text that holds the user's condition.
 
-A live context ends right after its speaker's own words; the end of that turn is read together
-with the reply to it. So the simulator's closing line can be put behind any turn of the user's:
+A live context ends directly after its speaker's own words; the end of that turn is read together
+with the reply to it. The simulator's closing line can therefore follow any turn of the user:
 words, marker, line, end token (docs/algorithm.md, "Engagement").
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from ixjax.dialogue.chat_template import ChatTemplate, Segment
 from ixjax.dialogue.fitting import fit_history
-from ixjax.dialogue.rendering import Said
+from ixjax.dialogue.rendering import SpeakerTurn
 from ixjax.dialogue.scenarios.base import Scenario
 from ixjax.dialogue.types import Dialogue, Role, UserCondition
 from ixjax.io import InputError
@@ -34,10 +34,10 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """A history to speak from.
+    """A history to continue from.
 
     tokens: [T] from the begin token on.
-    dropped_turns: oldest turns that found no room.
+    dropped_turns: oldest turns that did not fit.
     """
 
     tokens: tuple[int, ...]
@@ -50,7 +50,7 @@ class Rendered:
 
     tokens: [T] from the begin token on.
     scored: [T] whether the loss covers the token (as a target).
-    dropped_turns: oldest turns that found no room.
+    dropped_turns: oldest turns that did not fit.
     """
 
     tokens: tuple[int, ...]
@@ -60,11 +60,11 @@ class Rendered:
 
 @dataclasses.dataclass(frozen=True)
 class RenderedPair:
-    """A preference: two ways to go on from one prompt.
+    """A preference: two responses to one prompt.
 
-    prompt: [T] history up to where the responses begin.
+    prompt: [T] history up to the first token of a response.
     chosen, rejected: [T'] the response's words and the end token, all of them scored.
-    dropped_turns: oldest turns that found no room.
+    dropped_turns: oldest turns that did not fit.
     """
 
     prompt: tuple[int, ...]
@@ -75,11 +75,11 @@ class RenderedPair:
 
 @dataclasses.dataclass(frozen=True)
 class ParsedTurn:
-    """What a speaker's sampled tokens say.
+    """A speaker's sampled tokens, read.
 
     text: the utterance; may be empty.
-    ended: the marker was said, which closes the dialogue.
-    line: what was said behind the marker; None without one.
+    ended: whether the tokens hold the marker, which closes the dialogue.
+    line: text after the marker; None without one.
     kept: number of tokens of the utterance, before the marker and the end token.
     """
 
@@ -101,48 +101,48 @@ class View:
     """How turns become tokens."""
 
     def system(self, condition: UserCondition) -> str:
-        """This side's system text; only the user's holds the condition."""
+        """Return this side's system text; only the user's holds the condition."""
         if self.role == "policy":
             return self.scenario.policy_prompt
         return self.scenario.simulator_prompt(condition)
 
-    def conversation(self, dialogue: Dialogue) -> tuple[str, tuple[Said, ...]]:
-        """System text and turns as this side has them, for what renders any conversation."""
+    def conversation(self, dialogue: Dialogue) -> tuple[str, tuple[SpeakerTurn, ...]]:
+        """Return system text and turns from this side, for renderers of any conversation."""
         return self.system(dialogue.condition), tuple(self._said(dialogue))
 
     def messages(self, dialogue: Dialogue) -> list[dict[str, str]]:
-        """The history in the chat format of `transformers` and TRL, roles as this side has them."""
+        """Return the history as `transformers` and TRL take it, in this side's roles."""
         turns = self._said(dialogue)
         return self.template.messages(
             self.system(dialogue.condition), turns, cue=self._speaks_next(turns)
         )
 
     def context(self, dialogue: Dialogue, *, max_tokens: int) -> Context:
-        """A live context: up to the cue if this side moves next, else to the end of its words.
+        """Return a live context: up to the cue if this side moves next, else to its last word.
 
         Before the first turn of the other side it is the opening alone.
 
         Args:
             dialogue: the history.
-            max_tokens: whole oldest turns are left out to keep to it; never the system text, and
-                never the newest turn.
+            max_tokens: limit; whole oldest turns are dropped to meet it, but never the system text
+                and never the newest turn.
 
         Raises:
-            InputError: not even the newest turn has room.
+            InputError: system text and newest turn alone exceed the limit.
         """
         body, dropped = self._fit(dialogue, *self._split(dialogue), max_tokens=max_tokens)
         return Context(body.tokens, dropped)
 
     def continuation(self, dialogue: Dialogue, text: str) -> list[int] | None:
-        """Tokens that take a live context of `dialogue` past the other side's next turn.
+        """Return the tokens that extend a live context of `dialogue` by the other side's turn.
 
         Args:
-            dialogue: what the live context holds; the other side moves next.
+            dialogue: the history in the live context; the other side moves next.
             text: the other side's turn.
 
         Returns:
-            What to append, up to the cue; None where the template is not additive, and
-            `context` must render the longer history anew.
+            The tokens to append, up to the cue; None if the template is not additive, so that
+            `context` must render the longer history again.
         """
         if not self.template.additive:
             return None
@@ -154,18 +154,18 @@ class View:
         ]
 
     def training(self, dialogue: Dialogue, *, max_tokens: int, outcome: bool) -> Rendered:
-        """A dialogue whose own turns are scored, each with its end token.
+        """Render a dialogue whose own turns are scored, each with its end token.
 
-        The rendering ends with this side's last turn: there is nothing to learn behind it. A user
-        turn that ends the dialogue is closed by marker, outcome line and end token; where the
-        policy had the last word, a closing without words follows it.
+        The rendering ends with this side's last turn, since nothing after it is scored. A user
+        turn that ends the dialogue is closed by marker, outcome line and end token; if the policy
+        spoke last, a closing without words follows its turn.
 
         Args:
-            dialogue: to learn from.
+            dialogue: the training example.
             max_tokens: see `context`.
-            outcome: teach the user's side the closing line. Without it, or without a recorded
+            outcome: score the closing line on the user's side. Without it, or without a recorded
                 outcome, the end token of a turn that ended the dialogue is not scored: an end
-                token alone means that the user is ready to go on, and this one was not.
+                token alone means that the user continues, and this user left.
 
         Raises:
             InputError: see `context`.
@@ -185,17 +185,18 @@ class View:
         return Rendered(body.tokens, body.scored, dropped)
 
     def prefix_outcome(self, dialogue: Dialogue, turn_index: int, *, max_tokens: int) -> Rendered:
-        """The recorded outcome, foretold after an earlier turn of the user's.
+        """Render the recorded outcome as a prediction after an earlier turn of the user.
 
         Args:
-            dialogue: with an outcome.
-            turn_index: the user's turn behind which the dialogue is cut.
+            dialogue: a dialogue with an outcome.
+            turn_index: the user's turn after which the dialogue is cut.
             max_tokens: see `context`.
 
         Returns:
-            The outcome line and its end token are scored, nothing else. The marker is not: it
-            says that the user leaves, which after this turn it did not, and the simulator would
-            learn to leave too early. The read-out forces the marker, so nothing is missed.
+            The cut dialogue with the outcome line; only the line and its end token are scored. The
+            marker is not scored: it means that the user leaves, and after this turn the user
+            stayed, so the simulator would learn to leave too early. The read-out forces the
+            marker, so it need not be learnt here.
 
         Raises:
             ValueError: this is not the user's view, the turn is not the user's, or the dialogue
@@ -204,14 +205,16 @@ class View:
         """
         if self.role != "user" or dialogue.outcome is None:
             raise ValueError(
-                "only the user's view of a dialogue with an outcome foretells it; this is the "
-                f"{self.role}'s view of dialogue {dialogue.id!r}, outcome {dialogue.outcome}"
+                f"dialogue {dialogue.id!r}: found the {self.role}'s view and outcome "
+                f"{dialogue.outcome}; expected the user's view and a recorded outcome"
             )
         if dialogue.turns[turn_index].role != "user":
-            raise ValueError(f"turn {turn_index} of dialogue {dialogue.id!r} is not the user's")
+            raise ValueError(
+                f"dialogue {dialogue.id!r}: turn {turn_index} is the policy's; expected the user's"
+            )
         turns, words = self._split(dialogue.before(turn_index + 1))
-        told = [Segment.read(words.tokens), Segment.read(self.template.marker_ids)]
-        tail = Segment.join([*told, Segment.learnt(self._line(dialogue))])
+        given = [Segment.read(words.tokens), Segment.read(self.template.marker_ids)]
+        tail = Segment.join([*given, Segment.learnt(self._line(dialogue))])
         body, dropped = self._fit(dialogue, turns, tail, max_tokens=max_tokens)
         scored = (False,) * (len(body.tokens) - len(tail.tokens)) + tail.scored
         return Rendered(body.tokens, scored, dropped)
@@ -219,13 +222,13 @@ class View:
     def pair(
         self, history: Dialogue, chosen: str, rejected: str, *, max_tokens: int
     ) -> RenderedPair:
-        """Two responses to one history.
+        """Render two responses to one history.
 
         Args:
-            history: this side moves next.
+            history: a history after which this side moves.
             chosen: the better response.
-            rejected: the other one.
-            max_tokens: of the prompt with the longer response; see `context`.
+            rejected: the worse response.
+            max_tokens: limit of the prompt with the longer response; see `context`.
 
         Raises:
             ValueError: this side does not move next.
@@ -242,10 +245,10 @@ class View:
         return RenderedPair(prompt, better, worse, dropped)
 
     def parse(self, tokens: Sequence[int]) -> ParsedTurn:
-        """Read one own turn as it was sampled, up to its end token or cut before it.
+        """Parse one sampled turn of this side, with or without its end token.
 
-        Special tokens that strayed into it are left out of its text. Only the user's side can
-        close the dialogue: a marker of the policy's is such a stray.
+        Other special tokens are left out of the text. Only the user's side can close the dialogue,
+        so a marker that the policy samples is left out like any other special token.
         """
         tokens = [int(token) for token in tokens]
         ends = (i for i, token in enumerate(tokens) if token in self.template.end_ids)
@@ -258,25 +261,25 @@ class View:
         return ParsedTurn(self._text(said[:place]), ended=True, line=line, kept=place)
 
     def _text(self, tokens: Sequence[int]) -> str:
-        # A NUL fits in no turn; a character cut in half by the last token is no character.
+        # A turn can't hold a NUL; the last token may cut a character in half.
         return self.template.decode(tokens).replace("\0", "").rstrip("\ufffd").strip()
 
     def _line(self, dialogue: Dialogue) -> tuple[int, ...]:
-        """The recorded outcome's closing line and its end token."""
+        """Return the recorded outcome's closing line and its end token."""
         assert dialogue.outcome is not None
         line = self.scenario.outcome_line(dialogue.condition, dialogue.outcome)
         return (*self.template.encode(line), self.template.end_ids[0])
 
-    def _said(self, dialogue: Dialogue) -> list[Said]:
-        return [Said(turn.role == self.role, turn.text) for turn in dialogue.turns]
+    def _said(self, dialogue: Dialogue) -> list[SpeakerTurn]:
+        return [SpeakerTurn(turn.role == self.role, turn.text) for turn in dialogue.turns]
 
-    def _speaks_next(self, turns: Sequence[Said]) -> bool:
+    def _speaks_next(self, turns: Sequence[SpeakerTurn]) -> bool:
         if turns:
             return not turns[-1].own
         return self.scenario.policy_opens == (self.role == "policy")
 
-    def _split(self, dialogue: Dialogue) -> tuple[list[Said], Segment]:
-        """The turns up to the cue, and this side's words behind it if it had the last word."""
+    def _split(self, dialogue: Dialogue) -> tuple[list[SpeakerTurn], Segment]:
+        """Return the turns up to the cue, and this side's words after it if it spoke last."""
         turns = self._said(dialogue)
         if not turns or not turns[-1].own:
             return turns, Segment.read(())
@@ -284,9 +287,9 @@ class View:
         return turns[:-1], Segment.learnt(words)
 
     def _fit(
-        self, dialogue: Dialogue, turns: Sequence[Said], tail: Segment, *, max_tokens: int
+        self, dialogue: Dialogue, turns: Sequence[SpeakerTurn], tail: Segment, *, max_tokens: int
     ) -> tuple[Segment, int]:
-        """Opening, newest turns and `tail`; the number of oldest turns that had to go.
+        """Return opening, newest turns and `tail` joined; and the number of turns dropped.
 
         If `dialogue` ends with this side's turn, the newest turn is in `tail`.
         """
@@ -305,13 +308,13 @@ class View:
         if fit.body is None:
             raise InputError(
                 f"dialogue {dialogue.id!r}: the {self.role}'s system text and the newest turn "
-                f"alone need {fit.tokens} tokens, the limit is {max_tokens}; shorten the turn or "
-                "the condition, or allow more (a longer model.max_length)"
+                f"need {fit.tokens} tokens; expected {max_tokens} or fewer. Shorten the turn or "
+                "the condition, or set a larger --model.max-length"
             )
         return fit.body, fit.dropped_turns
 
 
 def _find(tokens: Sequence[int], pattern: Sequence[int]) -> int | None:
-    """Where `pattern` first occurs in `tokens`."""
+    """Return where `pattern` first occurs in `tokens`; None if it does not."""
     starts = range(len(tokens) - len(pattern) + 1)
     return next((i for i in starts if list(tokens[i : i + len(pattern)]) == pattern), None)

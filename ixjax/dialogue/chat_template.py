@@ -1,13 +1,13 @@
 """A tokenizer's own chat template as token segments.
 
-Markup (what the template writes around a turn) is tokenised once; what is said is tokenised
-alone, with every special token in it taken as plain text. So nothing typed can become markup, and
-a new turn costs its own tokens: template(history + turn) = template(history) + segment(turn).
-Where a template does not add up like this, whole histories are rendered per call, with one
-warning (`additive` is False).
+Markup (the text that the template writes around a turn) is tokenised once. The words of a turn
+are tokenised alone, with every special token in them taken as plain text. Typed text can therefore
+never become markup, and a new turn costs its own tokens alone:
+template(history + turn) = template(history) + segment(turn). A template without this property
+(`additive` is False) renders the whole history at every call and raises one warning.
 
-A template knows two speakers: "own" is the one that the model speaks as (the assistant), "other"
-is the one it hears (the user). Who of the dialogue is which is `ixjax.dialogue.chat.View`'s.
+A template has two speakers: "own" is the one that the model speaks as (the assistant), "other"
+is the one it hears (the user). `ixjax.dialogue.chat.View` maps the roles of a dialogue to them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from ixjax.dialogue.rendering import (
     NEUTRAL,
     Markup,
-    Said,
+    SpeakerTurn,
     build_messages,
     cut,
     read_markup,
@@ -36,16 +36,16 @@ from ixjax.io import InputError, fingerprint
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-OUTCOME_TEXT = "[outcome]"  # announces the closing line where the tokenizer has no token for it
+OUTCOME_TEXT = "[outcome]"  # announces the closing line if the tokenizer has no token for it
 CACHED_TEXTS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A stretch of tokens.
+    """A run of tokens.
 
     tokens: [T] token ids.
-    scored: [T] whether this speaker is trained on the token.
+    scored: [T] whether the loss covers the token.
     """
 
     tokens: tuple[int, ...]
@@ -53,17 +53,17 @@ class Segment:
 
     @classmethod
     def read(cls, tokens: Sequence[int]) -> Segment:
-        """Tokens that are given, not learnt."""
+        """Return a segment that the model reads; no token is scored."""
         return cls(tuple(tokens), (False,) * len(tokens))
 
     @classmethod
     def learnt(cls, tokens: Sequence[int]) -> Segment:
-        """Tokens that this speaker is trained to say."""
+        """Return a segment that the model learns to say; all tokens are scored."""
         return cls(tuple(tokens), (True,) * len(tokens))
 
     @classmethod
     def join(cls, segments: Sequence[Segment]) -> Segment:
-        """The segments, one behind the other."""
+        """Return the concatenated segments."""
         return cls(
             tuple(token for segment in segments for token in segment.tokens),
             tuple(scored for segment in segments for scored in segment.scored),
@@ -72,52 +72,52 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ChatTemplate:
-    """How turns become tokens, for one tokenizer. Build it with `from_tokenizer`."""
+    """The chat template of one tokenizer, as tokens. Build it with `from_tokenizer`."""
 
     tokenizer: PreTrainedTokenizerFast = dataclasses.field(repr=False)
     """The Hugging Face tokenizer that owns the template."""
     pad_id: int
     """Fills rows; never an end token. Masks come from lengths, never from this id."""
     end_ids: tuple[int, ...]
-    """What ends a turn; the first is what the template writes, any other stops a turn too."""
+    """Tokens that end a turn; the template writes the first, the others stop generation too."""
     marker_ids: tuple[int, ...]
-    """Announces the closing outcome line."""
+    """Tokens that announce the closing outcome line."""
     own_prefix: tuple[int, ...]
-    """Cue: from here on this speaker speaks."""
+    """Cue: tokens before this speaker's words."""
     own_suffix: tuple[int, ...]
-    """Behind this speaker's words; contains `end_ids[0]`."""
+    """Tokens after this speaker's words; contains `end_ids[0]`."""
     other_prefix: tuple[int, ...]
-    """Before the other's words."""
+    """Tokens before the other's words."""
     other_suffix: tuple[int, ...]
-    """Behind the other's words."""
+    """Tokens after the other's words."""
     system_prefix: tuple[int, ...]
-    """Everything before the system text, with the begin token where the template has one."""
+    """Tokens before the system text, with the begin token if the template has one."""
     system_suffix: tuple[int, ...]
-    """Behind the system text; if `joined`, it leads into the words of the other's first turn."""
+    """Tokens after the system text; if `joined`, the words of the other's first turn follow."""
     joined: bool
-    """The system text and the other's first words share one message."""
+    """Whether the system text and the other's first words share one message."""
     takes_system: bool
-    """Else the system text is put before the other's first words."""
+    """Whether there are system messages; if not, the system text precedes the other's words."""
     opens_own: bool
-    """Else a neutral turn of the other's goes before an opening turn of this speaker's."""
+    """Whether this speaker may open; if not, a neutral turn of the other precedes its opening."""
     additive: bool
-    """Whether segments add up; else a history is rendered anew to append to it."""
+    """Whether segments add up; if not, every longer history is rendered as a whole."""
     special_ids: frozenset[int] = dataclasses.field(repr=False)
-    """Tokens that typed text never becomes and decoded text never shows."""
+    """Tokens that encoded text never holds and decoded text never shows."""
     encode_text: Callable[[str], tuple[int, ...]] = dataclasses.field(repr=False)
     """`encode`, cached."""
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
-        """Read the segments off a tokenizer's chat template.
+        """Return the segments of a tokenizer's chat template.
 
         Raises:
-            InputError: the template cannot render a dialogue, leaves out what is said, or does
-                not close a turn with a special token.
+            InputError: the template cannot render a dialogue, leaves out a message, or does not
+                close a turn with a special token.
 
         Warns:
-            UserWarning: the template is not additive, or the tokenizer splits markup and words
-                otherwise when they stand alone.
+            UserWarning: the template is not additive, or the tokenizer splits a turn differently
+                when its markup and words are tokenised separately.
         """
         markup = read_markup(tokenizer)
         parts = {
@@ -160,15 +160,15 @@ class ChatTemplate:
         return fingerprint(self.tokenizer.backend_tokenizer.to_str(), self.tokenizer.chat_template)
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of what somebody said; no special token is ever among them.
+        """Return the tokens of typed text; none of them is special.
 
         Raises:
-            InputError: `text` is no valid Unicode (a lone surrogate).
+            InputError: `text` is not valid Unicode (a lone surrogate).
         """
         return list(self.encode_text(text))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens` up to the first end token, without special tokens, stripped."""
+        """Return the stripped text of `tokens` up to the first end token; special tokens vanish."""
         said = []
         for token in tokens:
             if token in self.end_ids:
@@ -181,12 +181,12 @@ class ChatTemplate:
         return str(text).strip()
 
     def opening(self, system: str, *, own_first: bool = False) -> list[int]:
-        """Everything before the first turn: the begin token and the system text.
+        """Return the tokens before the first turn: the begin token and the system text.
 
         Args:
             system: the speaker's instructions.
-            own_first: this speaker has the first turn; a neutral turn of the other's is put
-                before it where the template demands one.
+            own_first: whether this speaker has the first turn; a neutral turn of the other
+                precedes it if the template demands one.
         """
         head = [*self.system_prefix, *self.encode_text(system.strip()), *self.system_suffix]
         if own_first and not self.opens_own:
@@ -194,34 +194,36 @@ class ChatTemplate:
         return head
 
     def own(self, text: str) -> Segment:
-        """A turn of this speaker's, whole: its words and the end token are learnt."""
+        """Return a whole turn of this speaker: its words and the end token are scored."""
         words = Segment.learnt(self.encode_text(text.strip()))
         return Segment.join([Segment.read(self.own_prefix), words, self.closing(scored=True)])
 
     def closing(self, *, scored: bool) -> Segment:
-        """`own_suffix`, of which nothing but the end token is ever scored."""
+        """Return `own_suffix`; at most its end token is scored."""
         end = self.own_suffix.index(self.end_ids[0])
         places = range(len(self.own_suffix))
         return Segment(self.own_suffix, tuple(scored and place == end for place in places))
 
     def other(self, text: str, *, first: bool = False) -> list[int]:
-        """A turn of the other's, whole.
+        """Return a whole turn of the other.
 
         Args:
             text: the other's words.
-            first: right behind the opening, which may have begun the message already (`joined`).
+            first: whether it follows the opening, which begins its message if `joined`.
         """
         prefix = () if first and self.joined else self.other_prefix
         return [*prefix, *self.encode_text(text.strip()), *self.other_suffix]
 
-    def segments(self, system: str | None, turns: Sequence[Said], *, cue: bool) -> list[Segment]:
-        """A history in segments, from the begin token on.
+    def segments(
+        self, system: str | None, turns: Sequence[SpeakerTurn], *, cue: bool
+    ) -> list[Segment]:
+        """Return a history in segments, from the begin token on.
 
         Args:
             system: the speaker's instructions; None: none are given, and the template may write
-                its own.
+                its default.
             turns: the oldest first.
-            cue: this speaker speaks next; without turns, it also opens the dialogue.
+            cue: whether this speaker speaks next; without turns, it also opens the dialogue.
 
         Raises:
             InputError: the template refuses these roles in this order.
@@ -239,17 +241,19 @@ class ChatTemplate:
         return segments
 
     def messages(
-        self, system: str | None, turns: Sequence[Said], *, cue: bool
+        self, system: str | None, turns: Sequence[SpeakerTurn], *, cue: bool
     ) -> list[dict[str, str]]:
-        """The same history as `tokenizer.apply_chat_template` takes it."""
+        """Return the same history as messages for `tokenizer.apply_chat_template`."""
         return build_messages(
             system, turns, cue=cue, takes_system=self.takes_system, opens_own=self.opens_own
         )
 
-    def _whole(self, system: str | None, turns: Sequence[Said], *, cue: bool) -> list[Segment]:
-        """Render all turns at once, where segments do not add up."""
-        said = [*([] if system is None else [Said(False, system)]), *turns]
-        slots = [Said(turn.own, slot(number)) for number, turn in enumerate(said)]
+    def _whole(
+        self, system: str | None, turns: Sequence[SpeakerTurn], *, cue: bool
+    ) -> list[Segment]:
+        """Render all turns at once, if segments do not add up."""
+        said = [*([] if system is None else [SpeakerTurn(False, system)]), *turns]
+        slots = [SpeakerTurn(turn.own, slot(number)) for number, turn in enumerate(said)]
         given = None if system is None else slots.pop(0).text
         text = render(self.tokenizer, self.messages(given, slots, cue=cue), cue=cue)
         segments, own = [], False
@@ -267,8 +271,8 @@ class ChatTemplate:
         if not markup.additive:
             warnings.warn(
                 "the tokenizer's chat template is not additive: it writes a turn differently "
-                "once others follow it. Histories are rendered whole at every turn, which is "
-                "correct, but slower",
+                "when others follow it. The whole history is rendered at every turn, which is "
+                "correct but slower",
                 stacklevel=3,
             )
         for turns in _SAMPLES:
@@ -277,35 +281,40 @@ class ChatTemplate:
             whole = _markup_ids(self.tokenizer, render(self.tokenizer, messages, cue=True))
             if segments.tokens != whole:
                 warnings.warn(
-                    "the tokenizer splits words and markup otherwise when they stand alone; a "
-                    "pretrained model sees slightly other tokens than from its chat template "
-                    f"({len(segments.tokens)} against {len(whole)} in a short dialogue)",
+                    "the tokenizer splits words and markup differently when they are tokenised "
+                    "separately: a pretrained model reads slightly other tokens than its chat "
+                    f"template gives ({len(segments.tokens)} instead of {len(whole)} in a short "
+                    "dialogue)",
                     stacklevel=3,
                 )
                 return
 
 
-def _alternate(turns: Sequence[Said], cue: bool) -> bool:
-    """Whether no side speaks twice in a row."""
+def _alternate(turns: Sequence[SpeakerTurn], cue: bool) -> bool:
+    """Return whether no side speaks twice in a row."""
     own = [turn.own for turn in turns] + [True] * cue
     return all(a != b for a, b in itertools.pairwise(own))
 
 
 _SAMPLES = (
     [],
-    [Said(False, "Hello there.")],
-    [Said(False, "I am 20, tired ..."), Said(True, "How come?"), Said(False, "(work)")],
-    [Said(True, "Hi!"), Said(False, "No idea: 3 things.")],
+    [SpeakerTurn(False, "Hello there.")],
+    [
+        SpeakerTurn(False, "I am 20, tired ..."),
+        SpeakerTurn(True, "How come?"),
+        SpeakerTurn(False, "(work)"),
+    ],
+    [SpeakerTurn(True, "Hi!"), SpeakerTurn(False, "No idea: 3 things.")],
 )
 
 
 def _markup_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
-    """Tokens of markup, special tokens included; none is added around it."""
+    """Return the tokens of markup, special tokens included; none is added around it."""
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _named_id(tokenizer: PreTrainedTokenizerFast, name: str) -> int | None:
-    """The id of the tokenizer's `pad`, `eos`, ... token."""
+    """Return the id of the tokenizer's `pad`, `eos`, ... token."""
     token = getattr(tokenizer, f"{name}_token_id", None)
     return None if token is None else int(token)
 
@@ -313,10 +322,10 @@ def _named_id(tokenizer: PreTrainedTokenizerFast, name: str) -> int | None:
 def _special_ids(tokenizer: PreTrainedTokenizerFast, markup_ids: Sequence[int]) -> frozenset[int]:
     added = tokenizer.added_tokens_decoder
     special = {token for token, content in added.items() if content.special}
-    # Some folders list their turn tokens as ordinary added ones: used as markup, they are markup.
+    # Some folders list their turn tokens as ordinary added tokens.
     special |= set(tokenizer.all_special_ids) | (set(markup_ids) & set(added))
     special |= set(_marker_token(tokenizer))
-    # An unknown character is no markup.
+    # Unknown characters are text, not markup.
     return frozenset(special - {_named_id(tokenizer, "unk")})
 
 
@@ -326,23 +335,23 @@ def _end_ids(
     end = next((token for token in own_suffix if token in special_ids), None)
     if end is None:
         raise InputError(
-            "the tokenizer's chat template does not close an assistant message with a special "
-            f"token (it writes {tokenizer.decode(list(own_suffix))!r}); add one to the template, "
-            "so that a model can learn where its turn ends"
+            "the tokenizer's chat template closes an assistant message with "
+            f"{tokenizer.decode(list(own_suffix))!r}; expected a special token. Add one to the "
+            "template, so that a model can learn where its turn ends"
         )
     eos = _named_id(tokenizer, "eos")
     return (end,) if eos is None or eos == end else (end, eos)
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerFast, end_ids: Sequence[int]) -> int:
-    """The pad token, unless it ends turns as well (a common makeshift): then any other token."""
+    """Return the pad token; any other token if the pad token also ends turns."""
     named = (_named_id(tokenizer, "pad"), _named_id(tokenizer, "unk"))
     candidates = (*named, *range(len(end_ids) + 1))
     return next(token for token in candidates if token is not None and token not in end_ids)
 
 
 def _marker_token(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    """The one token of the marker, or nothing."""
+    """Return the single token of the marker; empty if the tokenizer has none."""
     ids = _markup_ids(tokenizer, OUTCOME)
     return ids if len(ids) == 1 and ids[0] != _named_id(tokenizer, "unk") else ()
 
@@ -354,9 +363,9 @@ def _marker_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
 def _text_encoder(
     tokenizer: PreTrainedTokenizerFast, special_ids: frozenset[int]
 ) -> Callable[[str], tuple[int, ...]]:
-    """A function from typed text to tokens without any of `special_ids`."""
+    """Return a function from typed text to tokens without any of `special_ids`."""
     names = [str(name) for name in tokenizer.convert_ids_to_tokens(sorted(special_ids))]
-    # The empty place behind the first character of a special token's name.
+    # Matches the empty place after the first character of a special token's name.
     places = (f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names if name)
     inside = re.compile("|".join(places))
     marker_is_text = not _marker_token(tokenizer)
@@ -372,12 +381,12 @@ def _text_encoder(
         except UnicodeEncodeError as error:
             raise InputError(f"text {text[:40]!r} is not valid Unicode: {error}") from error
         if marker_is_text:
-            # Only other words can be told from a marker that is plain words to this tokenizer.
+            # This tokenizer reads the marker as plain words, so typed text must not hold them.
             text = text.replace(OUTCOME_TEXT, "(outcome)")
         ids = plain(text)
         if not special_ids.isdisjoint(ids):
-            # Markup that the tokenizer does not call special: take its names apart. What is one
-            # token even so cannot be said.
+            # Markup that the tokenizer does not call special: split its names into two texts.
+            # A name that is one token nevertheless is dropped.
             ids = [token for part in inside.split(text) for token in plain(part)]
             ids = [token for token in ids if token not in special_ids]
         return tuple(ids)

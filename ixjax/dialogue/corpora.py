@@ -1,7 +1,7 @@
-"""From files to splits: which reader, how the corpus is divided, and our own dialogue files.
+"""Corpora: choose a reader, divide dialogues into splits, read and write our dialogue files.
 
-No situation and no participant is shared between training, validation and test: dialogues that
-share a group are connected, and a connected set goes into one split as a whole.
+Training, validation and test share no situation and no participant: dialogues that share a group
+are connected, and a connected set goes into one split as a whole.
 """
 
 from __future__ import annotations
@@ -31,44 +31,50 @@ class DataConfig:
     path: str = dataclasses.field(default="", metadata=io.NO_EFFECT)
     """File or folder of the corpus; the sandbox needs none."""
     format: Format = "auto"
-    """How to read it: esconv, p4g, jsonl (your own), sandbox; auto: by the scenario and path."""
+    """Format of the corpus: esconv, p4g, jsonl (your own), sandbox; auto: by scenario and path."""
     valid_fraction: float = 0.1
-    """Share of the dialogues that validates, where the corpus has no official split."""
+    """Share of the dialogues for validation, if the corpus has no official split."""
     test_fraction: float = 0.15
-    """Share of the dialogues that is held out, where the corpus has no official split."""
+    """Share of the dialogues for the test, if the corpus has no official split."""
     heldout_fraction: float = 0.4
-    """Share of the training dialogues that trains the held-out simulator alone."""
+    """Share of the training dialogues that only the held-out simulator is trained on."""
     max_dialogues: int = 0
-    """Read at most this many dialogues, drawn by the seed; 0: all."""
+    """Most dialogues to read, drawn by the seed; 0: all."""
     sandbox_dialogues: int = 1200
     """Dialogues that the sandbox generates."""
 
     def __post_init__(self) -> None:
-        """Refuse fractions that leave nothing to train on."""
+        """Refuse fractions that leave no dialogue to train on."""
         if self.format not in get_args(Format):
-            raise ValueError(f"format is {self.format!r}; expected one of {get_args(Format)}")
+            raise ValueError(
+                f"format is {self.format!r}; expected one of {', '.join(get_args(Format))}"
+            )
         for name in ("valid_fraction", "test_fraction", "heldout_fraction"):
             if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be in (0, 1)")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; expected a number above 0 and below 1"
+                )
         if self.max_dialogues < 0:
-            raise ValueError(f"max_dialogues is {self.max_dialogues}; it must be 0 (all) or more")
+            raise ValueError(f"max_dialogues is {self.max_dialogues}; expected 0 (all) or more")
         if self.sandbox_dialogues < 1:
-            raise ValueError(
-                f"sandbox_dialogues is {self.sandbox_dialogues}; it must be at least 1"
-            )
+            raise ValueError(f"sandbox_dialogues is {self.sandbox_dialogues}; expected 1 or more")
         if self.valid_fraction + self.test_fraction >= 1:
-            raise ValueError("valid_fraction and test_fraction leave nothing to train on")
+            raise ValueError(
+                f"valid_fraction is {self.valid_fraction} and test_fraction {self.test_fraction}; "
+                "expected a sum below 1, or nothing is left to train on"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """A corpus divided.
+    """A corpus divided into splits.
 
-    train: the policy's and the simulator's dialogues.
-    train_heldout: the held-out simulator's.
-    valid: stops trainings early.
-    test: conditions and outcomes that nothing was trained on.
-    moved: dialogues that left their official split, for they share a group with another's.
+    train: dialogues that policy and simulator are trained on.
+    train_heldout: dialogues that the held-out simulator is trained on.
+    valid: dialogues for early stopping.
+    test: dialogues that no model is trained on.
+    moved: number of dialogues moved out of their official split, since another split shares their
+        group.
     """
 
     train: list[Dialogue]
@@ -84,10 +90,10 @@ def read_corpus(
     """Read the corpus that the configuration names.
 
     Returns:
-        The dialogues, what was read and dropped, and the official split of each id that has one.
+        The dialogues, the account of the reading, and the official split of each id that has one.
 
     Raises:
-        InputError: no path where one is needed, none there, or a file that can't be read.
+        InputError: a path is missing or does not exist, or a file can't be read.
     """
     account = ReadingAccount()
     scenario = get_scenario(scenario_name)
@@ -96,8 +102,8 @@ def read_corpus(
     if format_ == "sandbox":
         if config.path:
             raise io.InputError(
-                f"data.path is {config.path!r}; the sandbox generates its dialogues: leave it out, "
-                "or set --data.format jsonl for dialogues of your own"
+                f"data.path is {config.path!r}; expected none, since the sandbox generates its "
+                "dialogues. Leave it out, or set --data.format jsonl for your own dialogues"
             )
         dialogues = generate_corpus(config.sandbox_dialogues, seed=seed)
         account.read = account.kept = len(dialogues)
@@ -136,10 +142,9 @@ def split_corpus(
 ) -> Splits:
     """Divide a corpus without leakage; a function of (dialogues, config, seed).
 
-    A connected set that has an official test dialogue goes to test, else one with an official
-    validation dialogue to validation, else one with an official training dialogue to training;
-    the others are drawn so that each split has its share. A set that is larger than the split it
-    is drawn for goes to training.
+    A connected set with official dialogues goes to test if one of them is a test dialogue, else to
+    validation if one is a validation dialogue, else to training. The other sets are drawn so that
+    each split has its share; a set larger than the split it is drawn for goes to training.
     """
     official = official or {}
     placed: dict[str, list[list[Dialogue]]] = {"train": [], "valid": [], "test": []}
@@ -170,7 +175,7 @@ def split_corpus(
 
 
 def _fractions(config: DataConfig, placed: Mapping[str, Sequence]) -> dict[str, float]:
-    """Shares of valid and test: those of the official split where there is one."""
+    """Return the shares of valid and test: the official split's, if there is one."""
     sizes = {name: sum(len(members) for members in sets) for name, sets in placed.items()}
     total = sum(sizes.values())
     if not total:
@@ -181,27 +186,26 @@ def _fractions(config: DataConfig, placed: Mapping[str, Sequence]) -> dict[str, 
 def _halve(
     sets: Sequence[list[Dialogue]], fraction: float, seed: int
 ) -> tuple[list[Dialogue], list[Dialogue]]:
-    """The policy's and simulator's dialogues, and those of the held-out simulator.
+    """Return the dialogues of policy and simulator, and those of the held-out simulator.
 
-    Connected sets stay whole but for one that is larger than either part should be: its
-    dialogues are divided one by one, for the held-out simulator needs other dialogues, not other
-    people.
+    Connected sets stay whole, except sets larger than half of the held-out share: their dialogues
+    are divided one by one. The held-out simulator needs other dialogues, not other participants.
     """
     total = sum(len(members) for members in sets)
     limit = fraction * total
-    pieces = [
-        piece
+    units = [
+        unit
         for members in sets
-        for piece in ([members] if len(members) <= limit / 2 else [[d] for d in members])
+        for unit in ([members] if len(members) <= limit / 2 else [[d] for d in members])
     ]
     train, heldout = [], []
-    for i in np.random.default_rng([seed, 1]).permutation(len(pieces)):
-        (heldout if len(heldout) + len(pieces[i]) <= limit else train).extend(pieces[i])
+    for i in np.random.default_rng([seed, 1]).permutation(len(units)):
+        (heldout if len(heldout) + len(units[i]) <= limit else train).extend(units[i])
     return _shuffled(train, seed), _shuffled(heldout, seed)
 
 
 def _shuffled(dialogues: Sequence[Dialogue], seed: int) -> list[Dialogue]:
-    """Seeded order: the first n conditions of a search are then a fair draw."""
+    """Return dialogues in seeded order, so that a search's first n conditions are a fair draw."""
     ordered = _in_order(dialogues)
     return [ordered[i] for i in np.random.default_rng([seed, 2]).permutation(len(ordered))]
 
@@ -211,7 +215,7 @@ def _in_order(dialogues: Iterable[Dialogue]) -> list[Dialogue]:
 
 
 def connected(dialogues: Sequence[Dialogue]) -> list[list[Dialogue]]:
-    """Sets of dialogues that share a group, directly or through others (union-find)."""
+    """Return sets of dialogues that share a group, directly or through others (union-find)."""
     parent = list(range(len(dialogues)))
 
     def root(i: int) -> int:
@@ -241,13 +245,12 @@ def read_dialogues(path: str | Path) -> list[Dialogue]:
 
 
 def add_dialogue(path: str | Path, dialogue: Dialogue) -> int:
-    """Add a dialogue to a corpus file, or replace the one of its id; how many it then holds.
+    """Add a dialogue to a corpus file, or replace the dialogue with its id; return the new count.
 
-    The file is rewritten whole, so that it is never half there; one without a line for the schema
-    stays without.
+    The file is rewritten atomically; a file without a schema line stays without.
 
     Raises:
-        InputError: the file is there, and holds something else than dialogues, each with an id.
+        InputError: the file holds a line that is not a dialogue, or an id twice.
     """
     schema, by_id = SCHEMA, {}
     if Path(path).exists():
@@ -270,6 +273,8 @@ def _records_by_id(path: str | Path, schema: str | None) -> dict[str, dict]:
         if not isinstance(name, str) or not isinstance(record.get("turns"), list):
             raise io.InputError(f"{path}:{line}: expected a dialogue with `id` and `turns`")
         if name in by_id:
-            raise io.InputError(f"{path}:{line}: the id {name!r} is there twice")
+            raise io.InputError(
+                f"{path}:{line}: id is {name!r}, as on an earlier line; expected another"
+            )
         by_id[name] = record
     return by_id

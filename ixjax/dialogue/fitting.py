@@ -1,4 +1,4 @@
-"""A history in as many tokens as there is room for: the oldest turns go first, and go whole."""
+"""Fit a history into a token limit: whole oldest turns are dropped first."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 
 from ixjax.dialogue.chat_template import ChatTemplate, Segment
-from ixjax.dialogue.rendering import Said
+from ixjax.dialogue.rendering import SpeakerTurn
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What of a history has room.
+    """The part of a history that fits.
 
-    body: the opening, the newest turns and the tail; None where not even the least has room.
-    dropped_turns: oldest turns that had to go.
-    tokens: of the body, or of the least that was tried.
+    body: the opening, the newest turns and the tail; None if the shortest form does not fit.
+    dropped_turns: oldest turns that did not fit.
+    tokens: number of tokens of the body, or of the shortest form.
     """
 
     body: Segment | None
@@ -26,29 +26,29 @@ class Fit:
 def fit_history(
     template: ChatTemplate,
     system: str | None,
-    turns: Sequence[Said],
+    turns: Sequence[SpeakerTurn],
     tail: Segment,
     *,
     cue: bool,
     keep: int,
     max_tokens: int,
 ) -> Fit:
-    """Leave out as few of the oldest turns as there must be.
+    """Drop the fewest oldest turns with which the history fits.
 
     Args:
         template: renders the history.
-        system: the speaker's instructions; they never go. None: there are none.
+        system: the speaker's instructions, never dropped; None: there are none.
         turns: the oldest first.
-        tail: what stands behind them.
-        cue: this speaker speaks next.
-        keep: newest turns that stay whatever happens.
-        max_tokens: room for all of it.
+        tail: tokens after the turns, never dropped.
+        cue: whether this speaker speaks next.
+        keep: number of newest turns that are never dropped.
+        max_tokens: limit of all segments together.
     """
     needed = 0
     for dropped in range(len(turns) - keep + 1):
         kept = turns[dropped:]
         if dropped and len(kept) > keep and kept[0].own and not template.opens_own:
-            continue  # a neutral opening would claim that nothing went before
+            continue  # a neutral opening would state that nothing came before
         segments = [*template.segments(system, kept, cue=cue), tail]
         needed = sum(len(segment.tokens) for segment in segments)
         if needed <= max_tokens:

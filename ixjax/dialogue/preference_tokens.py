@@ -1,7 +1,7 @@
-"""Preferences as tokens: the prompt as the model meets it, the responses as it would say them.
+"""Preferences as tokens: a prompt and two responses, in the form that the model reads and writes.
 
-A response is never cut. Where a prompt and the longer response have no room, the prompt loses its
-oldest turns, then the oldest tokens of the one turn that is left; a text loses its oldest tokens.
+A response is never cut. If a prompt and the longer response do not fit, the prompt loses its
+oldest turns, then the oldest tokens of the last turn; a text prompt loses its oldest tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ixjax.dialogue.chat import RenderedPair
 from ixjax.dialogue.chat_template import ChatTemplate, Segment
 from ixjax.dialogue.fitting import fit_history
 from ixjax.dialogue.preferences import ChatPrompt, Preference, PreferenceAccount
-from ixjax.dialogue.rendering import Said
+from ixjax.dialogue.rendering import SpeakerTurn
 from ixjax.io import InputError
 
 LENGTHS = ("prompt", "chosen", "rejected")
@@ -24,11 +24,11 @@ LENGTHS = ("prompt", "chosen", "rejected")
 
 @dataclasses.dataclass(frozen=True)
 class FittedPrompt:
-    """A prompt in as many tokens as there was room for.
+    """A prompt cut to fit.
 
-    tokens: [T] up to where the responses begin.
-    dropped_turns: oldest turns that had to go.
-    cut_tokens: oldest tokens of the oldest text left that had to go.
+    tokens: [T] up to the first token of a response.
+    dropped_turns: oldest turns that did not fit.
+    cut_tokens: oldest tokens that did not fit, of the oldest turn kept or of the text.
     """
 
     tokens: tuple[int, ...]
@@ -44,14 +44,14 @@ def render_preferences(
     max_prompt: int = 0,
     account: PreferenceAccount,
 ) -> list[RenderedPair]:
-    """The preferences as tokens; those whose responses have no room are counted and left out.
+    """Render preferences as tokens; those whose responses do not fit are counted and dropped.
 
     Args:
-        preferences: what to render.
-        template: of the model that is aligned.
-        max_tokens: of a prompt with the longer of its responses.
-        max_prompt: of a prompt; 0: what the response leaves.
-        account: is filled.
+        preferences: the preferences to render.
+        template: chat template of the model to be aligned.
+        max_tokens: limit of a prompt with the longer of its responses.
+        max_prompt: limit of a prompt; 0: the tokens that the longer response leaves.
+        account: counts of the file, updated.
 
     Raises:
         InputError: the chat template refuses a row's messages (names the row).
@@ -62,7 +62,7 @@ def render_preferences(
         room = max_tokens - max(len(chosen), len(rejected))
         room = min(room, max_prompt) if max_prompt else room
         prompt = _prompt(preference, template, room) if room > 0 else None
-        if chosen == rejected:  # other texts, of which the tokenizer makes the same
+        if chosen == rejected:  # different texts that the tokenizer maps to the same tokens
             account.drop("equal_text", preference.where)
         elif prompt is None:
             account.drop("too_long", preference.where)
@@ -75,7 +75,7 @@ def render_preferences(
 
 
 def pair_lengths(pairs: Sequence[RenderedPair]) -> dict[str, dict[str, Any]]:
-    """Median, 95th percentile and the longest, in tokens, of prompts and of both responses."""
+    """Return median, 95th percentile and maximum length in tokens, of prompts and responses."""
     found = {}
     for name in LENGTHS:
         lengths = np.array([len(getattr(pair, name)) for pair in pairs])
@@ -87,7 +87,7 @@ def pair_lengths(pairs: Sequence[RenderedPair]) -> dict[str, dict[str, Any]]:
 def _responses(
     preference: Preference, template: ChatTemplate
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Both responses with the token that ends them."""
+    """Return both responses, each with its end token."""
     texts = preference.chosen, preference.rejected
     if isinstance(preference.prompt, str):
         chosen, rejected = (_text_response(template, preference.prompt, text) for text in texts)
@@ -118,9 +118,9 @@ def _fit_chat(prompt: ChatPrompt, template: ChatTemplate, room: int) -> FittedPr
     words = template.encode(newest.text.strip())
     cut = fit.tokens - room
     while cut < len(words):
-        # What is left of a text may be more tokens by itself than it was in the whole.
+        # The remaining text alone may have more tokens than it had within the whole text.
         left = template.decode(words[cut:]).lstrip("\ufffd")
-        last = [Said(newest.own, left)]
+        last = [SpeakerTurn(newest.own, left)]
         fit = fit_history(template, system, last, nothing, cue=True, keep=1, max_tokens=room)
         if fit.body is not None and left:
             return FittedPrompt(fit.body.tokens, len(turns) - 1, cut)
@@ -129,7 +129,7 @@ def _fit_chat(prompt: ChatPrompt, template: ChatTemplate, room: int) -> FittedPr
 
 
 def _fit_text(ids: Sequence[int], template: ChatTemplate, room: int) -> FittedPrompt | None:
-    """The newest tokens of a text, behind its begin token where it has one."""
+    """Return the newest tokens of a text, after its begin token if it has one."""
     begin = int(ids[:1] == [template.tokenizer.bos_token_id])
     cut = max(0, len(ids) - room)
     if cut >= len(ids) - begin:
@@ -138,10 +138,10 @@ def _fit_text(ids: Sequence[int], template: ChatTemplate, room: int) -> FittedPr
 
 
 def _text_response(template: ChatTemplate, prompt: str, text: str) -> tuple[int, ...]:
-    """How a text goes on, and the tokenizer's end token behind it.
+    """Return the tokens that continue a text prompt, with the tokenizer's end token.
 
-    Where the tokenizer joins the end of the prompt and the beginning of the response into one
-    token, the response is tokenised alone: a model that goes on from this prompt meets it whole.
+    If the tokenizer joins the end of the prompt and the beginning of the response into one token,
+    the response is tokenised alone: the model continues from the tokens of the whole prompt.
     """
     end = str(template.tokenizer.eos_token or template.tokenizer.decode([template.end_ids[0]]))
     text = text if text.endswith(end) else text + end
@@ -152,7 +152,7 @@ def _text_response(template: ChatTemplate, prompt: str, text: str) -> tuple[int,
 
 
 def _text_ids(template: ChatTemplate, text: str) -> list[int]:
-    """A text as its tokenizer reads it, special tokens in it included; it begins only once."""
+    """Return a text's tokens, special tokens included, with exactly one begin token."""
     tokenizer = template.tokenizer
     begun = bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
     return list(tokenizer(text, add_special_tokens=not begun, verbose=False)["input_ids"])

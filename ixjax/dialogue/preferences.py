@@ -1,8 +1,8 @@
-"""Preferences as other tools keep them: a prompt and two responses to it, the better one first.
+"""Preferences as other tools store them: a prompt and two responses, the better one first.
 
-`ixjax.dialogue.readers.preferences` reads them from files, `ixjax.dialogue.preference_tokens` makes
-tokens of them. What is no preference (two equal responses) or was there before is left out here,
-and whatever is left out is counted and can be found by its line.
+`ixjax.dialogue.readers.preferences` reads them from files, `ixjax.dialogue.preference_tokens`
+renders them as tokens. This module drops rows without a preference (two equal responses) and
+duplicates; every dropped row is counted, and its line recorded.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
-from ixjax.dialogue.rendering import Said
+from ixjax.dialogue.rendering import SpeakerTurn
 from ixjax.io import NO_EFFECT, InputError
 
 PreferenceFormat = Literal["auto", "ixjax", "trl", "ultrafeedback", "alpaca"]
-SHOWN_LINES = 10  # of each reason, in an account
+SHOWN_LINES = 10  # lines listed for each reason in an account
 
 DROP_RULES = (
     "several_messages",
@@ -26,12 +26,12 @@ DROP_RULES = (
     "duplicate",
     "too_long",
 )
-"""Why a row of a file is no pair to train on; the first that applies counts."""
+"""Reasons to drop a row of a file; the first that applies counts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PreferencesConfig:
-    """A file of preferences, a source of pairs beside those of the run."""
+    """A file of preferences, a source of pairs in addition to the search."""
 
     path: str = dataclasses.field(default="", metadata=NO_EFFECT)
     """The file, JSON lines or one JSON list; empty: none."""
@@ -40,42 +40,43 @@ class PreferencesConfig:
     alone: bool = False
     """Align on this file alone; the run then needs no search."""
     max_prompt: int = 0
-    """Most tokens of a prompt, the oldest go first; 0: what the response leaves of a context."""
+    """Most tokens of a prompt, the oldest are cut; 0: the context minus the longer response."""
     min_margin: float = 0.0
-    """Least difference of the two scores (values), where the file has them."""
+    """Least difference of the two scores (values), if the file has scores."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that name nothing to read."""
+        """Refuse settings out of range, and settings that need a file without one."""
         if self.format not in get_args(PreferenceFormat):
             raise InputError(
                 f"preferences.format is {self.format!r}; expected one of "
                 f"{', '.join(get_args(PreferenceFormat))}"
             )
         if self.alone and not self.path:
-            raise InputError("preferences.alone: no file is given; set --preferences.path FILE")
+            raise InputError(
+                "preferences.alone is True; expected a file with it: set --preferences.path FILE"
+            )
         if self.max_prompt < 0:
             raise InputError(
-                f"preferences.max_prompt is {self.max_prompt}; expected 1 or more, or 0 (no limit "
-                "of its own)"
+                f"preferences.max_prompt is {self.max_prompt}; expected 1 or more, or 0 (no limit)"
             )
         if not self.min_margin >= 0:
             raise InputError(f"preferences.min_margin is {self.min_margin}; expected 0 or more")
         if self.min_margin and not self.path:
             raise InputError(
-                "preferences.min_margin: no file is given; set --preferences.path FILE (pairs of a "
-                "search have pairs.min_margin)"
+                f"preferences.min_margin is {self.min_margin}; expected a file with it: set "
+                "--preferences.path FILE, or --pairs.min-margin for the pairs of a search"
             )
 
 
 class ChatPrompt(NamedTuple):
-    """A conversation up to where the assistant speaks.
+    """A conversation after which the assistant speaks.
 
-    system: the instructions; None: none are given.
-    turns: the oldest first; `own` ones are the assistant's.
+    system: the instructions; None: there are none.
+    turns: the oldest first; `own` turns are the assistant's.
     """
 
     system: str | None
-    turns: tuple[Said, ...]
+    turns: tuple[SpeakerTurn, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +84,9 @@ class Preference:
     """Two responses to one prompt.
 
     where: file and line, for errors and accounts.
-    prompt: a conversation for the chat template, or the text that the model reads as it stands.
-    chosen, rejected: what the assistant says, or how the text goes on.
-    margin: how much better the chosen one is, where the file says so.
+    prompt: a conversation for the chat template, or a text that the model reads unchanged.
+    chosen, rejected: the assistant's messages, or continuations of the text.
+    margin: chosen score minus rejected score; None if the file has no scores.
     """
 
     where: str
@@ -97,13 +98,13 @@ class Preference:
 
 @dataclasses.dataclass
 class PreferenceAccount:
-    """What became of the rows of a file: read = kept + dropped, over all reasons.
+    """Counts of the rows of a file: read = kept + dropped, over all reasons.
 
     read: rows found.
-    dropped: where the rows stand that are no pair to train on, by the first rule that applied.
+    dropped: file and line of each dropped row, by the first rule that applied.
     shortened: prompts that lost their oldest turns or tokens.
-    dropped_turns: turns that they lost.
-    cut_tokens: tokens that they lost of the oldest text that was left.
+    dropped_turns: turns that these prompts lost.
+    cut_tokens: tokens that these prompts lost within a turn or text.
     """
 
     read: int = 0
@@ -113,17 +114,17 @@ class PreferenceAccount:
     cut_tokens: int = 0
 
     def drop(self, rule: str, where: str) -> None:
-        """Count a row that a rule of `DROP_RULES` leaves out."""
+        """Count a row that a rule of `DROP_RULES` drops."""
         self.dropped.setdefault(rule, []).append(where)
 
     def facts(self) -> dict[str, Any]:
-        """The account as JSON: how many, and where the first of them stand."""
-        left_out = {rule: self.dropped[rule] for rule in DROP_RULES if rule in self.dropped}
+        """Return the account as JSON: counts, and the lines of the first rows of each reason."""
+        dropped = {rule: self.dropped[rule] for rule in DROP_RULES if rule in self.dropped}
         return {
             "read": self.read,
-            "kept": self.read - sum(map(len, left_out.values())),
-            "dropped": {rule: len(places) for rule, places in left_out.items()},
-            "dropped_at": {rule: places[:SHOWN_LINES] for rule, places in left_out.items()},
+            "kept": self.read - sum(map(len, dropped.values())),
+            "dropped": {rule: len(lines) for rule, lines in dropped.items()},
+            "dropped_at": {rule: lines[:SHOWN_LINES] for rule, lines in dropped.items()},
             "shortened_prompts": self.shortened,
             "dropped_turns": self.dropped_turns,
             "cut_tokens": self.cut_tokens,
@@ -133,12 +134,12 @@ class PreferenceAccount:
 def sound_preferences(
     preferences: Iterable[Preference], account: PreferenceAccount, *, min_margin: float = 0.0
 ) -> Iterator[Preference]:
-    """Those that prefer one response to another, each once.
+    """Yield preferences that pass `DROP_RULES`, each once.
 
     Args:
         preferences: in the order of the file.
-        account: is filled.
-        min_margin: least difference of scores, where there are any.
+        account: counts of the file, updated.
+        min_margin: least difference of scores, for preferences with scores.
     """
     seen: set[tuple[Any, str, str]] = set()
     for preference in preferences:

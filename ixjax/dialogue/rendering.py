@@ -1,10 +1,10 @@
-"""What a tokenizer's chat template writes, as strings.
+"""The markup of a tokenizer's chat template, as strings.
 
-The template is a program (Jinja) that only shows what it does by doing it: here it renders
-placeholder texts, and the markup is what lies between them. Four peculiarities are met: templates
-that refuse a system message (Gemma 2) or put it into the first user turn (Gemma 3, Llama 2),
-that refuse to open with the assistant, that add a default system text (Qwen 2), and those that
-write a turn differently once another follows it (not additive).
+The template is a program (Jinja), so its markup is found by running it: it renders placeholder
+texts, and the markup is the text between them. Four kinds of templates need special treatment:
+those that refuse a system message (Gemma 2) or put it into the first user turn (Gemma 3, Llama 2);
+those that refuse to open with the assistant; those that add a default system text (Qwen 2); and
+those that write a turn differently when another follows it (not additive).
 https://huggingface.co/docs/transformers/chat_templating
 """
 
@@ -20,27 +20,27 @@ from ixjax.io import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-NEUTRAL = "(The conversation begins.)"  # said by nobody, where a template must open with a user
+NEUTRAL = "(The conversation begins.)"  # the user's turn if a template must open with the user
 FOLD = "\n\n"  # between the system text and the turn that carries it
-# Llama 3.2 writes today's date into every prompt, unless told: a run must not depend on the day.
+# Llama 3.2 writes today's date into every prompt by default: a run must not depend on the day.
 FIXED_DATE = "26 Jul 2024"
 _SLOT = re.compile(r"ixjaxslot(\d{4})end")
 
 
-class Said(NamedTuple):
-    """One turn as a speaker sees it: its own, or the other side's."""
+class SpeakerTurn(NamedTuple):
+    """One turn as a speaker sees it: spoken by the speaker (`own`) or by the other side."""
 
     own: bool
     text: str
 
 
 def slot(number: int) -> str:
-    """A text that stands for what is said; 0 is the system text, turns count from 1."""
+    """Return the placeholder of a message; 0 is the system text, turns count from 1."""
     return f"ixjaxslot{number:04d}end"
 
 
 def cut(text: str, slots: int) -> list[tuple[str, int | None]]:
-    """Cut a rendering at its slots into (markup, slot behind it); the last has None behind it.
+    """Split a rendering at its slots into (markup, slot after it); the last has None.
 
     Raises:
         InputError: some slot does not occur exactly once.
@@ -49,27 +49,32 @@ def cut(text: str, slots: int) -> list[tuple[str, int | None]]:
     markup, numbers = pieces[::2], [int(number) for number in pieces[1::2]]
     if sorted(numbers) != list(range(slots)):
         raise InputError(
-            "the tokenizer's chat template leaves out or repeats messages: of "
-            f"{slots} messages it writes those numbered {numbers}; give it another chat template"
+            f"the tokenizer's chat template writes messages {numbers}; expected each of "
+            f"0 to {slots - 1} once: it leaves out or repeats messages. Use another chat template"
         )
     return list(zip(markup, [*numbers, None], strict=True))
 
 
 def build_messages(
-    system: str | None, turns: Sequence[Said], *, cue: bool, takes_system: bool, opens_own: bool
+    system: str | None,
+    turns: Sequence[SpeakerTurn],
+    *,
+    cue: bool,
+    takes_system: bool,
+    opens_own: bool,
 ) -> list[dict[str, str]]:
-    """A history as `apply_chat_template` takes it.
+    """Return a history as messages for `apply_chat_template`.
 
     Args:
         system: the speaker's instructions; None: there are none.
         turns: the oldest first.
-        cue: this speaker speaks next.
-        takes_system: else the system text is put before the other's first words.
-        opens_own: else a neutral turn of the other's goes before an opening turn of one's own.
+        cue: whether this speaker speaks next.
+        takes_system: see `Markup`.
+        opens_own: see `Markup`.
     """
     own_first = turns[0].own if turns else cue
     if own_first and not opens_own:
-        turns = [Said(False, NEUTRAL), *turns]
+        turns = [SpeakerTurn(False, NEUTRAL), *turns]
     messages = [{"role": "assistant" if own else "user", "content": text} for own, text in turns]
     if system is None:
         return messages
@@ -83,7 +88,7 @@ def build_messages(
 def render(
     tokenizer: PreTrainedTokenizerFast, messages: Sequence[dict[str, str]], *, cue: bool
 ) -> str:
-    """The chat template's text of `messages`.
+    """Render `messages` by the tokenizer's chat template.
 
     Raises:
         InputError: the template refuses them.
@@ -92,7 +97,7 @@ def render(
         text = tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=cue, date_string=FIXED_DATE
         )
-    except Exception as error:  # templates raise their own errors, and whatever Jinja does
+    except Exception as error:  # templates raise errors of any type
         roles = [message["role"] for message in messages]
         place = f"{tokenizer.name_or_path}: " if tokenizer.name_or_path else ""
         raise InputError(
@@ -103,14 +108,16 @@ def render(
 
 @dataclasses.dataclass(frozen=True)
 class Markup:
-    """A chat template's markup, read off its renderings by `read_markup`."""
+    """A chat template's markup, as `read_markup` found it."""
 
     takes_system: bool
+    """Whether there are system messages; if not, the system text precedes the other's words."""
     opens_own: bool
+    """Whether this speaker may open; if not, a neutral turn of the other precedes its opening."""
     joined: bool
-    """The system text and the other's first words share one message."""
+    """Whether the system text and the other's first words share one message."""
     additive: bool
-    """Whether the parts below, put together, are what the template writes."""
+    """Whether the concatenated parts below equal the template's rendering."""
     system_prefix: str
     system_suffix: str
     other_prefix: str
@@ -123,27 +130,27 @@ def read_markup(tokenizer: PreTrainedTokenizerFast) -> Markup:
     """Find how the tokenizer's chat template writes each role.
 
     Raises:
-        InputError: it cannot render a dialogue, or leaves out what is said.
+        InputError: it cannot render a dialogue, or leaves out a message.
     """
-    user_first = [Said(False, slot(1))]
+    user_first = [SpeakerTurn(False, slot(1))]
     takes_system = _accepts(tokenizer, user_first, takes_system=True, opens_own=True)
     opens_own = takes_system and all(
         _accepts(tokenizer, turns, takes_system=True, opens_own=True)
-        for turns in ([], [Said(True, slot(1)), Said(False, slot(2))])
+        for turns in ([], [SpeakerTurn(True, slot(1)), SpeakerTurn(False, slot(2))])
     )
 
     def pieces(turns: int, *, cue: bool) -> list[str]:
-        said = [Said(number % 2 == 1, slot(number + 1)) for number in range(turns)]
+        said = [SpeakerTurn(number % 2 == 1, slot(number + 1)) for number in range(turns)]
         messages = build_messages(
             slot(0), said, cue=cue, takes_system=takes_system, opens_own=opens_own
         )
         return [markup for markup, _ in cut(render(tokenizer, messages, cue=cue), turns + 1)]
 
-    # Five pieces of a dialogue other, own, other: around and between its four texts.
-    system_prefix, before_first, _, between, behind = pieces(3, cue=True)
+    # Markup before, between and after the four texts of system, other, own, other.
+    system_prefix, before_first, _, between, after_last = pieces(3, cue=True)
     other_suffix, own_suffix = pieces(1, cue=False)[-1], pieces(2, cue=False)[-1]
     other_prefix = between.removeprefix(own_suffix)
-    # A system message of its own ends where the other's turn begins as any later one does.
+    # If the system text has its own message, the other's first turn begins like any later one.
     joined = not takes_system or not before_first.endswith(other_prefix)
     markup = Markup(
         takes_system=takes_system,
@@ -154,7 +161,7 @@ def read_markup(tokenizer: PreTrainedTokenizerFast) -> Markup:
         system_suffix=before_first if joined else before_first.removesuffix(other_prefix),
         other_prefix=other_prefix,
         other_suffix=other_suffix,
-        own_prefix=behind.removeprefix(other_suffix),
+        own_prefix=after_last.removeprefix(other_suffix),
         own_suffix=own_suffix,
     )
     return dataclasses.replace(markup, additive=_adds_up(tokenizer, markup))
@@ -162,7 +169,7 @@ def read_markup(tokenizer: PreTrainedTokenizerFast) -> Markup:
 
 def _accepts(
     tokenizer: PreTrainedTokenizerFast,
-    turns: Sequence[Said],
+    turns: Sequence[SpeakerTurn],
     *,
     takes_system: bool,
     opens_own: bool,
@@ -178,14 +185,14 @@ def _accepts(
 
 
 def _adds_up(tokenizer: PreTrainedTokenizerFast, markup: Markup) -> bool:
-    """Compare whole renderings with joined parts, for every way to come to this speaker's move.
+    """Return whether joined parts equal the whole rendering, for histories of up to 6 turns.
 
-    Histories end with the other's turn and the cue, since that is all that is ever spoken from;
-    that some templates dress up an answer while it is the last one (Qwen 3) does no harm.
+    Histories end with the other's turn and the cue, the only ones that a speaker continues; some
+    templates write an answer differently while it is the last message (Qwen 3), which is harmless.
     """
     for length in range(7):
-        # The turn before the cue is the other's: own and other alternate backwards from there.
-        said = [Said((length - i) % 2 == 0, slot(i + 1)) for i in range(length)]
+        # The turn before the cue is the other's; own and other alternate before it.
+        said = [SpeakerTurn((length - i) % 2 == 0, slot(i + 1)) for i in range(length)]
         messages = build_messages(
             slot(0), said, cue=True, takes_system=markup.takes_system, opens_own=markup.opens_own
         )
@@ -194,10 +201,10 @@ def _adds_up(tokenizer: PreTrainedTokenizerFast, markup: Markup) -> bool:
     return True
 
 
-def _joined(markup: Markup, said: Sequence[Said]) -> str:
+def _joined(markup: Markup, said: Sequence[SpeakerTurn]) -> str:
     turns = list(said)
     if not markup.opens_own and (not turns or turns[0].own):
-        turns.insert(0, Said(False, NEUTRAL))
+        turns.insert(0, SpeakerTurn(False, NEUTRAL))
     text = markup.system_prefix + slot(0) + markup.system_suffix
     for number, turn in enumerate(turns):
         if turn.own:

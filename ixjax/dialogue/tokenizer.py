@@ -1,9 +1,8 @@
 """Tokenizers: train one on the corpus, or load any Hugging Face folder that has a chat template.
 
-Ours is a byte-level BPE with one token for each turn boundary and one that announces the closing
-outcome line. It is saved as a plain Hugging Face folder, template included, so that
-`transformers.AutoTokenizer` and every tool built on it read what we trained with.
-Nothing is ever downloaded here, and no code from a folder is ever run.
+A trained tokenizer is a byte-level BPE with one token for each turn boundary and one that announces
+the closing outcome line. It is saved as a plain Hugging Face folder with its template, which
+`transformers.AutoTokenizer` reads. This module downloads nothing and runs no code from a folder.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ CHAT_TEMPLATE = (
 )
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte, so that nothing is ever unknown
+SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte, so that no character is unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +55,14 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
     """Train a byte-level BPE on `texts`, with our turn tokens and chat template.
 
     Args:
-        texts: what was said; markup in it is ordinary text.
+        texts: words of the corpus; markup in them is ordinary text.
         vocab_size: upper bound, at least `SMALLEST_VOCABULARY`.
 
     Returns:
         A fast tokenizer that encodes any text and decodes it back to the same text.
 
     Raises:
-        InputError: `vocab_size` has no room for all bytes and the special tokens.
+        InputError: `vocab_size` is too small for all bytes and the special tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -75,7 +74,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
-        # Sorted: the alphabet comes as a set, and token ids must not depend on its order.
+        # Sorted: the alphabet is a set, and token ids must not depend on its order.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -93,14 +92,14 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, path: str | Path) -> None:
-    """Write a Hugging Face tokenizer folder; it appears whole or not at all."""
+    """Write a Hugging Face tokenizer folder atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
         written = Path(temporary) / path.name
         tokenizer.save_pretrained(written)
         if path.exists():
-            # A folder cannot be replaced in one step; a stop in between leaves none, never half.
+            # A folder can't be replaced in one step; a stop in between leaves no folder.
             shutil.rmtree(path)
         os.replace(written, path)
 
@@ -109,11 +108,11 @@ def load_tokenizer(path: str | Path, *, setting: str = "tokenizer.path") -> PreT
     """Load a Hugging Face tokenizer folder.
 
     Args:
-        path: a folder on this machine, with `tokenizer.json` and a chat template.
-        setting: where the person gave it, for errors.
+        path: a local folder with `tokenizer.json` and a chat template.
+        setting: name of the setting that holds the path, for errors.
 
     Raises:
-        InputError: there is no such folder, nothing readable in it, no fast tokenizer or no chat
+        InputError: the folder is missing or unreadable, or has no fast tokenizer or no chat
             template; the message names the remedy.
     """
     from transformers import AutoTokenizer
@@ -121,14 +120,14 @@ def load_tokenizer(path: str | Path, *, setting: str = "tokenizer.path") -> PreT
     path = Path(path)
     if not path.is_dir():
         raise InputError(
-            f"{setting}: no folder {str(path)!r}; give a downloaded Hugging Face model or "
-            "tokenizer folder, or leave it empty to train a tokenizer on the corpus"
+            f"{setting} is {str(path)!r}, no such folder; expected a downloaded Hugging Face model "
+            "or tokenizer folder, or an empty setting to train a tokenizer on the corpus"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(path), trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:  # a broken folder fails in as many ways as there are readers of it
+    except Exception as error:  # each reader fails on a broken folder with another type
         missing = [name for name in TOKENIZER_FILES if not (path / name).is_file()]
         found = (
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
@@ -136,25 +135,25 @@ def load_tokenizer(path: str | Path, *, setting: str = "tokenizer.path") -> PreT
             else f"{type(error).__name__}: {_first_line(error)}"
         )
         raise InputError(
-            f"{setting}: {str(path)!r} holds no readable tokenizer ({found}); it needs the files "
+            f"{setting} is {str(path)!r}, no readable tokenizer ({found}); expected the files "
             f"{' and '.join(TOKENIZER_FILES)}"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
-            f"{setting}: {str(path)!r} has no fast tokenizer; add its tokenizer.json "
-            "(loading it once in transformers with use_fast=True and saving it writes one)"
+            f"{setting} is {str(path)!r}, a slow tokenizer; expected a tokenizer.json: load the "
+            "folder in transformers with use_fast=True and save it"
         )
     if not tokenizer.chat_template:
         raise InputError(
-            f"{setting}: {str(path)!r} has no chat template; take the instruction-tuned "
-            "version of this model, or put a chat_template.jinja into the folder"
+            f"{setting}: {str(path)!r} has no chat template; take the instruction-tuned version of "
+            "this model, or put a chat_template.jinja into the folder"
         )
     _check_template(tokenizer, path)
     return tokenizer
 
 
 def _check_template(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
-    """Refuse a chat template that is no Jinja; whatever else is wrong with it, its user finds."""
+    """Refuse a chat template that is not Jinja; `read_markup` finds other errors."""
     from jinja2 import TemplateSyntaxError
 
     try:
@@ -170,7 +169,7 @@ def _check_template(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
 def _check_vocab_size(vocab_size: int) -> None:
     if vocab_size < SMALLEST_VOCABULARY:
         raise InputError(
-            f"tokenizer.vocab_size is {vocab_size}; it must be {SMALLEST_VOCABULARY} or more "
+            f"tokenizer.vocab_size is {vocab_size}; expected {SMALLEST_VOCABULARY} or more "
             f"(256 bytes and {len(SPECIAL_TOKENS)} special tokens)"
         )
 

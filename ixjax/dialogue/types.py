@@ -1,7 +1,7 @@
-"""What a dialogue is: a user's condition, alternating turns, and how it turned out.
+"""The types of a dialogue: a user's condition, alternating turns, and the outcome.
 
 Two roles speak: the `policy` (the model to be aligned; supporter, persuader) and the `user`
-(seeker, persuadee; the simulator plays it). Everything is immutable and free of jax.
+(seeker, persuadee; played by the simulator). All types are immutable; the module imports no jax.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ ROLES: tuple[Role, ...] = ("policy", "user")
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What one side said before the other spoke again."""
+    """The words of one side up to the other's next turn."""
 
     role: Role
     text: str
 
     def __post_init__(self) -> None:
-        """Refuse what no tokenizer or JSON file can hold."""
+        """Refuse an unknown role and texts that no tokenizer or JSON file can hold."""
         if self.role not in ROLES:
             raise ValueError(f"role is {self.role!r}; expected 'policy' or 'user'")
         problem = text_problem(self.text)
         if problem:
-            raise ValueError(f"text {problem}")
+            raise ValueError(f"text {problem}; expected a text")
 
 
 def text_problem(text: Any) -> str | None:
-    """Why this can't be the text of a turn, or None."""
+    """Return why this can't be the text of a turn, or None."""
     if not isinstance(text, str):
-        return f"is {type(text).__name__}; expected a string"
+        return "is null" if text is None else f"is {text!r:.40}"
     if not text.strip():
         return "is empty"
     if "\x00" in text:
@@ -46,7 +46,7 @@ def text_problem(text: Any) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class UserCondition:
-    """What the simulated user knows of itself; the policy never sees it."""
+    """The simulated user's facts about itself; the policy never sees them."""
 
     id: str
     attributes: Mapping[str, str | int | float]
@@ -54,7 +54,7 @@ class UserCondition:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a dialogue turned out.
+    """The outcome of a dialogue.
 
     value: in the scenario's unit (final intensity, dollars).
     engagement: in [0, 1].
@@ -71,10 +71,10 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
-    """A dialogue, whole or so far: roles alternate.
+    """A dialogue, finished or in progress: roles alternate.
 
-    groups: names that leak from one split into another (a situation, a participant); dialogues
-    that share one stay in one split.
+    groups: names that would leak between splits (a situation, a participant); dialogues that share
+    a name stay in one split.
     """
 
     id: str
@@ -90,15 +90,15 @@ class Dialogue:
                 raise ValueError(f"turns {i - 1} and {i} are both the {self.turns[i].role}'s")
 
     def said(self, role: Role, text: str) -> Dialogue:
-        """This dialogue with one more turn, its outcome open."""
+        """Return this dialogue with one more turn and no outcome."""
         return dataclasses.replace(self, turns=(*self.turns, Turn(role, text)), outcome=None)
 
     def before(self, turn: int) -> Dialogue:
-        """The first `turn` turns, their outcome open."""
+        """Return the first `turn` turns without an outcome."""
         return dataclasses.replace(self, turns=self.turns[:turn], outcome=None)
 
     def to_json(self) -> dict[str, Any]:
-        """The record of docs/data-formats.md; the condition's id is left out where it is ours."""
+        """Return the record of docs/data-formats.md, without the condition's id."""
         return {
             "id": self.id,
             "condition": dict(self.condition.attributes),
@@ -109,7 +109,7 @@ class Dialogue:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Dialogue:
-        """The reverse of `to_json`, for files of ours; a corpus is read by `corpora`."""
+        """Return the dialogue of a record from `to_json`; `corpora` reads other files."""
         outcome = record["outcome"]
         return cls(
             id=record["id"],
@@ -124,11 +124,11 @@ class Dialogue:
 class Utterance:
     """One turn as a speaker produced it.
 
-    text: what was said; empty only where `ended`.
-    ended: whether the user closed the dialogue with it.
+    text: the words; empty only if `ended`.
+    ended: whether the user closed the dialogue with this turn.
     num_tokens: tokens sampled (words of a scripted speaker).
-    truncated: whether the turn was cut at its longest.
-    mean_logprob: of its tokens, under the full softmax; None for a scripted speaker.
+    truncated: whether the turn was cut at the token limit.
+    mean_logprob: mean over its tokens, under the full softmax; None for a scripted speaker.
     """
 
     text: str
@@ -140,11 +140,11 @@ class Utterance:
 
 @dataclasses.dataclass(frozen=True)
 class OutcomeReading:
-    """An outcome as the simulator tells it; both are nan where it is unreadable.
+    """An outcome as the simulator predicts it; both numbers are nan if it is unreadable.
 
     engagement: in [0, 1], or its expectation.
     value: in the scenario's unit, or its expectation.
-    released: probability of a full success; None where the reading has no probabilities.
+    released: probability of a full success; None if the reading has no probabilities.
     """
 
     engagement: float

@@ -33,9 +33,9 @@ from ixjax.models.hf_files import (
     ADAPTER_CONFIG,
     INDEX,
     WEIGHTS,
-    Checkpoint,
+    TensorFolder,
     Part,
-    open_checkpoint,
+    open_tensors,
     write_tensors,
 )
 from ixjax.models.hf_generation import GENERATION, check_end_tokens
@@ -176,10 +176,10 @@ def _model_folder(path: str | Path) -> Path:
     return folder
 
 
-def _open_whole(folder: Path, config: ModelConfig, files: contextlib.ExitStack) -> Checkpoint:
+def _open_whole(folder: Path, config: ModelConfig, files: contextlib.ExitStack) -> TensorFolder:
     """The folder's weights, once their headers are known to be those of this network."""
     check_end_tokens(folder, config.vocab_size)
-    checkpoint = open_checkpoint(folder, files)
+    checkpoint = open_tensors(folder, files)
     _check(checkpoint, config)
     return checkpoint
 
@@ -259,7 +259,7 @@ def _layout(config: ModelConfig) -> Iterator[tuple[str, str, int | None, tuple[i
             yield tensor.name.format(layer), path, layer, shape
 
 
-def _check(checkpoint: Checkpoint, config: ModelConfig) -> None:
+def _check(checkpoint: TensorFolder, config: ModelConfig) -> None:
     """Refuse missing, surplus, misshapen and quantised tensors by their headers."""
     expected = {name: shape for name, _, _, shape in _layout(config)}
     source = checkpoint.source
@@ -288,7 +288,7 @@ def _check(checkpoint: Checkpoint, config: ModelConfig) -> None:
         )
 
 
-def _check_tied(checkpoint: Checkpoint) -> None:
+def _check_tied(checkpoint: TensorFolder) -> None:
     """Some exports repeat the tied embedding as the head; another head would be lost silently."""
     if not checkpoint.equal(_TENSORS["embedding"].name, HEAD):
         raise InputError(
@@ -298,7 +298,7 @@ def _check_tied(checkpoint: Checkpoint) -> None:
 
 
 def _place(
-    checkpoint: Checkpoint, path: str, config: ModelConfig, sharding: NamedSharding
+    checkpoint: TensorFolder, path: str, config: ModelConfig, sharding: NamedSharding
 ) -> jax.Array:
     """One of our weights, read into its shards."""
     tensor, spec = tensors(config)[path], weight_specs(config)[path]

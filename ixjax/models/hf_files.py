@@ -35,7 +35,7 @@ RECOMPUTED = ".rotary_emb.inv_freq"  # a buffer that old Llama exports carry
 Part = tuple[tuple[int, int], ...]  # (start, stop) along each axis
 
 
-class Checkpoint:
+class TensorFolder:
     """Tensors of a folder by name. Only headers are read until a part is asked for."""
 
     def __init__(self, source: Path):
@@ -98,7 +98,7 @@ class Checkpoint:
         return all(np.array_equal(a, b) for (_, a), (_, b) in both)
 
 
-def open_checkpoint(folder: Path, files: contextlib.ExitStack) -> Checkpoint:
+def open_tensors(folder: Path, files: contextlib.ExitStack) -> TensorFolder:
     """Open a folder's files, to be closed with `files`.
 
     Raises:
@@ -106,7 +106,7 @@ def open_checkpoint(folder: Path, files: contextlib.ExitStack) -> Checkpoint:
     """
     if (folder / WEIGHTS).is_file():
         handle = _open_file(folder / WEIGHTS, files)
-        checkpoint = Checkpoint(folder / WEIGHTS)
+        checkpoint = TensorFolder(folder / WEIGHTS)
         checkpoint.add(folder / WEIGHTS, handle, handle.keys())
         return checkpoint
     if not (folder / INDEX).is_file():
@@ -115,7 +115,7 @@ def open_checkpoint(folder: Path, files: contextlib.ExitStack) -> Checkpoint:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{folder / INDEX}: weight_map is missing; expected tensor: file")
-    checkpoint = Checkpoint(folder / INDEX)
+    checkpoint = TensorFolder(folder / INDEX)
     for name in sorted({str(name) for name in weight_map.values()}):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise InputError(f"{folder / INDEX}: {name!r} is not a *.safetensors of this folder")

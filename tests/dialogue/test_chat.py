@@ -143,7 +143,7 @@ def test_oldest_turns_go_first_and_are_counted(name, limit, length, first):
     fitting = [i for i in range(length) if allowed[i] and len(wholes[i]) <= limit]
     if not fitting:
         needed = len(wholes[-1])
-        with pytest.raises(InputError, match=rf"turn alone need {needed} tokens.* is {limit};"):
+        with pytest.raises(InputError, match=rf"need {needed} tokens; expected {limit} or fewer"):
             view.context(dialogue, max_tokens=limit)
         return
     context = view.context(dialogue, max_tokens=limit)
@@ -165,7 +165,7 @@ def test_what_is_dropped_from_training_is_whole_oldest_turns():
 
 
 def test_newest_turn_that_does_not_fit_names_the_dialogue_and_the_limit():
-    with pytest.raises(InputError, match=r"dialogue 'd7': .* need \d+ tokens, the limit is 30"):
+    with pytest.raises(InputError, match=r"dialogue 'd7': .* need \d+ tokens; expected 30"):
         view_of("user").training(dialogue_of("long " * 40), max_tokens=30, outcome=False)
 
 
@@ -254,11 +254,16 @@ def test_foretold_outcome_scores_the_line_and_its_end_alone():
 
 
 @pytest.mark.parametrize(
-    ("role", "turn", "outcome"), [("policy", 0, 1), ("user", 0, None), ("user", 1, 1)]
+    ("role", "turn", "outcome", "found"),
+    [
+        ("policy", 0, 1, "found the policy's view"),
+        ("user", 0, None, "outcome None"),
+        ("user", 1, 1, "turn 1 is the policy's"),
+    ],
 )
-def test_foretelling_needs_the_user_its_turn_and_an_outcome(role, turn, outcome):
+def test_predicting_needs_the_user_its_turn_and_an_outcome(role, turn, outcome, found):
     dialogue = dialogue_of("Sad", "Why?", outcome=outcome)
-    with pytest.raises(ValueError, match=r"foretells it|is not the user's"):
+    with pytest.raises(ValueError, match=f"dialogue 'd7': .*{found}"):
         view_of(role).prefix_outcome(dialogue, turn, max_tokens=MUCH)
 
 

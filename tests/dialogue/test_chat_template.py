@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from ixjax.dialogue.chat_template import ChatTemplate, Segment
-from ixjax.dialogue.rendering import Said
+from ixjax.dialogue.rendering import SpeakerTurn
 from ixjax.io import InputError
 from tests.dialogue.chat_families import (
     ADDITIVE,
@@ -23,8 +23,12 @@ from tests.dialogue.chat_families import (
     template_of,
 )
 
-OTHER_FIRST = [Said(False, "I feel tired."), Said(True, "Why?"), Said(False, "My exam")]
-OWN_FIRST = [Said(True, "Would you give $2?"), *OTHER_FIRST]
+OTHER_FIRST = [
+    SpeakerTurn(False, "I feel tired."),
+    SpeakerTurn(True, "Why?"),
+    SpeakerTurn(False, "My exam"),
+]
+OWN_FIRST = [SpeakerTurn(True, "Would you give $2?"), *OTHER_FIRST]
 OPENS_OWN = {"own": True, "llama3": True, "qwen2": True, "gemma2": False, "gemma3": False}
 
 typed = st.lists(
@@ -36,7 +40,7 @@ typed = st.lists(
 ).map("".join)
 
 
-def ids_of(template: ChatTemplate, turns: list[Said], *, cue: bool) -> list[int]:
+def ids_of(template: ChatTemplate, turns: list[SpeakerTurn], *, cue: bool) -> list[int]:
     return list(Segment.join(template.segments("Be kind.", turns, cue=cue)).tokens)
 
 
@@ -85,7 +89,7 @@ def test_a_turn_costs_its_own_tokens_only(name):
     ],
 )
 def test_known_families_look_as_they_are_known(name, expected):
-    tokens = ids_of(template_of(name), [Said(False, " Hi\n")], cue=True)
+    tokens = ids_of(template_of(name), [SpeakerTurn(False, " Hi\n")], cue=True)
     assert build(name).decode(tokens) == expected
 
 
@@ -109,7 +113,7 @@ def test_begin_token_stands_at_the_start_alone(name):
 @pytest.mark.parametrize("name", EVERY)
 def test_only_own_words_and_end_tokens_are_scored(name):
     template = template_of(name)
-    turns = [*OWN_FIRST, Said(True, "I see."), Said(False, "Yes")]
+    turns = [*OWN_FIRST, SpeakerTurn(True, "I see."), SpeakerTurn(False, "Yes")]
     whole = Segment.join(template.segments("Be kind.", turns, cue=True))
     assert len(whole.tokens) == len(whole.scored)
     scored = [t for t, on in zip(whole.tokens, whole.scored, strict=True) if on]
@@ -134,7 +138,9 @@ def test_typed_markup_changes_no_turn_boundary(name, markup):
     template = template_of(name)
     plain, evil = (
         ids_of(
-            template, [Said(False, f"a {word} b"), Said(True, word), Said(False, word)], cue=True
+            template,
+            [SpeakerTurn(False, f"a {word} b"), SpeakerTurn(True, word), SpeakerTurn(False, word)],
+            cue=True,
         )
         for word in ("word", markup)
     )
@@ -191,7 +197,7 @@ def test_words_that_merge_with_markup_warn():
     # GPT-2's pattern splits two line breaks before a word, and leaves them whole before nothing.
     tokenizer = build_family(FAMILIES["llama3"])
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    with pytest.warns(UserWarning, match="splits words and markup otherwise") as caught:
+    with pytest.warns(UserWarning, match="splits words and markup differently") as caught:
         template = ChatTemplate.from_tokenizer(tokenizer)
     assert len(caught) == 1
     assert template.additive  # rendering anew would give the same tokens as appending
@@ -211,7 +217,10 @@ def test_date_in_a_template_is_fixed():
     [
         ("{{ raise_exception('no') }}", "refuses messages of the roles"),
         ("{% for m in messages[-2:] %}{{ m['content'] }}<|im_end|>{% endfor %}", "leaves out"),
-        ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "does not close an assistant"),
+        (
+            "{% for m in messages %}{{ m['content'] }}\n{% endfor %}",
+            r"assistant message with '\\n'",
+        ),
     ],
 )
 def test_unusable_templates_are_refused(template, message):

@@ -173,8 +173,7 @@ def test_a_limit_draws_by_the_seed_and_is_accounted_for():
          "--data.path to the p4g corpus"),
         (DataConfig(path="no.jsonl"), "esc", "data.path: no.jsonl: no such file or folder; set "
          "--data.path to the jsonl corpus"),
-        (DataConfig(), "sandbx", "scenario: unknown name 'sandbx'; known are esc, p4g, sandbox; "
-         "perhaps you meant 'sandbox'"),
+        (DataConfig(), "sandbx", "scenario is 'sandbx'; expected one of esc, p4g, sandbox"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_named(config, scenario, message):
@@ -185,13 +184,13 @@ def test_what_is_missing_is_named(config, scenario, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"format": "csv"}, "format is 'csv'; expected one of"),
-        ({"valid_fraction": 0.0}, "valid_fraction is 0.0; it must be in (0, 1)"),
-        ({"test_fraction": 1.0}, "test_fraction is 1.0; it must be in (0, 1)"),
-        ({"heldout_fraction": -0.1}, "heldout_fraction is -0.1; it must be in (0, 1)"),
-        ({"valid_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
-        ({"max_dialogues": -1}, "max_dialogues is -1; it must be 0 (all) or more"),
-        ({"sandbox_dialogues": 0}, "sandbox_dialogues is 0; it must be at least 1"),
+        ({"format": "csv"}, "format is 'csv';"),
+        ({"valid_fraction": 0.0}, "valid_fraction is 0.0;"),
+        ({"test_fraction": 1.0}, "test_fraction is 1.0;"),
+        ({"heldout_fraction": -0.1}, "heldout_fraction is -0.1;"),
+        ({"valid_fraction": 0.5, "test_fraction": 0.5}, "valid_fraction is 0.5 and test_fraction"),
+        ({"max_dialogues": -1}, "max_dialogues is -1;"),
+        ({"sandbox_dialogues": 0}, "sandbox_dialogues is 0;"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

@@ -191,17 +191,18 @@ def test_a_missing_final_score_leaves_the_outcome_open(tmp_path):
         (changed(esconv(*TALK), survey_score={}), "lacks the field 'seeker'"),
         (changed(esconv(*TALK), dialog=None), "lacks the field 'dialog'"),
         (changed(esconv(*TALK), situation=None), "lacks the field 'situation'"),
-        (changed(esconv(*TALK), emotion_type=3), "emotion_type is int; expected str"),
-        (changed(esconv(*TALK), dialog={}), "dialog is dict; expected list"),
-        (changed(esconv(*TALK), dialog=["hi"]), "dialog[0] is str; expected an object"),
-        (changed(esconv(*TALK), situation="a\0"), "situation holds a NUL or a lone surrogate"),
-        (esconv(("bot", "Hi")), "dialog[0].speaker is 'bot'; expected usr or sys"),
+        (esconv(*TALK) | {"situation": None}, "situation is null;"),
+        (changed(esconv(*TALK), emotion_type=3), "emotion_type is int;"),
+        (changed(esconv(*TALK), dialog={}), "dialog is dict;"),
+        (changed(esconv(*TALK), dialog=["hi"]), "dialog[0] is str;"),
+        (changed(esconv(*TALK), situation="a\0"), "situation holds a NUL character at 1"),
+        (esconv(("bot", "Hi")), "dialog[0].speaker is 'bot';"),
         (changed(esconv(), dialog=[{"speaker": "usr"}]), "dialog[0] lacks a text"),
-        (esconv(*TALK, ("usr", "a\0")), "dialog[4] holds a NUL or a lone surrogate"),
-        (esconv(*TALK, ("usr", "\ud83d")), "dialog[4] holds a NUL or a lone surrogate"),
-        (esconv(*TALK, initial="6"), "initial_emotion_intensity is '6'; expected 1 to 5"),
-        (esconv(*TALK, initial="34"), "initial_emotion_intensity is '34'; expected 1 to 5"),
-        (esconv(*TALK, final=0), "final_emotion_intensity is 0; expected 1 to 5"),
+        (esconv(*TALK, ("usr", "a\0")), "dialog[4] holds a NUL character at 1"),
+        (esconv(*TALK, ("usr", "\ud83d")), "dialog[4] holds a lone surrogate (U+D83D) at 0"),
+        (esconv(*TALK, initial="6"), "initial_emotion_intensity is '6';"),
+        (esconv(*TALK, initial="34"), "initial_emotion_intensity is '34';"),
+        (esconv(*TALK, final=0), "final_emotion_intensity is 0;"),
     ],
 )
 def test_a_bad_esconv_record_is_named_with_its_line_and_field(tmp_path, record, message):
@@ -217,17 +218,17 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
 
 
 def test_a_folder_without_a_known_file_says_what_it_looked_for(tmp_path):
-    expected = f"{tmp_path}: holds none of {', '.join(FILES)}; found "
-    with refused(f"{expected}nothing"):
+    expected = f"; expected one of {', '.join(FILES)}"
+    with refused(f"{tmp_path}: found nothing{expected}"):
         read_esconv(tmp_path, account=ReadingAccount())
     (tmp_path / "full_info.csv").touch()
-    with refused(f"{expected}full_info.csv"):
+    with refused(f"{tmp_path}: found full_info.csv{expected}"):
         read_esconv(tmp_path, account=ReadingAccount())
 
 
 def test_a_json_file_that_is_no_list_is_refused(tmp_path):
     (tmp_path / "FailedESConv.json").write_text("{}")
-    with refused("FailedESConv.json: expected a JSON list, found dict"):
+    with refused("FailedESConv.json: found dict;"):
         read_esconv(tmp_path, account=ReadingAccount())
 
 
@@ -329,7 +330,7 @@ def test_a_row_with_too_few_columns_is_named(tmp_path):
     write_p4g(tmp_path)
     with (tmp_path / "full_dialog.csv").open("a") as file:
         file.write("3,Bye\n")
-    with refused("full_dialog.csv:5: the row has too few columns"):
+    with refused("full_dialog.csv:5: found 2 columns; expected 5"):
         read_p4g(tmp_path, account=ReadingAccount())
 
 

@@ -58,8 +58,8 @@ def test_saying_a_turn_opens_the_outcome_and_leaves_the_dialogue_as_it_was(dialo
         ("a\0b", "holds a NUL character at 1"),
         ("ab\ud83dc", "holds a lone surrogate (U+D83D) at 2"),
         ("\udc00", "holds a lone surrogate (U+DC00) at 0"),
-        (None, "is NoneType; expected a string"),
-        (3, "is int; expected a string"),
+        (None, "is null"),
+        (3, "is 3"),
     ],
 )
 def test_text_that_no_file_can_hold_is_refused(text, problem):

@@ -1,4 +1,4 @@
-"""Corpus readers: each turns one published (or one's own) file format into dialogues."""
+"""Corpus readers: each reads one file format (published ones, and ours) as dialogues."""
 
 from ixjax.dialogue.readers.account import ReadingAccount
 from ixjax.dialogue.readers.esconv import read_esconv

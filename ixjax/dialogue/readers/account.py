@@ -1,12 +1,14 @@
-"""What a reader did to a corpus, in numbers that add up; and the cleaning that readers share."""
+"""The account of a reading in counts that add up, and the checks that readers share."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from ixjax.dialogue.types import Role, Turn, text_problem
+from ixjax.io import InputError
 
 
 @dataclasses.dataclass
@@ -14,9 +16,9 @@ class ReadingAccount:
     """Counts of one reading: dialogues read = kept + dropped (over all reasons).
 
     read: dialogues found.
-    kept: dialogues that went on.
+    kept: dialogues returned.
     dropped: dialogues left out, by reason.
-    turns: what happened to turns, by what (merged, cut off).
+    turns: turns changed, by change (merged, cut off).
     outcomes: dialogues kept without an outcome, by reason.
     """
 
@@ -27,7 +29,7 @@ class ReadingAccount:
     outcomes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def rows(self) -> list[tuple[str, int]]:
-        """Label and count of every line of the printed account."""
+        """Return label and count of every line of the printed account."""
         return [
             ("dialogues read", self.read),
             *((f"dialogues dropped: {why}", n) for why, n in sorted(self.dropped.items())),
@@ -38,7 +40,7 @@ class ReadingAccount:
 
 
 def merge_turns(said: Sequence[tuple[Role, str]], account: ReadingAccount) -> tuple[Turn, ...]:
-    """Join what one side said in a row, with single spaces; empty texts vanish."""
+    """Join consecutive turns of one side with single spaces; empty texts are left out."""
     merged: list[tuple[Role, str]] = []
     for role, raw in said:
         text = " ".join(raw.split())
@@ -52,11 +54,22 @@ def merge_turns(said: Sequence[tuple[Role, str]], account: ReadingAccount) -> tu
     return tuple(Turn(role, text) for role, text in merged)
 
 
-def is_readable(text: object) -> bool:
-    """Whether a text has no NUL and no lone surrogate (empty ones are merged away later)."""
-    return isinstance(text, str) and (not text.strip() or text_problem(text) is None)
+def check_characters(where: str, name: str, text: str) -> None:
+    """Refuse a text with a NUL or a lone surrogate; `merge_turns` leaves out empty texts.
+
+    Raises:
+        InputError: names the field and the character.
+    """
+    problem = text_problem(text) if text.strip() else None
+    if problem is not None:
+        raise InputError(f"{where}: {name} {problem}; expected plain Unicode text")
+
+
+def kind(value: Any) -> str:
+    """Return the type of a JSON value, for errors."""
+    return "null" if value is None else type(value).__name__
 
 
 def has_both_sides(turns: Sequence[Turn]) -> bool:
-    """A dialogue takes two."""
+    """Return whether both sides speak."""
     return {turn.role for turn in turns} == {"policy", "user"}

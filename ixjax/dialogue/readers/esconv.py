@@ -1,8 +1,8 @@
 """ESConv (Liu et al. 2021): emotional support, with the seeker's distress before and after.
 
-Read are the official JSON-lines splits (`train.txt`, `valid.txt`, `test.txt`), the official single
-list (`ESConv.json`), and `FailedESConv.json`, whose keys differ: it holds the dialogues that did
-not help, and without it every recorded outcome is a success.
+The reader takes the official JSON-lines splits (`train.txt`, `valid.txt`, `test.txt`), the official
+single list (`ESConv.json`), and `FailedESConv.json`, whose keys differ: it holds the dialogues that
+did not help, and without it every recorded outcome is a success.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ixjax import io
-from ixjax.dialogue.readers.account import ReadingAccount, has_both_sides, is_readable, merge_turns
+from ixjax.dialogue.readers.account import (
+    ReadingAccount,
+    check_characters,
+    has_both_sides,
+    kind,
+    merge_turns,
+)
 from ixjax.dialogue.scenarios.esc import relief
 from ixjax.dialogue.types import Dialogue, Outcome, Role, Turn, UserCondition
 
@@ -27,7 +33,7 @@ ROLES: dict[str, Role] = {
     "supporter": "policy",
     "listener": "policy",
 }
-# Talk about the platform in the last turns: leaving the chat, the survey, the pay.
+# Words about the platform in the last turns: leaving the chat, the survey, the pay.
 CHATTER = re.compile(
     r"\b(survey|mturk|this hit|quit button|(press|click|hit|select|need to|can you|please)\W+"
     r"(the |on |first |finish & )*\W*(quit|finish)|questionn?arie?|(finish|quit|end)\W+"
@@ -37,7 +43,7 @@ CHATTER = re.compile(
     r"|bonus for this task)",
     re.IGNORECASE,
 )
-LAST_TURNS = 6  # chatter is looked for here alone: in the middle the words mean something else
+LAST_TURNS = 6  # only these are searched for chatter: in earlier turns the words mean other things
 
 
 def read_esconv(path: Path, *, account: ReadingAccount) -> tuple[list[Dialogue], dict[str, str]]:
@@ -45,18 +51,19 @@ def read_esconv(path: Path, *, account: ReadingAccount) -> tuple[list[Dialogue],
 
     Args:
         path: the folder or file.
-        account: is filled.
+        account: counts of the reading, updated.
 
     Returns:
         The dialogues, and the official split of each id that has one.
 
     Raises:
-        InputError: nothing to read, or a record lacks a field (names file, line and field).
+        InputError: the folder has no such file, or a record is invalid (names file, line and
+            field).
     """
     files = [path] if path.is_file() else [path / name for name in FILES if (path / name).exists()]
     if not files:
         found = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
-        raise io.InputError(f"{path}: holds none of {', '.join(FILES)}; found {found}")
+        raise io.InputError(f"{path}: found {found}; expected one of {', '.join(FILES)}")
     if any(file.name == "ESConv.json" for file in files) and len(files) > 1:
         # The single list holds the same dialogues as the three splits.
         files = [file for file in files if file.name not in SPLITS]
@@ -75,12 +82,12 @@ def read_esconv(path: Path, *, account: ReadingAccount) -> tuple[list[Dialogue],
 
 
 def _records(file: Path) -> Sequence[tuple[int, dict[str, Any]]]:
-    """(line, or place in the list from 1; record)."""
+    """Return (line, or number in the list from 1; record)."""
     if file.suffix != ".json":
         return list(io.read_json_lines(file))
     content = io.read_json(file)
     if not isinstance(content, list):
-        raise io.InputError(f"{file}: expected a JSON list, found {type(content).__name__}")
+        raise io.InputError(f"{file}: found {kind(content)}; expected a JSON list")
     return list(enumerate(content, start=1))
 
 
@@ -91,19 +98,17 @@ def _dialogue(
     said = []
     for i, entry in enumerate(_field(where, record, "dialog", list)):
         if not isinstance(entry, dict):
-            found = type(entry).__name__
-            raise io.InputError(f"{where}: dialog[{i}] is {found}; expected an object")
+            raise io.InputError(f"{where}: dialog[{i}] is {kind(entry)}; expected an object")
         speaker, text = entry.get("speaker"), entry.get("text", entry.get("content"))
         if speaker not in ROLES:
             raise io.InputError(f"{where}: dialog[{i}].speaker is {speaker!r}; expected usr or sys")
         if not isinstance(text, str):
-            raise io.InputError(f"{where}: dialog[{i}] lacks a text (`text` or `content`)")
-        if not is_readable(text):
-            raise io.InputError(f"{where}: dialog[{i}] holds a NUL or a lone surrogate")
+            raise io.InputError(f"{where}: dialog[{i}] lacks a text; expected `text` or `content`")
+        check_characters(where, f"dialog[{i}]", text)
         said.append((ROLES[speaker], text))
     turns = _without_chatter(merge_turns(said, account), account)
     if turns and turns[0].role == "policy":
-        # The seeker opens: what the supporter said before (a greeting) has nothing to answer.
+        # The seeker opens: a greeting of the supporter before that answers no turn.
         account.turns["cut off before the seeker's first"] += 1
         turns = turns[1:]
     if not has_both_sides(turns):
@@ -130,15 +135,15 @@ def _dialogue(
     return Dialogue(name, condition, turns, outcome, groups=(f"situation:{situation.lower()}",))
 
 
-def _field(where: str, record: Mapping[str, Any], name: str, kind: type) -> Any:
+def _field(where: str, record: Mapping[str, Any], name: str, expected: type) -> Any:
     if not isinstance(record, Mapping) or name not in record:
         raise io.InputError(f"{where}: lacks the field {name!r}")
-    if not isinstance(record[name], kind):
-        found = type(record[name]).__name__
-        raise io.InputError(f"{where}: {name} is {found}; expected {kind.__name__}")
-    if not is_readable(record[name]) and kind is str:
-        raise io.InputError(f"{where}: {name} holds a NUL or a lone surrogate")
-    return record[name]
+    value = record[name]
+    if not isinstance(value, expected):
+        raise io.InputError(f"{where}: {name} is {kind(value)}; expected {expected.__name__}")
+    if isinstance(value, str):
+        check_characters(where, name, value)
+    return value
 
 
 def _intensity(where: str, scores: Mapping[str, Any], name: str) -> int | None:
@@ -151,7 +156,7 @@ def _intensity(where: str, scores: Mapping[str, Any], name: str) -> int | None:
 
 
 def _without_chatter(turns: tuple[Turn, ...], account: ReadingAccount) -> tuple[Turn, ...]:
-    """Cut the dialogue before the first of its last turns that talks about the platform."""
+    """Return the turns before the first of the last turns that mentions the platform."""
     start = max(2, len(turns) - LAST_TURNS)
     for i in range(start, len(turns)):
         if CHATTER.search(turns[i].text):

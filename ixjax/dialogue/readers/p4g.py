@@ -1,6 +1,6 @@
 """Persuasion-for-Good (Wang et al. 2019): one side persuades the other to donate to charity.
 
-Read is the pair of files `full_dialog.csv` (a row per utterance) and `full_info.csv` (a row per
+The reader takes two files: `full_dialog.csv` (a row per utterance) and `full_info.csv` (a row per
 participant: actual donation, personality, demographics).
 """
 
@@ -13,7 +13,12 @@ from io import StringIO
 from pathlib import Path
 
 from ixjax import io
-from ixjax.dialogue.readers.account import ReadingAccount, has_both_sides, is_readable, merge_turns
+from ixjax.dialogue.readers.account import (
+    ReadingAccount,
+    check_characters,
+    has_both_sides,
+    merge_turns,
+)
 from ixjax.dialogue.scenarios.p4g import PAYMENT, donated
 from ixjax.dialogue.types import Dialogue, Outcome, Role, UserCondition
 
@@ -49,10 +54,10 @@ def read_p4g(path: Path, *, account: ReadingAccount) -> tuple[list[Dialogue], di
 
     Args:
         path: the folder.
-        account: is filled.
+        account: counts of the reading, updated.
 
     Returns:
-        The dialogues, and no official split (there is none).
+        The dialogues, and an empty official split (there is none).
 
     Raises:
         InputError: a file or a column is missing, or a row can't be read (names file and line).
@@ -65,8 +70,7 @@ def read_p4g(path: Path, *, account: ReadingAccount) -> tuple[list[Dialogue], di
         where = f"{path / DIALOGUES}:{line}"
         if row["B4"] not in ROLES:
             raise io.InputError(f"{where}: B4 is {row['B4']!r}; expected 0 or 1")
-        if not is_readable(row["Unit"]):
-            raise io.InputError(f"{where}: Unit holds a NUL or a lone surrogate")
+        check_characters(where, "Unit", row["Unit"])
         said.setdefault(row["B2"], []).append((ROLES[row["B4"]], row["Unit"]))
     dialogues = []
     for name, utterances in said.items():
@@ -98,8 +102,8 @@ def read_p4g(path: Path, *, account: ReadingAccount) -> tuple[list[Dialogue], di
 
 
 def _rows(file: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """(line, row) of a CSV file that must have these columns."""
-    # Not by splitlines: what is typed may hold other separators than those of rows.
+    """Return (line, row) of a CSV file that must have these columns."""
+    # Not by splitlines: typed text may hold separators that do not end a row.
     reader = csv.DictReader(StringIO(io.read_text(file), newline=""))
     missing = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing:
@@ -107,19 +111,22 @@ def _rows(file: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str
     rows = []
     for row in reader:
         if any(row[column] is None for column in columns):
-            raise io.InputError(f"{file}:{reader.line_num}: the row has too few columns")
+            found = sum(value is not None for value in row.values())
+            raise io.InputError(
+                f"{file}:{reader.line_num}: found {found} columns; expected {len(row)}"
+            )
         rows.append((reader.line_num, row))
     return rows
 
 
 def _outcome(where: str, person: Mapping[str, str], account: ReadingAccount) -> Outcome | None:
-    """The actual donation; above the payment it is a typing error or cents, and says nothing."""
+    """Return the actual donation; none above the payment, which is a typing error or in cents."""
     if not person["B6"]:
         account.outcomes["no donation recorded"] += 1
         return None
     dollars = _number(where, person, "B6")
     if dollars < 0:
-        raise io.InputError(f"{where}: B6 is {person['B6']!r}; expected dollars")
+        raise io.InputError(f"{where}: B6 is {person['B6']!r}; expected 0 dollars or more")
     if dollars > PAYMENT:
         account.outcomes[f"donation above {PAYMENT:g} dollars"] += 1
         return None
@@ -137,7 +144,7 @@ def _number(where: str, person: Mapping[str, str], column: str) -> float:
 
 
 def _attributes(where: str, person: Mapping[str, str]) -> dict[str, str | int | float]:
-    """What the persuadee said of itself in the survey; what is missing is left out."""
+    """Return the persuadee's answers to the survey, without missing ones."""
     found: dict[str, str | int | float] = {}
     age = _number(where, person, "age.x") if person.get("age.x") else 0
     if age >= ADULT:  # one participant typed 3

@@ -1,8 +1,8 @@
 """Preference files of other tools: TRL's, UltraFeedback's and LLaMA-Factory's (Alpaca) form.
 
-A row that is not of its form is an error that names file, line and field. A row of the form that
-no pair can be made of (a response of several messages, no prompt) is counted and left out. What
-each form looks like, and where we differ from TRL, is in docs/data-formats.md.
+A row of another form raises an error that names file, line and field. A row of the right form that
+gives no pair (a response of several messages, no prompt) is counted and dropped.
+docs/data-formats.md describes each form and the differences from TRL.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from ixjax import io
 from ixjax.dialogue.preferences import ChatPrompt, Preference, PreferenceAccount, PreferenceFormat
-from ixjax.dialogue.readers.account import is_readable
-from ixjax.dialogue.rendering import Said
+from ixjax.dialogue.readers.account import check_characters, kind
+from ixjax.dialogue.rendering import SpeakerTurn
 
 SIDES = ("chosen", "rejected")
 ROLES = ("system", "user", "assistant")
@@ -31,14 +31,14 @@ class Message(NamedTuple):
 
 
 def preference_format(path: str | Path) -> PreferenceFormat:
-    """The format of a file, by its first row.
+    """Return the format of a file, by its first row.
 
     Raises:
-        InputError: there is no such file, no row in it, or one of another form.
+        InputError: the file is missing or empty, or its first row has another form.
     """
     where, row = next(_rows(Path(path)), (str(path), None))
     if row is None:
-        raise io.InputError(f"{path}: holds no preference")
+        raise io.InputError(f"{path}: found no row; expected one preference a line")
     if row.get("schema") == "ixjax.pairs":
         return "ixjax"
     if "instruction" in row:
@@ -48,20 +48,20 @@ def preference_format(path: str | Path) -> PreferenceFormat:
     if "chosen" in row and "rejected" in row:
         return "trl"
     raise io.InputError(
-        f"{where}: has the fields {', '.join(row) or 'none'}; expected chosen and rejected with a "
-        "prompt (TRL, UltraFeedback), or instruction (Alpaca); preferences.format says which"
+        f"{where}: found the fields {', '.join(row) or 'none'}; expected chosen and rejected with "
+        "a prompt (TRL, UltraFeedback), or instruction (Alpaca). Set --preferences.format"
     )
 
 
 def read_preferences(
     path: str | Path, format_: PreferenceFormat, *, account: PreferenceAccount
 ) -> Iterator[Preference]:
-    """The preferences of a file that another tool has written.
+    """Yield the preferences of a file that another tool wrote.
 
     Args:
         path: JSON lines, or one JSON list.
         format_: trl, ultrafeedback or alpaca.
-        account: is filled.
+        account: counts of the file, updated.
 
     Raises:
         InputError: a row is not of the format (names file, line and field).
@@ -75,10 +75,10 @@ def read_preferences(
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """(where, row) of a file of JSON lines, or of one JSON list."""
+    """Yield (where, row) of a file of JSON lines, or of one JSON list."""
     if path.suffix == ".parquet":
         raise io.InputError(
-            f"{path}: a parquet file; expected JSON lines: write them with `to_json` of the "
+            f"{path}: found a parquet file; expected JSON lines. Convert it with `to_json` of the "
             "library `datasets`"
         )
     if not io.read_text(path).lstrip().startswith("["):
@@ -88,21 +88,21 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
     for number, record in enumerate(io.read_json(path), start=1):
         where = f"{path}: row {number}"
         if not isinstance(record, dict):
-            raise io.InputError(f"{where}: expected an object, found {type(record).__name__}")
+            raise io.InputError(f"{where}: found {kind(record)}; expected an object")
         yield where, record
 
 
 def _trl(where: str, row: Row, account: PreferenceAccount) -> Preference | None:
-    """`prompt`, `chosen`, `rejected`: texts, or lists of messages; lists may hold the prompt."""
+    """Read `prompt`, `chosen`, `rejected`: texts, or lists of messages that may hold the prompt."""
     prompt, (chosen, rejected) = row.get("prompt"), _fields(where, row, *SIDES)
     kinds = {type(value) for value in (prompt, chosen, rejected) if value is not None}
     if kinds == {str} and prompt is not None:
         return Preference(where, _text(where, "prompt", prompt), *_side_texts(where, row))
     if kinds != {list}:
-        found = ", ".join(f"{name} {type(row.get(name)).__name__}" for name in ("prompt", *SIDES))
+        found = ", ".join(f"{name} {kind(row.get(name))}" for name in ("prompt", *SIDES))
         raise io.InputError(
-            f"{where}: found {found}; expected three texts, or lists of messages, which alone may "
-            "hold the prompt themselves"
+            f"{where}: found {found}; expected three texts, or lists of messages (only these may "
+            "do without `prompt`)"
         )
     chosen, rejected = (_messages(where, name, row[name]) for name in SIDES)
     if prompt is None:
@@ -111,7 +111,7 @@ def _trl(where: str, row: Row, account: PreferenceAccount) -> Preference | None:
 
 
 def _ultrafeedback(where: str, row: Row, account: PreferenceAccount) -> Preference | None:
-    """Whole conversations as `chosen` and `rejected`, their scores; `prompt` repeats a message."""
+    """Read whole conversations as `chosen` and `rejected` with scores; `prompt` is not needed."""
     _fields(where, row, *SIDES)
     chosen, rejected = (_messages(where, name, row[name]) for name in SIDES)
     better, worse = (_score(where, row, f"score_{name}") for name in SIDES)
@@ -120,24 +120,24 @@ def _ultrafeedback(where: str, row: Row, account: PreferenceAccount) -> Preferen
 
 
 def _alpaca(where: str, row: Row, account: PreferenceAccount) -> Preference | None:
-    """`instruction` and `input` make the user's last message; `history` lies before it."""
+    """Read `instruction` and `input` as the user's last message, `history` as earlier messages."""
     [instruction] = _fields(where, row, "instruction")
     parts = [_text(where, "instruction", instruction)]
     parts += [_text(where, "input", row["input"])] if row.get("input") else []
-    turns: list[Said] = []
-    for number, said in enumerate(_list(where, "history", row.get("history") or [])):
+    turns: list[SpeakerTurn] = []
+    for number, exchange in enumerate(_list(where, "history", row.get("history") or [])):
         name = f"history[{number}]"
-        if not isinstance(said, list) or len(said) != 2:
-            raise io.InputError(f"{where}: {name} is {said!r}; expected [user, assistant]")
-        user, assistant = (_text(where, name, text) for text in said)
-        turns += [Said(False, user), Said(True, assistant)]
-    turns.append(Said(False, "\n".join(part for part in parts if part)))
+        if not isinstance(exchange, list) or len(exchange) != 2:
+            raise io.InputError(f"{where}: {name} is {exchange!r}; expected [user, assistant]")
+        user, assistant = (_text(where, name, text) for text in exchange)
+        turns += [SpeakerTurn(False, user), SpeakerTurn(True, assistant)]
+    turns.append(SpeakerTurn(False, "\n".join(part for part in parts if part)))
     system = _text(where, "system", row["system"]) if row.get("system") else None
     return Preference(where, ChatPrompt(system, tuple(turns)), *_outputs(where, row))
 
 
 def _outputs(where: str, row: Row) -> tuple[str, str]:
-    """The better and the worse response: `chosen`, `rejected`, or `output` as a list of both."""
+    """Return `chosen` and `rejected`, or both texts of the list `output`."""
     if "chosen" in row or "rejected" in row:
         return _side_texts(where, row)
     [output] = _fields(where, row, "output")
@@ -170,7 +170,7 @@ def _implicit(
     *,
     margin: float | None = None,
 ) -> Preference | None:
-    """The prompt is what two conversations begin with alike; a message is left for each."""
+    """Split off the common messages of two conversations as the prompt; leave each at least one."""
     most = max(0, min(len(chosen), len(rejected)) - 1)
     alike = (a == b for a, b in zip(chosen[:most], rejected[:most], strict=True))
     shared = next((i for i, same in enumerate(alike) if not same), most)
@@ -188,11 +188,13 @@ def _conversation(
     *,
     margin: float | None = None,
 ) -> Preference | None:
-    """A prompt of messages, and one assistant message each, else None."""
+    """Return a preference of messages; None if a response is not one assistant message."""
     system = prompt[0].content if prompt and prompt[0].role == "system" else None
     turns = prompt if system is None else prompt[1:]
     if any(message.role == "system" for message in turns):
-        raise io.InputError(f"{where}: a system message behind the first place of the prompt")
+        raise io.InputError(
+            f"{where}: found a late system message; expected it first in the prompt"
+        )
     if len(chosen) != 1 or len(rejected) != 1:
         account.drop("several_messages", where)
         return None
@@ -205,7 +207,7 @@ def _conversation(
     if not turns:
         account.drop("empty_prompt", where)
         return None
-    said = tuple(Said(message.role == "assistant", message.content) for message in turns)
+    said = tuple(SpeakerTurn(message.role == "assistant", message.content) for message in turns)
     responses = chosen[0].content, rejected[0].content
     return Preference(where, ChatPrompt(system, said), *responses, margin=margin)
 
@@ -215,7 +217,10 @@ def _messages(where: str, name: str, value: Any) -> list[Message]:
     for number, message in enumerate(_list(where, name, value)):
         place = f"{name}[{number}]"
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise io.InputError(f"{where}: {place} must be an object with `role` and `content`")
+            raise io.InputError(
+                f"{where}: {place} is {_show(message)}; expected an object with `role` and "
+                "`content`"
+            )
         if message["role"] not in ROLES:
             raise io.InputError(
                 f"{where}: {place}.role is {message['role']!r}; expected one of {', '.join(ROLES)}"
@@ -227,8 +232,10 @@ def _messages(where: str, name: str, value: Any) -> list[Message]:
 
 def _fields(where: str, row: Row, *names: str) -> list[Any]:
     for name in names:
-        if row.get(name) is None:
+        if name not in row:
             raise io.InputError(f"{where}: lacks the field {name!r}")
+        if row[name] is None:
+            raise io.InputError(f"{where}: {name} is null; expected text or messages")
     return [row[name] for name in names]
 
 
@@ -241,8 +248,7 @@ def _list(where: str, name: str, value: Any) -> list[Any]:
 def _text(where: str, name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise io.InputError(f"{where}: {name} is {_show(value)}; expected text")
-    if not is_readable(value):
-        raise io.InputError(f"{where}: {name} holds a NUL or a lone surrogate")
+    check_characters(where, name, value)
     return value
 
 
@@ -256,4 +262,4 @@ def _score(where: str, row: Row, name: str) -> float | None:
 
 
 def _show(value: Any) -> str:
-    return f"{type(value).__name__} {str(value)[:40]!r}"
+    return "null" if value is None else f"{kind(value)} {str(value)[:40]!r}"

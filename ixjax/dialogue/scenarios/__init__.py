@@ -1,4 +1,4 @@
-"""Scenarios: what the two sides are told, and how a dialogue can turn out."""
+"""Scenarios: the system texts of both sides and the possible outcomes of a dialogue."""
 
 from ixjax.dialogue.scenarios.base import Scenario, get_scenario, register_scenario
 from ixjax.dialogue.scenarios.esc import EmotionalSupport

@@ -1,7 +1,7 @@
-"""What a scenario is, and where scenarios are registered.
+"""The protocol of a scenario, and the registry of scenarios.
 
-A scenario says what the two sides are told, which outcomes a dialogue can have, and how one is
-written and read. Everything else (trees, training, evaluation) is the same for all of them.
+A scenario gives the system texts of both sides, the possible outcomes of a dialogue, and the
+closing lines that state them. Search, training and evaluation are the same for all scenarios.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ixjax.io import InputError
 class Scenario(Protocol):
     """A kind of dialogue, such as emotional support.
 
-    name: what `--scenario` says.
-    policy_opens: whether the policy speaks first; else the root lies after the user's first turn.
+    name: value of `--scenario`.
+    policy_opens: whether the policy speaks first; if not, the root follows the user's first turn.
     policy_prompt: system prompt of the policy; never contains the condition.
-    outcome_pattern: the regular expression that reads an outcome line.
-    outcome_unit: what `Outcome.value` counts, for tables.
+    outcome_pattern: regular expression that reads an outcome line.
+    outcome_unit: unit of `Outcome.value`, for tables.
     """
 
     name: str
@@ -33,36 +33,36 @@ class Scenario(Protocol):
     outcome_unit: str
 
     def simulator_prompt(self, condition: UserCondition) -> str:
-        """System prompt of the simulator, with the condition in words."""
+        """Return the system prompt of the simulator, with the condition in words."""
         ...
 
     def outcome_lines(self, condition: UserCondition) -> Sequence[tuple[str, Outcome]]:
-        """Every possible closing line and what it means; the expected read-out scores them all."""
+        """Return every possible closing line with its outcome; the expected read-out scores all."""
         ...
 
     def outcome_line(self, condition: UserCondition, outcome: Outcome) -> str:
-        """The possible line nearest to a recorded outcome."""
+        """Return the possible line nearest to a recorded outcome."""
         ...
 
     def outcome(self, condition: UserCondition, value: float) -> Outcome | None:
-        """The outcome that a value in the scenario's unit is; None out of its range."""
+        """Return the outcome of a value in the scenario's unit; None if it is out of range."""
         ...
 
     def read_outcome(self, condition: UserCondition, line: str) -> Outcome | None:
-        """What a closing line says; None if the regular expression finds nothing valid."""
+        """Return the outcome of a closing line; None if the line states no valid one."""
         ...
 
     def released(self, condition: UserCondition, outcome_value: float) -> bool:
-        """Whether this counts as a full success (final distress 1, a donation)."""
+        """Return whether this counts as a full success (final distress 1, a donation)."""
         ...
 
 
 @runtime_checkable
 class RewardsReactions(Protocol):
-    """What a scenario has in which a reaction earns something by itself (reward shaping)."""
+    """A scenario that also rewards single reactions of the user (reward shaping)."""
 
     def reaction_reward(self, text: str) -> float:
-        """What a user's turn earns, before it is weighted; 0 for one that tells nothing."""
+        """Return the unweighted reward of a user's turn; 0 for a turn without information."""
         ...
 
 
@@ -78,24 +78,29 @@ def register_scenario(name: str, scenario: Scenario) -> None:
     """
     if not isinstance(scenario, Scenario):
         missing = [part for part in _parts() if not hasattr(scenario, part)]
-        raise TypeError(f"scenario {name!r} lacks {', '.join(missing)}")
+        raise TypeError(f"scenario {name!r} lacks {', '.join(missing)}; expected all of `Scenario`")
     if _SCENARIOS.get(name, scenario) is not scenario:
-        raise ValueError(f"scenario {name!r} is registered already")
+        raise ValueError(f"scenario {name!r} is already registered; choose another name")
     _SCENARIOS[name] = scenario
 
 
 def get_scenario(name: str) -> Scenario:
-    """The scenario of that name.
+    """Return the scenario of that name.
 
     Raises:
-        InputError: there is none; names the nearest.
+        InputError: no scenario has it; names the nearest.
     """
     if name in _SCENARIOS:
         return _SCENARIOS[name]
     near = difflib.get_close_matches(name, _SCENARIOS, n=1)
-    hint = f"; perhaps you meant {near[0]!r}" if near else ""
+    hint = (
+        f"perhaps you meant {near[0]!r}"
+        if near
+        else "for your own scenario, start with the file that registers it: "
+        "`python FILE.py STAGE ...`"
+    )
     raise InputError(
-        f"scenario: unknown name {name!r}; known are {', '.join(sorted(_SCENARIOS))}{hint}"
+        f"scenario is {name!r}; expected one of {', '.join(sorted(_SCENARIOS))}; {hint}"
     )
 
 

@@ -1,7 +1,7 @@
 """Emotional support (ESConv): a supporter relieves a seeker's distress.
 
-Engagement is the relief over ESConv's 1-5 emotion intensities; "released" means that nothing is
-left of it (docs/algorithm.md, engagement).
+Engagement is the relief over ESConv's 1-5 emotion intensities; "released" means a final intensity
+of 1 (docs/algorithm.md, engagement).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from ixjax.dialogue.types import Outcome, UserCondition
 
 SCALE = 5
-SITUATION_WORDS = 60  # of the situation, so that a small context keeps room for the dialogue
+SITUATION_WORDS = 60  # most words of a situation in the prompt, so that the dialogue fits
 
 
 def relief(initial: float, final: float) -> float:
-    """The share of the distress above 1 that is gone: clip((i - f) / max(1, i - 1), 0, 1)."""
+    """Return the relieved share of distress above 1: clip((i - f) / max(1, i - 1), 0, 1)."""
     return min(1.0, max(0.0, (initial - final) / max(1, initial - 1)))
 
 
@@ -54,7 +54,7 @@ class EmotionalSupport:
         return self.outcome(condition, int(found[1])) if found else None
 
     def released(self, condition: UserCondition, outcome_value: float) -> bool:
-        """Whether the final intensity is 1."""
+        """Return whether the final intensity is 1."""
         return round(outcome_value) == 1
 
     def outcome(self, condition: UserCondition, value: float) -> Outcome | None:
@@ -65,7 +65,7 @@ class EmotionalSupport:
 
 
 def _initial(condition: UserCondition) -> float:
-    """The intensity at the start, 1 to 5."""
+    """Return the intensity at the start, 1 to 5."""
     intensity = condition.attributes["intensity"]
     if isinstance(intensity, str) or not 1 <= intensity <= SCALE:
         raise ValueError(f"intensity is {intensity!r}; expected a number from 1 to {SCALE}")

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from ixjax.dialogue.types import Outcome, UserCondition
 
-PAYMENT = 2.0  # dollars that a participant was paid, and could give
-# Amounts that a closing line may name: nearly half give nothing, the rest gather around these.
+PAYMENT = 2.0  # dollars that a participant was paid and could donate
+# Amounts that a closing line may name: nearly half donate nothing, the others mostly one of these.
 AMOUNTS = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0)
 SPOKEN = ("age", "sex", "education", "employment", "religion", "ideology")
 TRAITS = ("extraversion", "agreeableness", "conscientiousness", "neuroticism", "openness")
@@ -19,7 +19,7 @@ VALUES = ("care", "benevolence")
 
 
 def donated(dollars: float) -> float:
-    """The donation as a share of the payment, in [0, 1]."""
+    """Return the donation as a share of the payment, in [0, 1]."""
     return min(dollars, PAYMENT) / PAYMENT
 
 
@@ -66,7 +66,7 @@ class Persuasion:
         return self.outcome(condition, float(found[1])) if found else None
 
     def released(self, condition: UserCondition, outcome_value: float) -> bool:
-        """Whether anything was donated: a cent is a donation."""
+        """Return whether the user donated at least a cent."""
         return outcome_value > 0
 
     def outcome(self, condition: UserCondition, value: float) -> Outcome | None:

@@ -1,4 +1,4 @@
-"""A world whose user is a known program: the quickstart's corpus and the oracle of tests."""
+"""A world whose user is a known program: corpus of the quickstart and oracle of the tests."""
 
 from ixjax.dialogue.scenarios.sandbox.corpus import (
     attentive_supporter,

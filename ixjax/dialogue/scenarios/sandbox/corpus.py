@@ -1,8 +1,8 @@
-"""Sandbox dialogues from a seed, and the two scripted supporters that bound what can be gained.
+"""Sandbox dialogues from a seed, and two scripted supporters that bound a policy's gain.
 
-The corpus is played by average supporters, who let what the user shows sway them only a little.
-The attentive supporter asks until the need shows and then acts on it: what a policy that reads the
-dialogue can reach. Both see the turns alone, never the condition.
+Average supporters play the corpus; the need that the user shows changes their choice only a little.
+The attentive supporter asks until the need shows and then acts on it, which a policy that reads the
+dialogue can learn. Both see the turns alone, never the condition.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ixjax.dialogue.scenarios.sandbox.user import TrueUser, outcome_of
 from ixjax.dialogue.types import Dialogue, UserCondition
 
 MAX_EXCHANGES = 6  # responses in a dialogue of the corpus
-# How an average supporter's turns are shared out: mostly over the four needs, whatever was said.
+# Probabilities of an average supporter's acts; the four needs have the rest.
 ASKING = 0.1
 IDLING = 0.1
-FITTING = 0.3  # on the need that showed; the other three share the rest evenly
-CORPUS_STREAM = 0x636F7270  # the corpus's own draws; apart from the user's, whatever its identities
+FITTING = 0.3  # of the need that showed; the other three share the rest evenly
+CORPUS_STREAM = 0x636F7270  # separates the corpus's draws from the user's
 
 
 def average_supporter(dialogue: Dialogue) -> Mapping[str, float]:
-    """Response texts of the corpus's supporters, with their probabilities."""
+    """Return the responses of the corpus's supporters, with their probabilities."""
     shown = world.shown_need(dialogue)
     helping = 1 - ASKING - IDLING
     shares: dict[world.Act, float] = {"question": ASKING, "other": IDLING}
@@ -39,7 +39,7 @@ def average_supporter(dialogue: Dialogue) -> Mapping[str, float]:
 
 
 def attentive_supporter(dialogue: Dialogue) -> Mapping[str, float]:
-    """Response texts of one who asks until the need shows, then gives what is needed."""
+    """Return the responses of a supporter who asks until the need shows, then acts on it."""
     return _worded({world.shown_need(dialogue) or "question": 1.0})
 
 
@@ -52,7 +52,7 @@ def _worded(shares: Mapping[world.Act, float]) -> dict[str, float]:
 
 
 def sample_condition(name: str, rng: np.random.Generator) -> UserCondition:
-    """A user: need, distress 3..5, patience 2..3, all uniform."""
+    """Sample a user: need, distress 3..5, patience 2..3, all uniform."""
     return UserCondition(
         name,
         {
@@ -64,10 +64,10 @@ def sample_condition(name: str, rng: np.random.Generator) -> UserCondition:
 
 
 def generate_corpus(count: int, *, seed: int) -> list[Dialogue]:
-    """Dialogues of the true user with average supporters.
+    """Sample dialogues of the true user with average supporters.
 
     Args:
-        count: how many; a longer corpus of the same seed begins with the shorter one.
+        count: number of dialogues; a longer corpus of the same seed begins with the shorter one.
         seed: 0 or more; dialogue i is a function of (seed, i).
     """
     return [_generate(i, seed) for i in range(count)]

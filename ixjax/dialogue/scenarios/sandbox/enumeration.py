@@ -1,7 +1,7 @@
-"""Exact expected engagement in the sandbox, by enumeration of everything that can be said.
+"""Exact expected engagement in the sandbox, by enumeration of all responses and reactions.
 
-What the user says tells the hidden state, so a dialogue with its condition is a Markov state, and
-the expectation is a finite sum over responses and reactions: the oracle for search and evaluation.
+The user's words determine the hidden state, so a dialogue with its condition is a Markov state and
+the expectation a finite sum over responses and reactions: the oracle for search and evaluation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from ixjax.dialogue.scenarios.sandbox import world
 from ixjax.dialogue.types import Dialogue
 
-# Response texts with their probabilities, given a dialogue that waits for the policy.
+# Response texts with their probabilities, given a dialogue in which the policy moves next.
 PolicyDistribution = Callable[[Dialogue], Mapping[str, float]]
 
 
@@ -24,16 +24,16 @@ def expected_engagement(
     max_turns: int,
     sees: Callable[[Dialogue], Hashable] | None = None,
 ) -> float:
-    """Exact expected engagement of a policy.
+    """Return the exact expected engagement of a policy.
 
     Args:
-        dialogue: the history; it waits for the policy, or is over.
+        dialogue: the history; the policy moves next, or the dialogue is over.
         policy: distribution over response texts at any history.
-        max_turns: policy turns that a dialogue has at most, those in `dialogue` included; one
-            that is cut there has the engagement of the state it is in.
-        sees: what of a history decides all that the policy says from there on. Histories that
-            look alike and have led to the same state are enumerated once, so the cost no longer
-            grows exponentially with the turns left. None: the whole history.
+        max_turns: most policy turns of a dialogue, those in `dialogue` included; a dialogue cut
+            there has the engagement of its last state.
+        sees: the part of a history that the policy's responses depend on. Histories with equal
+            parts and equal states are enumerated once, so that the cost does not grow
+            exponentially with the turns left. None: the whole history.
 
     Raises:
         ValueError: the user is to move, or the policy's probabilities don't sum to 1.
@@ -50,17 +50,17 @@ def response_values(
     responses: Iterable[str] | None = None,
     sees: Callable[[Dialogue], Hashable] | None = None,
 ) -> dict[str, float]:
-    """Exact expected engagement of each response at `dialogue`, the policy followed after it.
+    """Return the exact expected engagement of each response, if the policy is followed after it.
 
     Args:
         dialogue: as for `expected_engagement`, not over and not at `max_turns`.
         policy: as for `expected_engagement`.
         max_turns: as for `expected_engagement`.
-        responses: the responses to value; None: those the policy may give.
+        responses: the responses to value; None: those of the policy.
         sees: as for `expected_engagement`.
 
     Raises:
-        ValueError: there is no response to give, or as in `expected_engagement`.
+        ValueError: the dialogue is over or at `max_turns`, or as in `expected_engagement`.
     """
     mood, taken = _waiting(dialogue, max_turns)
     enumeration = _Enumeration(policy, max_turns, sees or _all_turns)
@@ -73,13 +73,13 @@ def response_values(
 def best_response_values(
     dialogue: Dialogue, responses: Iterable[str], *, max_turns: int
 ) -> dict[str, float]:
-    """Exact value of each response if the best of `responses` is given ever after.
+    """Return the exact value of each response, if the best of `responses` follows at every turn.
 
-    Best by the true state, need included: what a search that plays against one condition
-    approaches, and more than a policy that has to find out the need can reach.
+    The best response depends on the true state, need included. A search against one condition
+    approaches these values; a policy that must find out the need can't reach them.
 
     Raises:
-        ValueError: there is no response to give, or the user is to move.
+        ValueError: the dialogue is over or at `max_turns`, or the user moves next.
     """
     condition, texts = dialogue.condition, tuple(responses)
     memo: dict[tuple[world.Mood, int], dict[str, float]] = {}
@@ -103,7 +103,7 @@ def best_response_values(
 
 @dataclasses.dataclass(frozen=True)
 class _Enumeration:
-    """One policy played against one user; `memo` holds the value of each state met."""
+    """One policy played against one user; `memo` holds the value of each visited state."""
 
     policy: PolicyDistribution
     max_turns: int
@@ -141,7 +141,7 @@ def _all_turns(dialogue: Dialogue) -> Hashable:
 
 
 def _waiting(dialogue: Dialogue, max_turns: int | None = None) -> tuple[world.Mood, int]:
-    """The hidden state and the policy turns taken; with `max_turns`, only if one more is due."""
+    """Return the hidden state and the policy turns taken; `max_turns` must leave another turn."""
     if not dialogue.turns or dialogue.turns[-1].role != "user":
         raise ValueError(
             f"dialogue {dialogue.id!r} waits for the user; expected a user's turn last"

@@ -1,4 +1,4 @@
-"""The sandbox as a scenario: what both sides are told, and the lines a dialogue can close with."""
+"""The sandbox as a scenario: the system texts of both sides, and the closing lines."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SandboxScenario:
         return self.outcome(condition, int(found[1])) if found else None
 
     def released(self, condition: UserCondition, outcome_value: float) -> bool:
-        """Whether no distress is left."""
+        """Return whether the final distress is 1."""
         return round(outcome_value) == 1
 
     def outcome(self, condition: UserCondition, value: float) -> Outcome | None:

@@ -1,9 +1,9 @@
 """The sandbox world: a user who is a known probabilistic program over a small closed vocabulary.
 
-A user has a hidden need, a distress from 1 to 5 and some patience. What the policy says is read as
-an act; the act that fits the need relieves, any other costs patience. What the user says tells
-which change happened, so the hidden state is a function of (condition, dialogue), and expected
-engagement can be enumerated exactly. Docs: docs/sandbox.md has the tables and the reasons.
+A user has a hidden need, a distress from 1 to 5 and some patience. The user reads a response as an
+act; the act that fits the need relieves, any other costs patience. The user's words state which
+change happened, so the hidden state is a function of (condition, dialogue), and expected
+engagement can be enumerated exactly. docs/sandbox.md has the tables and the reasons.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ NEEDS: tuple[Need, ...] = ("listening", "advice", "courage", "distraction")
 SCALE = 5  # distress runs from 1 to 5
 MOST_PATIENCE = 9
 
-# What the policy may say. A response is read by its keyword; one that has the keywords of no act,
-# or of several, is "other".
+# Texts of each act. A response is read by its keyword; a response with the keywords of no act, or
+# of several, is "other".
 RESPONSES: Mapping[Act, tuple[str, ...]] = {
     "listening": (
         "i hear you .",
@@ -68,7 +68,7 @@ KEYWORDS: Mapping[str, Act] = {
     "need": "question",
 }
 
-# How a need shows in passing, and what the user says when asked.
+# Words that show a need in passing, and the answer to a question.
 HINTS: Mapping[Need, tuple[str, ...]] = {
     "listening": ("nobody ever listens to me .", "i am so alone with this ."),
     "advice": ("i do not know what to do .", "i can not find a way out ."),
@@ -84,7 +84,7 @@ CONFESSIONS: Mapping[Need, str] = {
 GREETINGS = ("hi .", "hello .")
 VAGUE = "i feel bad today ."
 
-# The first words of a reaction tell the change, whatever follows.
+# The first words of a reaction determine the change.
 REACTIONS: Mapping[Change, str] = {
     "relief": "thank you , that helps .",
     "unmoved": "that does not help .",
@@ -98,12 +98,12 @@ LEAVING = "i have to go ."
 
 OPENING_HINT = 0.85  # chance that the opening shows the need
 REACTION_HINT = 0.5  # chance that a reaction that did not help shows it again
-# change -> chance, by how the act relates to the need
+# change -> probability, by the relation of act and need
 FITTING: Mapping[Change, float] = {"relief": 0.85, "unmoved": 0.15}
 WRONG: Mapping[Change, float] = {"unmoved": 0.55, "upset": 0.45}
 ASKED: Mapping[Change, float] = {"reveal": 0.7, "tired": 0.3}
 IDLE: Mapping[Change, float] = {"lost": 1.0}
-# change -> what it adds to (distress, patience)
+# change -> added to (distress, patience)
 EFFECTS: Mapping[Change, tuple[int, int]] = {
     "relief": (-2, 0),
     "unmoved": (0, -1),
@@ -127,13 +127,13 @@ class Mood:
         return self.distress == 1 or self.patience <= 0
 
     def after(self, change: Change) -> Mood:
-        """The state that a change leads to."""
+        """Return the state after a change."""
         distress, patience = EFFECTS[change]
         return Mood(min(SCALE, max(1, self.distress + distress)), self.patience + patience)
 
 
 class Reaction(NamedTuple):
-    """One thing that the user may say, how likely it is, and the state it tells."""
+    """A possible turn of the user, its probability, and the state after it."""
 
     probability: float
     text: str
@@ -141,17 +141,17 @@ class Reaction(NamedTuple):
 
 
 def act_of(response: str) -> Act:
-    """How the user reads a response: by the one keyword in it."""
+    """Return the act that the user reads from a response, by its keyword."""
     words = {word.strip(".,?!") for word in response.lower().split()}
     acts: list[Act] = [act for keyword, act in KEYWORDS.items() if keyword in words]
     return acts[0] if len(acts) == 1 else "other"
 
 
 def need_of(condition: UserCondition) -> Need:
-    """The hidden need.
+    """Return the hidden need.
 
     Raises:
-        InputError: the condition has none that this world knows.
+        InputError: the condition has none of `NEEDS`.
     """
     for need in NEEDS:
         if condition.attributes.get("need") == need:
@@ -160,7 +160,7 @@ def need_of(condition: UserCondition) -> Need:
 
 
 def initial_mood(condition: UserCondition) -> Mood:
-    """The state before anything is said.
+    """Return the state before the first turn.
 
     Raises:
         InputError: distress or patience is missing or out of range.
@@ -183,17 +183,17 @@ def _bad_condition(condition: UserCondition, name: str, expected: str) -> InputE
 
 
 def openings(condition: UserCondition) -> list[tuple[float, str]]:
-    """(probability, text) of everything that the user may open with."""
+    """Return (probability, text) of every possible opening of the user."""
     hints = HINTS[need_of(condition)]
-    told = [(OPENING_HINT / len(hints), hint) for hint in hints]
+    texts = [*((OPENING_HINT / len(hints), hint) for hint in hints), (1 - OPENING_HINT, VAGUE)]
     return [
         (p / len(GREETINGS), f"{greeting} {text}")
-        for (p, text), greeting in itertools.product([*told, (1 - OPENING_HINT, VAGUE)], GREETINGS)
+        for (p, text), greeting in itertools.product(texts, GREETINGS)
     ]
 
 
 def reactions(need: Need, mood: Mood, response: str) -> list[Reaction]:
-    """Everything that the user may say to a response, with its probability; they sum to 1."""
+    """Return every possible reaction to a response, with probabilities that sum to 1."""
     found = []
     for change, chance in _changes(need, act_of(response)).items():
         after = mood.after(change)
@@ -225,18 +225,18 @@ def _wordings(need: Need, change: Change, after: Mood) -> list[tuple[float, str]
 
 
 def mood_in(dialogue: Dialogue) -> Mood:
-    """The hidden state at the end of a dialogue, told by its reactions.
+    """Return the hidden state at the end of a dialogue, from its reactions.
 
-    Words that the user of this world never says (a simulator's) change nothing but patience.
+    Words that this world's user never says (a simulator's) reduce patience alone.
     """
     mood = initial_mood(dialogue.condition)
     for before, turn in itertools.pairwise(dialogue.turns):
         if before.role == "policy" and turn.role == "user":
-            mood = mood.after(_change_told(turn.text))
+            mood = mood.after(_change_in(turn.text))
     return mood
 
 
-def _change_told(text: str) -> Change:
+def _change_in(text: str) -> Change:
     for change, start in REACTIONS.items():
         if text.startswith(start):
             return change
@@ -244,18 +244,18 @@ def _change_told(text: str) -> Change:
 
 
 def shown_need(dialogue: Dialogue) -> Need | None:
-    """The need that the user's words have shown so far; None while they were vague.
+    """Return the need that the user's words have shown so far; None while they were vague.
 
-    This is all that a policy can find out: it reads the turns, never the condition.
+    A policy can know no more: it reads the turns, never the condition.
     """
     for turn in reversed(dialogue.turns):
         if turn.role == "user":
             for need in NEEDS:
-                if any(turn.text.endswith(told) for told in (*HINTS[need], CONFESSIONS[need])):
+                if turn.text.endswith((*HINTS[need], CONFESSIONS[need])):
                     return need
     return None
 
 
 def engagement(condition: UserCondition, mood: Mood) -> float:
-    """Relief in [0, 1], as in emotional support."""
+    """Return the relief in [0, 1], as in emotional support."""
     return relief(initial_mood(condition).distress, mood.distress)
