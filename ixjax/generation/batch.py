@@ -39,7 +39,7 @@ class DecodeBatch:
         """Take every turn out of the batch; what their buffers hold has to be read again."""
         for request in getattr(self, "rows", ()):
             if request is not None:
-                request.context.pinned = False
+                request.context.pins -= 1
         self.rows: list[Request | None] = [None] * self.size
         self._starts: Any = np.zeros(self.size, np.int32)  # tokens before the turn buffer
         self._fills = np.zeros(self.size, np.int32)  # columns of the turn buffer in use
@@ -53,16 +53,22 @@ class DecodeBatch:
         return [request for request in self.rows if request is not None]
 
     def keep(self, requests: Collection[Request]) -> None:
-        """Take out turns that nobody waits for any more."""
+        """Take out turns that nobody waits for any more, or whose contexts changed meanwhile."""
         for row, request in enumerate(self.rows):
-            if request is not None and request not in requests:
+            if request is not None and (request not in requests or self._changed(row, request)):
                 self._leave(row)
+
+    def _changed(self, row: int, request: Request) -> bool:
+        """Return whether a context is not what its row has read: it was extended, or evicted."""
+        context, start = request.context, self._starts[row]
+        return context.stored < start or len(context) != start + self._fills[row] + 1
 
     def enter(self, requests: Sequence[Request]) -> None:
         """Give turns a row each; all tokens of their contexts but the last are stored."""
         free = (row for row, request in enumerate(self.rows) if request is None)
         for row, request in zip(free, requests, strict=False):
-            self.rows[row], request.context.pinned = request, True
+            self.rows[row] = request
+            request.context.pins += 1
             self._begin(row)
         self._copy([self.rows.index(request) for request in requests])
 
@@ -172,5 +178,5 @@ class DecodeBatch:
     def _leave(self, row: int) -> None:
         request = self.rows[row]
         if request is not None:
-            request.context.pinned = False
+            request.context.pins -= 1
         self.rows[row], self._starts[row], self._fills[row] = None, 0, 0

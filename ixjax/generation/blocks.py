@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh, NamedSharding
@@ -45,13 +46,14 @@ class Context:
         self.blocks: list[int] = []  # block j stores columns 64 j to 64 j + 63
         self.stored = 0  # tokens whose keys and values are stored
         self.used = 0  # when, by the pool's clock
-        self.pinned = False  # in use: not to be evicted
+        self.pins = 0  # uses in progress; while there is one, it is not evicted
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __del__(self) -> None:
-        self.pool.release(self)
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not ending():  # modules are taken apart then
+            self.pool.release(self)
 
     @property
     def unread(self) -> int:
@@ -219,11 +221,12 @@ class BlockPool:
 
     def _oldest(self, context: Context) -> Context | None:
         """Return the context that was used longest ago of those that may lose their blocks."""
-        evictable = (c for c in self._contexts if c.blocks and not c.pinned and c is not context)
+        evictable = (c for c in self._contexts if c.blocks and not c.pins and c is not context)
         return min(evictable, key=lambda c: c.used, default=None)
 
     def _grow(self, blocks: int) -> None:
-        blocks = self._even(max(blocks, SMALLEST_POOL))
+        least = min(SMALLEST_POOL, self.limit or SMALLEST_POOL)
+        blocks = self._even(max(blocks, least))
         before, more = self.size, blocks - self.size
         if more <= 0:
             return

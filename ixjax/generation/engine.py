@@ -11,7 +11,8 @@ Axes: C candidates, N contexts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -253,24 +254,26 @@ class Engine:
         tail_counts = np.stack([counts for _, counts in padded], axis=1)
         full, few = self._score_sizes()
         scores, left = [], np.arange(len(contexts))
-        with self.stats.clock("score"):
-            while len(left):
-                size = full if len(left) > full // 2 else few
-                part, left = left[:size], left[size:]
-                rows = filled(part, size)
-                lengths = np.array([len(contexts[i]) - 1 for i in rows], np.int32)
-                chosen = [contexts[i] for i in rows]
-                span = self._executor.span(int(lengths.max()))
-                found = self._executor.run(
-                    passes.score,
-                    self._executor.batch(self.pool, chosen, lengths, span),
-                    prefix[rows],
-                    prefix_counts[rows],
-                    tails[:, rows],
-                    tail_counts[:, rows],
-                    np.array([context.adapter for context in chosen], np.int32),
-                )
-                scores.append(np.asarray(found)[: len(part)])
+        while len(left):
+            size = full if len(left) > full // 2 else few
+            part, left = left[:size], left[size:]
+            rows = filled(part, size)
+            lengths = np.array([len(contexts[i]) - 1 for i in rows], np.int32)
+            chosen = [contexts[i] for i in rows]
+            span = self._executor.span(int(lengths.max()))
+            with self._pinned(chosen):
+                self.read(chosen)  # a full pool evicts what was read for later parts
+                with self.stats.clock("score"):
+                    found = self._executor.run(
+                        passes.score,
+                        self._executor.batch(self.pool, chosen, lengths, span),
+                        prefix[rows],
+                        prefix_counts[rows],
+                        tails[:, rows],
+                        tail_counts[:, rows],
+                        np.array([context.adapter for context in chosen], np.int32),
+                    )
+                    scores.append(np.asarray(found)[: len(part)])
         self.stats.score_tokens += int(prefix_counts.sum() + tail_counts.sum()) - len(contexts)
         return np.concatenate(scores)
 
@@ -356,7 +359,7 @@ class Engine:
             return
         with self.stats.clock("prefill"):
             for context in left:
-                context.pinned = True
+                context.pins += 1
             try:
                 while left:
                     groups = group(
@@ -375,13 +378,25 @@ class Engine:
                 jax.block_until_ready(self.pool.arrays)
             finally:
                 for context in left:
-                    context.pinned = False
+                    context.pins -= 1
 
     @staticmethod
     def _unpin_read(left: Sequence[Context]) -> list[Context]:
         for context in left:
-            context.pinned = context.unread > 0
+            context.pins -= not context.unread
         return [context for context in left if context.unread]
+
+    @staticmethod
+    @contextmanager
+    def _pinned(contexts: Sequence[Context]) -> Iterator[None]:
+        """Keep contexts from being evicted."""
+        for context in contexts:
+            context.pins += 1
+        try:
+            yield
+        finally:
+            for context in contexts:
+                context.pins -= 1
 
     def _read_pass(self, contexts: Sequence[Context], part: Pass) -> None:
         """Read the next chunk of some contexts."""
