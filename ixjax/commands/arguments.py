@@ -1,10 +1,9 @@
 """Settings from a YAML file and from flags, checked strictly.
 
-A file is read into the frozen dataclasses of a run key by key: an unknown key or a value of the
-wrong type is an error that names the file and the key. Flags are tyro's, with the file's values as
-their defaults. The loader is our own, and short: its errors are the point of it, and libraries that
-make dataclasses of mappings (dacite, cattrs) fill a section that is given in part from its class's
-defaults, not from its owner's.
+An unknown key or a value of the wrong type raises an error with the file, the line and the key. The
+file's values are the defaults of the flags. Libraries that build dataclasses from mappings (dacite,
+cattrs) fill a partly given section from its class's defaults instead of its owner's, so the loader
+is our own.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from ixjax.io import InputError, read_text
 
 Config = TypeVar("Config")
 PACKAGE = Path(__file__).parent.parent
-PRESET = "quickstart"  # where no --config is given
+PRESET = "quickstart"  # if there is no --config
 Where = Callable[[str], str]  # file and line of a dotted key
-MISFIT = object()  # what `_fit` gives for a value that is not of the wanted type
+MISFIT = object()  # result of `_fit` for a value of another type
 
 
 def parse(cls: type[Any], arguments: Sequence[str], *, stage: str, summary: str) -> Any:
-    """The settings of a run: dataclass defaults, then `--config` (or `PRESET`), then flags.
+    """Return the settings of a run: dataclass defaults, then `--config` (or `PRESET`), then flags.
 
-    `out` defaults to runs/NAME, NAME being the file's (or the first preset's).
+    `out` defaults to runs/NAME, where NAME is the name of the file or preset.
 
     Args:
         cls: the frozen dataclass of all settings; has a field `out`.
-        arguments: command line behind the stage's name.
+        arguments: the command line after the stage.
         stage: for the help page.
-        summary: what the stage does, in a line, for the help page.
+        summary: the stage's purpose in one line, for the help page.
 
     Raises:
-        InputError: the file is missing or wrong. tyro ends the process itself for bad flags.
+        InputError: the file or a flag is wrong.
     """
     name, rest = take(arguments, "--config")
     name = PRESET if name is None else name
@@ -59,7 +58,7 @@ def parse(cls: type[Any], arguments: Sequence[str], *, stage: str, summary: str)
 
 
 def take(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
-    """Take `FLAG X` or `FLAG=X` out of a command line: X, the last one's, and what is left.
+    """Remove `FLAG X` and `FLAG=X` from a command line; return the last X and the rest.
 
     Raises:
         InputError: the flag has no value.
@@ -79,19 +78,19 @@ def take(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
 
 
 def presets() -> dict[str, Path]:
-    """Configurations that come with the package, by name."""
-    # In a checkout they lie beside the package, in a wheel inside it.
+    """Return the paths of the packaged configurations by name."""
+    # A wheel has them inside the package, a checkout next to it.
     folders = (PACKAGE / "configs", PACKAGE.parent / "configs")
     folder = next((f for f in folders if (f / "quickstart.yaml").exists()), None)
     return {} if folder is None else {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
 def load(cls: type[Config], name: str) -> Config:
-    """Read a YAML file, or the preset of that name.
+    """Read a YAML file or a preset.
 
     Raises:
-        InputError: no such file or preset, not YAML, an unknown key (names the nearest), or a
-            value of the wrong type or out of its range.
+        InputError: the file does not exist or is not YAML, a key is unknown, or a value has the
+            wrong type or is out of range.
     """
     path = Path(name)
     if not path.exists():
@@ -99,8 +98,8 @@ def load(cls: type[Config], name: str) -> Config:
     if not path.exists():
         known = presets()
         raise InputError(
-            f"--config: {name!r} is neither a file nor a preset "
-            f"({', '.join(known)}){_nearest(name, known)}"
+            f"--config: {name!r} is neither a file nor a preset; expected a path, or one of "
+            f"{', '.join(known)}{_nearest(name, known)}"
         )
     try:
         text = read_text(path)
@@ -115,7 +114,7 @@ def load(cls: type[Config], name: str) -> Config:
 
 
 def _lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
-    """Line of each key of a file, by its dotted name."""
+    """Return the line of each key of a file, by dotted name."""
     found: dict[str, int] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         if isinstance(key, yaml.ScalarNode):
@@ -127,10 +126,10 @@ def _lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
 def build(
     cls: type[Config], content: Any, *, file: str, lines: Mapping[str, int] | None = None
 ) -> Config:
-    """A dataclass that has a default for every field, with the settings that `content` has.
+    """Return a dataclass with its defaults replaced by `content`.
 
     Raises:
-        InputError: as in `load`; names `file`, the line where `lines` has it, and the dotted key.
+        InputError: see `load`; names `file`, the line in `lines` if known, and the dotted key.
     """
 
     def where(key: str) -> str:
@@ -142,8 +141,8 @@ def build(
 
 
 def _merge(default: Any, content: Any, *, where: Where, key: str) -> Any:
-    """`default` with the values of `content`, which stands at the dotted `key` of a file."""
-    if content is None:  # an empty file, or a section whose every line is commented out
+    """Return `default` with the values of `content`, the section `key` of a file."""
+    if content is None:  # an empty file or section
         return default
     if not isinstance(content, Mapping):
         raise InputError(
@@ -173,7 +172,7 @@ def _merge(default: Any, content: Any, *, where: Where, key: str) -> Any:
 
 
 def _convert(kind: Any, value: Any, *, where: Where, key: str) -> Any:
-    """A plain value of the wanted type; int passes for float, nothing else is bent."""
+    """Return a value of the wanted type; the only conversion is int to float."""
     fitted = _fit(kind, value)
     if fitted is MISFIT:
         literal = typing.get_origin(kind) is typing.Literal
@@ -193,7 +192,7 @@ def _fit(kind: Any, value: Any) -> Any:
     if origin is tuple:
         return _fit_tuple(members, value)
     if kind is float and isinstance(value, str):
-        # YAML 1.1 takes 1e-3 for text; to a person it is a number.
+        # YAML 1.1 reads 1e-3 as text.
         try:
             return float(value)
         except ValueError:
@@ -238,10 +237,10 @@ def _show(value: Any) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without the silent loss of a key that is given twice, and without numbers to base 60."""
+    """YAML that refuses repeated keys and reads no base-60 numbers."""
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
-        # YAML 1.1 takes 10:15 for 615; to a person it is text.
+        # YAML 1.1 reads 10:15 as 615.
         text = str(self.construct_scalar(node))
         return text if ":" in text else super().construct_yaml_int(node)
 
@@ -249,7 +248,7 @@ class _StrictLoader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                continue  # no setting's name; refused as an unknown key
+                continue  # refused later as an unknown key
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"{key.value} is given twice", problem_mark=key.start_mark

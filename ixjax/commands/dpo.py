@@ -11,5 +11,5 @@ SUMMARY = "Align the policy on human pairs, on i×MCTS pairs and on both."
 
 
 def execute(run: pipeline.Run, reporter: pipeline.Reporter, console: Console) -> None:
-    """Do the stage and print its summary."""
+    """Run the stage and print its summary."""
     print_dpo(console, pipeline.align(run, reporter))

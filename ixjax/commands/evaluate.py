@@ -1,4 +1,4 @@
-"""`ixjax evaluate`: Let every method meet every user on held-out conditions."""
+"""`ixjax evaluate`: Play every method with every user on held-out conditions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from rich.console import Console
 from ixjax import pipeline
 from ixjax.commands.summary import print_evaluation
 
-SUMMARY = "Let every method meet every user on held-out conditions."
+SUMMARY = "Play every method with every user on held-out conditions."
 
 
 def execute(run: pipeline.Run, reporter: pipeline.Reporter, console: Console) -> None:
-    """Do the stage and print its summary."""
+    """Run the stage and print its summary."""
     print_evaluation(console, pipeline.evaluate(run, reporter))

@@ -17,35 +17,35 @@ SUMMARY = "Write a model of a run as a Hugging Face folder, with tokenizer and c
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is written, and where to."""
+    """The model to write, and the folder."""
 
     out: str = ""
     """The run directory that holds the model."""
     model: str = ""
-    """Which of its models, such as policy_dpo/imcts; default: the aligned policy, or policy_sft."""
+    """Model of the run, such as policy_dpo/imcts; default: the aligned policy, or policy_sft."""
     to: str = ""
     """The folder to write."""
     adapter: bool = False
-    """Write the adapter alone, in PEFT's form; else it is merged into the model."""
+    """Write only the adapter, in PEFT's format; by default it is merged into the model."""
     overwrite: bool = False
-    """Write into a folder that holds something else, too; its model weights are replaced."""
+    """Write into a folder with other content; its model weights are replaced."""
     dtype: DType | None = None
-    """Of the weights that are written; default: as they were trained."""
+    """Type of the written weights; default: the type of the trained ones."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     """How devices are laid out."""
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
-    """Processes that hold the model together."""
+    """Processes that share the model."""
 
 
 def execute(settings: Settings, run: pipeline.Run | None, console: Console) -> None:
-    """Write the folder and say what it holds."""
+    """Write the folder and print its content."""
     if run is None:
-        raise InputError("out: no run directory given; set --out RUN")
+        raise InputError("--out is missing; expected a run directory")
     if not settings.to:
-        raise InputError("to: no folder given; set --to FOLDER")
+        raise InputError("--to is missing; expected a folder to write")
     checkpoint = pipeline.find_checkpoint(run, settings.model)
     if not checkpoint.command:
-        raise InputError(f"model: {checkpoint.path} is a folder; it needs no export")
+        raise InputError(f"--model is {checkpoint.path}; expected a model of the run")
     record = pipeline.export(
         run,
         checkpoint,

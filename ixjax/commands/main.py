@@ -1,12 +1,11 @@
 """The console command: `ixjax COMMAND [flags]`.
 
-A stage makes a part of a run, and takes every setting of the run. A preview takes them too, and
-makes nothing. A tool uses what is there, and takes a few settings of its own
-(`ixjax.commands.tools`).
+A stage takes every setting of a run and makes one part of it. A preview takes the same settings
+and writes nothing. A tool reads an existing run and takes a few settings (`ixjax.commands.tools`).
 
-Bad input ends with one line and exit code 2, a full disk or a diverged training with 1, an
-interruption with 130, a training that SIGTERM told to save and leave with 75 (EX_TEMPFAIL of
-sysexits.h: to be started again); anything else is a bug and shows its traceback.
+Exit codes: 2 for bad input (one line), 1 for a full disk or a diverged training, 130 for an
+interruption, 75 for a training that was saved on SIGTERM and can be started again (EX_TEMPFAIL of
+sysexits.h). Anything else is a bug and prints its traceback.
 """
 
 from __future__ import annotations
@@ -29,25 +28,25 @@ if TYPE_CHECKING:
     from ixjax.distributed import DistributedConfig
 
 STAGES = {
-    "prepare": "corpus to splits and tokenizer",
+    "prepare": "split the corpus and train the tokenizer",
     "sft": "train policy, simulator and held-out simulator",
-    "search": "i×MCTS, and preference pairs from its trees",
+    "search": "grow i×MCTS trees and extract preference pairs",
     "dpo": "align the policy",
-    "evaluate": "compare the methods on held-out users",
-    "pipeline": "all of them in turn",
+    "evaluate": "compare the methods on held-out conditions",
+    "pipeline": "run all of them in order",
 }
-PREVIEWS = {"plan": "memory, arithmetic and time that a run would take"}
+PREVIEWS = {"plan": "estimate memory, arithmetic and time of a run"}
 TOOLS = {
-    "report": "a run, or several beside each other, as one page",
-    "rate": "people compare two methods blindly",
+    "report": "write a run, or a comparison of several, as one page",
+    "rate": "let people compare two methods blindly",
     "chat": "talk with a model in the terminal",
-    "export": "a model as a Hugging Face folder",
-    "parity": "compare what the engine and the trainer compute",
+    "export": "write a model as a Hugging Face folder",
+    "parity": "compare log-probabilities of engine and trainer",
 }
 COMMANDS = STAGES | PREVIEWS | TOOLS
-JOINT = ("sft", "dpo", "export")  # what several processes do together
+JOINT = ("sft", "dpo", "export")  # run by several processes together
 PREEMPTED = 75  # exit code
-LAST_WORDS_SECONDS = 2.0  # that process 0 leaves the others to say what they found wrong
+LAST_WORDS_SECONDS = 2.0  # in which other processes can print their errors
 BAD_PATHS = (
     FileNotFoundError,
     FileExistsError,
@@ -63,8 +62,8 @@ def main(command: str | None = None, arguments: Sequence[str] | None = None) -> 
     """Run a stage or a tool and end the process with its exit code.
 
     Args:
-        command: which one; None takes it from the command line.
-        arguments: the command line behind the command; default that of the process.
+        command: its name; None: the first argument.
+        arguments: the command line after the command; default: that of the process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if command is None:
@@ -77,25 +76,25 @@ def main(command: str | None = None, arguments: Sequence[str] | None = None) -> 
         command = arguments.pop(0)
     try:
         _run(command, arguments)
-    except BrokenPipeError:  # whoever read the output has enough of it
+    except BrokenPipeError:  # the reader of the output is closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
-        code, told = _judge(error, command)
-        if told is None and not _among_others():
+        code, line = _judge(error, command)
+        if line is None and not _among_others():
             raise
-        print(told or traceback.format_exc(), file=sys.stderr)
+        print(line or traceback.format_exc(), file=sys.stderr)
         if _among_others() and code != PREEMPTED:
             _leave_others(code)
         sys.exit(code)
 
 
 def _judge(error: BaseException, command: str) -> tuple[int, str | None]:
-    """Exit code and what a person is told; None: all of it, since it is a bug."""
+    """Return the exit code and the line to print; None for a bug, which prints its traceback."""
     again = "" if command in TOOLS | PREVIEWS else "; run the same command again to continue"
     if isinstance(error, InputError):
         return 2, f"error: {error}"
-    if isinstance(error, BAD_PATHS):  # where a person's path leads nowhere, or into a file
+    if isinstance(error, BAD_PATHS):  # a path does not exist, or is of another kind
         named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return 2, f"error: {named}"
     if isinstance(error, (OSError, FloatingPointError)):  # a full disk, a training that diverged
@@ -110,16 +109,16 @@ def _judge(error: BaseException, command: str) -> tuple[int, str | None]:
 
 
 def _among_others() -> bool:
-    """Whether this process works together with others."""
+    """Return whether this process is one of several."""
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def _leave_others(code: int) -> NoReturn:
-    """End at once: at an orderly end JAX waits for the others, and they may wait for this one."""
+    """End without JAX's shutdown, which waits for processes that may wait for this one."""
     from ixjax import distributed
 
     if distributed.joined() and distributed.is_first():
-        time.sleep(LAST_WORDS_SECONDS)  # JAX ends them when their coordinator is gone
+        time.sleep(LAST_WORDS_SECONDS)  # JAX ends them when the coordinator ends
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -129,14 +128,13 @@ def _run(command: str, arguments: Sequence[str]) -> None:
     if command not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise InputError(f"unknown command {command!r}; expected one of {known}")
-    # What transformers says of PyTorch, which nothing here needs, is no matter of the person's.
+    # transformers warns about a missing PyTorch, which is not needed here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    # Heavy imports wait until it is known that there is work to do.
+    # Heavy imports follow the check of the command, so that errors are quick.
     from rich.console import Console
 
     module = importlib.import_module(f"ixjax.commands.{command}")
-    # Tables keep their columns where no terminal says how wide it is; a path stays a path, whatever
-    # brackets and colons it has.
+    # Without a terminal tables need a width. Markup would change paths with brackets or colons.
     width = None if sys.stdout.isatty() else 180
     console = Console(width=width, markup=False, emoji=False, highlight=False)
     run = {**dict.fromkeys(TOOLS, _run_tool), **dict.fromkeys(PREVIEWS, _run_preview)}
@@ -151,7 +149,7 @@ def _run_stage(stage: str, module: Any, arguments: Sequence[str], console: Conso
 
     quiet = QUIET in arguments
     arguments = [argument for argument in arguments if argument != QUIET]
-    summary = f"{module.SUMMARY} {QUIET} prints the summary and errors alone."
+    summary = f"{module.SUMMARY} {QUIET} prints only the summary and errors."
     config = parse(RunConfig, arguments, stage=stage, summary=summary)
     use_compilation_cache()
     shared = stage == "search" and config.processes.count > 1
@@ -162,7 +160,7 @@ def _run_stage(stage: str, module: Any, arguments: Sequence[str], console: Conso
             run = open_run(config)
         reporter.note(f"run {run.directory.root} on {run.devices}")
         if take(arguments, "--config")[0] is None:
-            reporter.note(f"settings: those of the preset {PRESET}, but for flags (no --config)")
+            reporter.note(f"settings: preset {PRESET} (no --config given) and flags")
         module.execute(run, reporter, console)
     finally:
         reporter.close()
@@ -188,35 +186,35 @@ def _run_tool(tool: str, module: Any, arguments: Sequence[str], console: Console
 def _join_others(
     command: str, config: DistributedConfig, console: Console, *, shared: bool = False
 ) -> None:
-    """Work with other processes from here on, where there are any; the first one alone prints."""
+    """Join other processes if there are any; only the first one prints."""
     from ixjax import distributed
 
     if command not in JOINT:
         if config.coordinator:
             raise InputError(
-                f"distributed.coordinator is {config.coordinator}, but no processes work together "
-                f"in {command} (they do in {', '.join(JOINT)}); `ixjax search` is shared by "
+                f"--distributed.coordinator is {config.coordinator}; expected none for {command}: "
+                f"only {', '.join(JOINT)} run in joined processes. Share a search by "
                 "--processes.count and --processes.index"
             )
         found = distributed.cluster(os.environ) if config.detect != "never" else ""
         if found and not shared:
             raise InputError(
-                f"{found} has started several processes, each of which would do all of {command} "
-                "in one run directory: start one, share a search by --processes.count and "
-                "--processes.index, or set --distributed.detect never"
+                f"{found} has started several processes; expected one for {command}, since each "
+                "would do all of it in the same run directory. Start one process, share a search "
+                "by --processes.count and --processes.index, or set --distributed.detect never"
             )
         return
-    told = distributed.start(config)
-    if told is not None:
-        console.print(told)
+    note = distributed.start(config)
+    if note is not None:
+        console.print(note)
         console.quiet = not distributed.is_first()
 
 
 def use_compilation_cache() -> None:
-    """Keep what XLA compiled for the next start, under the user's cache folder.
+    """Cache XLA's compiled programs in the user's cache folder.
 
-    IXJAX_COMPILATION_CACHE names another folder, or is "off"; a cache that the user has set up for
-    JAX itself stays as it is.
+    IXJAX_COMPILATION_CACHE names another folder, or is "off". A cache that is configured in JAX is
+    kept.
     """
     import jax
     import platformdirs
@@ -233,7 +231,7 @@ def _version() -> str:
     try:
         return importlib.metadata.version("ixjax")
     except importlib.metadata.PackageNotFoundError:
-        return "(not installed: read from its sources)"
+        return "(not installed; running from source)"
 
 
 def _usage() -> None:
@@ -244,9 +242,11 @@ def _usage() -> None:
         print(f"\n{kind}:")
         for name, what in commands.items():
             print(f"  {name:<10} {what}")
-    print("\n`ixjax --version` tells the version.")
-    print("`ixjax COMMAND --help` lists every flag. Compiled programs are kept in the user's cache")
-    print(f"folder; {CACHE_SWITCH}=FOLDER keeps them elsewhere, {CACHE_SWITCH}=off not at all.")
+    print("\n`ixjax --version` prints the version.")
+    print(
+        "`ixjax COMMAND --help` lists every flag. Compiled programs are cached in the user's cache"
+    )
+    print(f"folder; {CACHE_SWITCH}=FOLDER names another folder, {CACHE_SWITCH}=off turns it off.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`ixjax parity`: Compare what the engine and the trainer compute."""
+"""`ixjax parity`: Compare log-probabilities of the engine and the trainer."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ SUMMARY = "Compare the engine's log-probabilities with the trainer's, token by t
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is compared, on what."""
+    """The models and dialogues to compare."""
 
     out: str = ""
-    """A run directory: its models, on dialogues of its test split."""
+    """A run directory: its models are compared on dialogues of its test split."""
     model: str = ""
-    """One of its models, or a Hugging Face folder; empty: every finished model of the run."""
+    """A model of the run, or a Hugging Face folder; default: every finished model of the run."""
     dialogues: int = 8
-    """Dialogues compared, one turn of each."""
+    """Dialogues to compare, one turn each."""
     tolerance: float | None = None
     """Largest difference allowed, in nats; default: 1e-3 for float32, 0.1 for 16 bit."""
     dtype: DType | None = None
-    """Of weights and computation; default: as a run wrote them, bfloat16 for a folder."""
+    """Type of weights and computation; default: a run's own type, bfloat16 for a folder."""
     seed: int = 0
-    """Of the turns that are sampled."""
+    """Seed of the sampled turns."""
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
-    """How turns are drawn."""
+    """How turns are sampled."""
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     """How the generation engine lays out its work."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -47,11 +47,13 @@ class Settings:
 
 
 def execute(settings: Settings, run: pipeline.Run | None, console: Console) -> None:
-    """Compare, print the table; exit code 1 if a difference is too large."""
+    """Compare and print a table; exit with code 1 if a difference is too large."""
     if settings.dialogues < 1:
-        raise InputError(f"dialogues is {settings.dialogues}; expected 1 or more")
+        raise InputError(f"--dialogues is {settings.dialogues}; expected 1 or more")
     if settings.tolerance is not None and not 0 <= settings.tolerance < math.inf:
-        raise InputError(f"tolerance is {settings.tolerance}; expected 0 or more, and finite")
+        raise InputError(
+            f"--tolerance is {settings.tolerance}; expected a finite number, 0 or more"
+        )
     checkpoints = _chosen(settings, run)
     if run is None:
         scenario = get_scenario("sandbox")
@@ -65,10 +67,10 @@ def execute(settings: Settings, run: pipeline.Run | None, console: Console) -> N
         if broken:
             raise InputError(
                 f"{checkpoint.path}: weight {broken[0]} holds NaN or infinite values "
-                f"({len(broken)} such weights); the model computes nothing that could be compared"
+                f"({len(broken)} such weights); expected finite ones"
             )
         view = View(scenario=scenario, role=checkpoint.role or "policy", template=template)
-        if allowed is None:  # models of one run are of one type
+        if allowed is None:  # all models of a run have one type
             allowed = TOLERANCES[model.config.compute_dtype]
         found[checkpoint.name] = parity(
             model,
@@ -81,13 +83,13 @@ def execute(settings: Settings, run: pipeline.Run | None, console: Console) -> N
     assert allowed is not None
     print_parity(console, found, allowed)
     if max(model.worst.size for model in found.values()) > allowed:
-        print("error: engine and trainer differ by more than is allowed", file=sys.stderr)
+        print(f"error: engine and trainer differ by more than {allowed:g} nats", file=sys.stderr)
         sys.exit(1)
 
 
 def _chosen(settings: Settings, run: pipeline.Run | None) -> list[pipeline.Checkpoint]:
-    """The model that was named, or every finished one of the run."""
+    """Return the named model, or every finished one of the run."""
     if run is None or settings.model:
         return [pipeline.find_checkpoint(run, settings.model)]
     finished = [found for found in pipeline.run_checkpoints(run) if found.finished]
-    return finished or [pipeline.find_checkpoint(run, "policy_sft")]  # says what is missing
+    return finished or [pipeline.find_checkpoint(run, "policy_sft")]  # raises: no model is finished

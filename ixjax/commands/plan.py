@@ -1,4 +1,4 @@
-"""`ixjax plan`: What a run would take, before anything is allocated."""
+"""`ixjax plan`: Estimate what a run takes, without allocating anything."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from rich.console import Console
 from ixjax.commands.summary import print_plan
 from ixjax.pipeline import PlanConfig, RunConfig, make_plan
 
-SUMMARY = "Memory, arithmetic and time that a run would take on devices that need not exist."
+SUMMARY = "Estimate memory, arithmetic and time of a run, on devices that need not be present."
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(RunConfig):
-    """A run, and what it is planned for."""
+    """A run, and the devices to plan for."""
 
     devices: int = 1
-    """Devices that the run would have."""
+    """Number of devices of the run."""
     plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
     """The kind of device."""
     json: bool = False
-    """Print one JSON object in place of the tables."""
+    """Print one JSON object instead of tables."""
 
 
 def execute(settings: Settings, console: Console) -> None:
-    """Plan, and print it."""
+    """Print the plan."""
     plan = make_plan(settings, settings.plan, devices=settings.devices)
     if settings.json:
         record = dataclasses.asdict(plan)

@@ -1,4 +1,4 @@
-"""`ixjax prepare`: Read the corpus, split it without leakage, make the tokenizer."""
+"""`ixjax prepare`: Read the corpus, split it without leakage, train the tokenizer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from rich.console import Console
 from ixjax import pipeline
 from ixjax.commands.summary import print_prepare
 
-SUMMARY = "Read the corpus, split it without leakage, make the tokenizer."
+SUMMARY = "Read the corpus, split it without leakage, train the tokenizer."
 
 
 def execute(run: pipeline.Run, reporter: pipeline.Reporter, console: Console) -> None:
-    """Do the stage and print its summary."""
+    """Run the stage and print its summary."""
     print_prepare(console, pipeline.prepare(run, reporter))

@@ -1,4 +1,4 @@
-"""Texts of people, models and files as a terminal may have them."""
+"""Texts of people, models and files, safe for a terminal."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import unicodedata
 
 
 def printable(text: str) -> str:
-    """Text without what a terminal would obey: escape sequences and other control characters."""
+    """Return a text without control characters, such as those of escape sequences."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")

@@ -1,4 +1,4 @@
-"""How far a stage is: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress of a stage: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-LINE_SECONDS = 10.0  # between lines where there is no terminal
+LINE_SECONDS = 10.0  # between lines without a terminal
 
 
 class ProgressReporter:
-    """Draws what `ixjax.pipeline.Reporter` is told.
+    """An `ixjax.pipeline.Reporter` that draws on a console.
 
     Args:
         console: where to draw.
@@ -92,7 +92,7 @@ class ProgressReporter:
         self._console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
-        """Take the bar off the screen."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
@@ -110,7 +110,7 @@ class ProgressReporter:
 
 
 def _span(seconds: float) -> str:
-    """Seconds in the unit that a person would name."""
+    """Return seconds in a readable unit."""
     if seconds < 2 * 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

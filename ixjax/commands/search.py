@@ -11,5 +11,5 @@ SUMMARY = "Search simulated dialogues with i×MCTS and extract preference pairs.
 
 
 def execute(run: pipeline.Run, reporter: pipeline.Reporter, console: Console) -> None:
-    """Do the stage and print its summary."""
+    """Run the stage and print its summary."""
     print_search(console, pipeline.search(run, reporter))

@@ -11,5 +11,5 @@ SUMMARY = "Train policy, simulator and held-out simulator on the human dialogues
 
 
 def execute(run: pipeline.Run, reporter: pipeline.Reporter, console: Console) -> None:
-    """Do the stage and print its summary."""
+    """Run the stage and print its summary."""
     print_sft(console, pipeline.train_speakers(run, reporter))

@@ -1,4 +1,4 @@
-"""The tables at the end of a stage."""
+"""Tables at the end of a stage or tool."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from ixjax.report.training import DPO_COLUMNS, SFT_COLUMNS, figures_of
 
 
 def print_prepare(console: Console, facts: Mapping[str, Any]) -> None:
-    """What was read, merged and dropped, and how the corpus was divided."""
+    """Print dialogues read, merged and dropped, and the size of each split."""
     rows = [*facts["account"], *((f"split: {k}", n) for k, n in facts["splits"].items())]
-    _print(console, "Corpus", ("what", "count"), rows)
+    _print(console, "Corpus", ("dialogues", "count"), rows)
 
 
 def print_sft(console: Console, models: Mapping[str, Mapping[str, Any]]) -> None:
-    """The last figures of the three models."""
-    _print_trainings(console, "Fine-tuning", "model", SFT_COLUMNS, models)
+    """Print the final figures of the three models."""
+    _print_trainings(console, "SFT, last step", "model", SFT_COLUMNS, models)
 
 
 def print_search(console: Console, facts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Sums over all trees (of a process that shares a search: its own), and what became pairs."""
+    """Print counts over all trees (of this process), and of the pairs."""
     trees, pairs = facts["trees"], facts.get("pairs")
     rows: list[Sequence[Any]] = [
         (key.replace("_", " "), trees[key]) for key in trees if key != "inputs"
     ]
     if pairs is not None:
         rows += pair_rules(pairs)
-    _print(console, "Search", ("what", "count"), rows)
+    _print(console, "Search", ("count", "sum"), rows)
 
 
 def print_dpo(console: Console, sources: Mapping[str, Mapping[str, Any]]) -> None:
-    """The last figures of the aligned policies."""
-    _print_trainings(console, "Alignment, the last batch", "pairs of", DPO_COLUMNS, sources)
+    """Print the final figures of the aligned policies."""
+    _print_trainings(console, "DPO, last batch", "source", DPO_COLUMNS, sources)
 
 
 def _print_trainings(
@@ -60,7 +60,7 @@ def _print_trainings(
 
 
 def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
-    """A table for each user, and the simulators' fidelity."""
+    """Print a table for each user, and the simulators' fidelity."""
     for user in result["users"]:
         cells = [cell for cell in result["cells"] if cell["user"] == user]
         _print(
@@ -85,7 +85,7 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def print_ratings(console: Console, result: Mapping[str, Any]) -> None:
-    """Win rates of the second method, and how far raters agree."""
+    """Print win rates of the second method, and the raters' agreement."""
     first, second = result["methods"]
     everyone = {"rater": "all, item by item", **result}
     _print(
@@ -103,17 +103,17 @@ def print_ratings(console: Console, result: Mapping[str, Any]) -> None:
     ]
     rows.append(("Fleiss' kappa, all raters", result["fleiss"]["items"], result["fleiss"]["kappa"]))
     _print(console, "Agreement beyond chance", ("of", "items", "kappa"), rows)
-    told = undecided(result["low"], result["high"])
-    console.print(f"The win rate is the share of items won, ties half. {told}".rstrip())
+    note = undecided(result["low"], result["high"])
+    console.print(f"The win rate is the share of items won; a tie counts half. {note}".rstrip())
     place = result["first_shown"]
     console.print(
-        f"{percent(place['share'])} of an item's decided votes went to A, the dialogue shown "
-        f"first ({interval(place['low'], place['high'])}); far from a half, raters go by place."
+        f"A, the dialogue shown first, won {percent(place['share'])} of the decided votes "
+        f"({interval(place['low'], place['high'])}); far from 50 %, ratings depend on the order."
     )
 
 
 def print_parity(console: Console, models: Mapping[str, Parity], tolerance: float) -> None:
-    """How far engine and trainer are apart, and where most."""
+    """Print the differences of engine and trainer, and the largest one."""
     _print(
         console,
         f"Log-probabilities, engine against trainer: difference in nats, {tolerance:g} allowed",
@@ -144,7 +144,7 @@ def print_parity(console: Console, models: Mapping[str, Parity], tolerance: floa
 
 
 def print_sharding(console: Console, placement: Placement) -> None:
-    """Where each weight lies, and what that makes on a device."""
+    """Print the sharding of each weight, and its bytes on a device."""
     rows = [
         (w.name, w.shape, _axes(w.axes), _axes(w.mesh_axes), _gigabytes(w.device_bytes))
         for w in placement.weights
@@ -160,7 +160,7 @@ def print_sharding(console: Console, placement: Placement) -> None:
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """Memory by stage, work by stage, and what does not fit."""
+    """Print memory and work by stage, and the stages that do not fit."""
     layout = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
     console.print(
         f"{plan.parameters:,} parameters; training on {layout}, "
@@ -171,7 +171,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         _print(
             console,
             f"{title}: GB on a device",
-            ("what", *stages),
+            ("part", *stages),
             (
                 (part.replace("_", " "), *(_gigabytes(getattr(m, part)) for m in stages.values()))
                 for part in [*parts, "peak"]
@@ -179,7 +179,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         )
     _print(
         console,
-        "Work, at the most",
+        "Work, upper bounds",
         ("stage", "tokens trained on", "read", "sampled", "PFLOP", "hours"),
         (
             (
@@ -198,7 +198,7 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 
 def _axes(axes: Sequence[Any]) -> str:
-    """Axis names, `-` for a dimension that is whole."""
+    """Return axis names; `-` for a dimension that is not sharded."""
     return ", ".join("+".join(a) if isinstance(a, tuple) else a or "-" for a in axes)
 
 
@@ -217,7 +217,7 @@ def _print(
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*(printable(show(cell)) for cell in row))  # a rater's name is a stranger's
-    # A narrow terminal breaks long lines; figures are never cut.
+        table.add_row(*(printable(show(cell)) for cell in row))  # names come from files
+    # On a narrow terminal long rows wrap; figures are never cut.
     needed = table.__rich_measure__(console, console.options.update(max_width=1000)).maximum
     console.print(table, width=max(console.width, needed), no_wrap=True, crop=False)

@@ -1,7 +1,7 @@
-"""What the tools share: settings of their own beside those of a run that is there.
+"""Settings of tools: their own, and those of an existing run.
 
-A stage continues a run, so it is given all of the run's settings. A tool looks at what a run has
-made: `--out RUN` alone brings the settings that it shares with the run, and writes none.
+A stage takes all settings of a run. A tool reads a finished run: `--out RUN` supplies the settings
+that it shares with the run, and no settings are written.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ from ixjax.pipeline import Run, RunConfig
 def parse_tool(
     cls: type[Any], arguments: Sequence[str], *, tool: str, summary: str
 ) -> tuple[Any, Run | None]:
-    """A tool's settings: its defaults, then those of the run at `--out`, then flags.
+    """Return a tool's settings: its defaults, then those of the run at `--out`, then flags.
 
     Args:
-        cls: frozen dataclass of the tool's settings, with a field `out`. A field that a run has
-            too, by name and type, is the run's.
-        arguments: command line behind the tool's name.
+        cls: frozen dataclass of the tool's settings, with a field `out`. Fields with the name and
+            type of a run's setting take the run's value.
+        arguments: the command line after the tool.
         tool: for the help page.
-        summary: what the tool does, in a line, for the help page.
+        summary: the tool's purpose in one line, for the help page.
 
     Returns:
-        The settings, and the run if one was named.
+        The settings, and the run if `--out` names one.
 
     Raises:
-        InputError: there is no such run, or its settings can't be read. tyro ends the process
-            itself for bad flags.
+        InputError: the run does not exist, its settings are damaged, or a flag is wrong.
     """
     out, _ = take(arguments, "--out")
     run = None if out is None else read_run(out)
@@ -54,14 +53,13 @@ def parse_tool(
     scenario = getattr(settings, "scenario", None)
     if run is not None and scenario not in (None, run.config.scenario):
         raise InputError(
-            f"scenario is {scenario!r}; {out} holds a run of {run.config.scenario!r}: leave "
-            "--scenario or --out out"
+            f"--scenario is {scenario!r}; expected {run.config.scenario!r}, the scenario of {out}"
         )
     return settings, run
 
 
 def _as_folder_says(settings: Any, model: str | None) -> Any:
-    """A tool's defaults, with turns as long as a Hugging Face folder's are, where one is named."""
+    """Return a tool's defaults, with the turn length of the Hugging Face folder if one is named."""
     sampling = getattr(settings, "sampling", None)
     if not model or sampling is None or not Path(model).is_dir():
         return settings
@@ -72,10 +70,10 @@ def _as_folder_says(settings: Any, model: str | None) -> Any:
 
 
 def read_run(out: str) -> Run:
-    """The run at a directory, by the settings that it was made with; nothing is written.
+    """Return the run in a directory, with its recorded settings; write nothing.
 
     Raises:
-        InputError: there is no run, or its config.yaml is damaged.
+        InputError: there is no run, or config.yaml is damaged.
     """
     directory = RunDirectory.existing(out)
     config = load(RunConfig, str(directory.config))

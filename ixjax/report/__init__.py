@@ -1,4 +1,4 @@
-"""A run directory as one page that opens from disk, and as Markdown; made of its files alone."""
+"""Reports of run directories, as an HTML page that opens from disk and as Markdown."""
 
 from ixjax.report.limits import Limits
 from ixjax.report.rating_form import rating_form

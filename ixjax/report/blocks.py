@@ -1,8 +1,4 @@
-"""What a report is made of before it has a form: sections of blocks.
-
-The page (HTML) and the Markdown file show the same sections; a block says what there is, and each
-of the two renderers how it looks.
-"""
+"""The content of a report: sections of blocks, which `page` and `markdown` render."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ class Text:
 
     text: str
     lead: bool = False
-    """Whether it says what the whole section is about."""
+    """Whether it sums up the section."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +25,14 @@ class Items:
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """Something that is not there, and what would make it."""
+    """Something that is missing, and the command that makes it."""
 
     text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table: its first columns name the row, the others hold figures."""
+    """A table whose first columns name the row; the others hold figures."""
 
     caption: str
     columns: Sequence[str]
@@ -44,29 +40,29 @@ class Table:
     names: int = 1
     """How many columns name the row."""
     words: bool = False
-    """Whether the other columns hold words, which are set to the left."""
+    """Whether the other columns hold words, which are aligned left."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """A figure of plotly's, and the words that stand for it where it can't be seen."""
+    """A plotly figure and its caption."""
 
     title: str
     figure: Mapping[str, Any]
     says: str
-    """What it shows, and what to look for."""
+    """The caption; also the description for screen readers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plots:
-    """Figures side by side."""
+    """Plots side by side."""
 
     plots: Sequence[Plot]
 
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """Text that stands as it is, behind a line that opens it."""
+    """Preformatted text, folded under a summary line."""
 
     summary: str
     text: str
@@ -75,16 +71,16 @@ class Code:
 
 @dataclasses.dataclass(frozen=True)
 class Transcript:
-    """Two dialogues of one user, side by side; in Markdown alone."""
+    """Two dialogues with one user; shown in Markdown only."""
 
     title: str
     sides: Sequence[tuple[str, Sequence[tuple[str, str]]]]
-    """(heading, turns) of each; a turn is (who speaks, what is said)."""
+    """(heading, turns) of each; a turn is (role, text)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Widget:
-    """A part of the page that its own script draws from its data; in the page alone."""
+    """A part of the page that a script draws from data; shown in the page only."""
 
     kind: Literal["explorer", "dialogues"]
     data: Mapping[str, Any]
@@ -95,7 +91,7 @@ Block = Text | Items | Gap | Table | Plot | Plots | Code | Transcript | Widget
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and its blocks."""
 
     id: str
     title: str

@@ -1,4 +1,4 @@
-"""What a reader should doubt: read off the figures, then what holds for every run."""
+"""Cautions: doubts that the figures raise, then limits of every run."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ MANY_UNREADABLE = 0.05
 LARGE_CALIBRATION_ERROR = 0.1
 LENGTH_CHANGE = 1.5  # as a factor, either way
 DIVERSITY_LOSS = 0.7  # of distinct-2, as a factor
-ONE_SIDED_LENGTH = 0.7  # share of pairs whose chosen response is the longer one, or the shorter
-LATE = 0.25  # of a training: the end of it
+ONE_SIDED_LENGTH = 0.7  # share of pairs whose chosen response is longer (or shorter)
+LATE = 0.25  # last share of the logged steps
 
 ALWAYS = (
-    "One run is one seed. What a gain varies by from seed to seed is not in its interval.",
-    "Simulated users are models of the users in one corpus. A policy can learn what such a model "
-    "rewards and a person would not; the held-out simulator shows a part of that, people show the "
+    "One run is one seed. The interval of a gain does not cover variation between seeds.",
+    "Simulated users are models of the users in one corpus. A policy can learn to please the model "
+    "and not people. The held-out simulator shows part of that difference; human ratings show the "
     "rest (`ixjax rate`).",
     "Best of n and i×MCTS at inference look ahead with the search's simulator and know the user's "
-    "condition. They are no rivals of the trained policies, which do not.",
-    "To optimise engagement in support or persuasion can harm people. Read the dialogues before "
+    "condition. The trained policies do neither, so the methods are not comparable.",
+    "Optimising engagement in support or persuasion can harm people. Read the dialogues before "
     "anyone talks to the policy.",
 )
 
 
 def cautions(runs: Sequence[RunFiles]) -> Section:
-    """Doubts, those about these figures first."""
+    """Return the section; doubts about these figures come first."""
     several = len(runs) > 1
     found = [named(several, run, text) for run in runs for text in _of_run(run)]
-    blocks: list[Block] = [Text("What these figures themselves give reason to doubt:")]
-    blocks.append(Items(found) if found else Text("nothing that is looked for stands out."))
-    blocks += [Text("And what holds for every run:"), Items(ALWAYS)]
+    blocks: list[Block] = [Text("Doubts that these figures raise:")]
+    blocks.append(Items(found) if found else Text("None of the checks found anything."))
+    blocks += [Text("Limits of every run:"), Items(ALWAYS)]
     return Section("cautions", "What to be careful about", blocks)
 
 
@@ -57,28 +57,29 @@ def _of_simulators(evaluation: Record) -> Iterator[str]:
         name = user_name(found["simulator"])
         if is_weak(found):
             yield (
-                f"{name} does not know who is helped: its error is {show(found['outcome_mae'])}, "
-                f"that of always saying the mean {show(found['outcome_mae_baseline'])}, its rank "
-                f"correlation {show(found['outcome_spearman'])}. Gains with it mean little."
+                f"{name} hardly predicts outcomes: its mean absolute error is "
+                f"{show(found['outcome_mae'])}, that of the mean outcome "
+                f"{show(found['outcome_mae_baseline'])}, its rank correlation "
+                f"{show(found['outcome_spearman'])}. Gains with it mean little."
             )
         error = found["calibration_error"]
         if error is not None and error > LARGE_CALIBRATION_ERROR:
             yield (
-                f"{name} is off by {show(error)} on average (calibration error): its engagement "
-                "is not on the scale of people's."
+                f"{name} has a calibration error of {show(error)}: its engagement is on another "
+                "scale than people's."
             )
 
 
 def _of_methods(evaluation: Record) -> Iterator[str]:
     count = evaluation["conditions"]
     if count < FEW_CONDITIONS:
-        yield f"Only {count} held-out conditions were played: intervals are wide and rough."
+        yield f"Only {count} held-out conditions were played; intervals are wide and rough."
     for cell in evaluation["cells"]:
         rate = cell["unreadable_rate"]
         if rate is not None and rate > MANY_UNREADABLE:
             yield (
                 f"{method_name(cell['method'])} with {user_name(cell['user'])}: "
-                f"{percent(rate)} of the outcomes could not be read and are left out."
+                f"{percent(rate)} of the outcomes were unreadable and are left out."
             )
     for method in evaluation["methods"]:
         if method.startswith("dpo_"):
@@ -90,8 +91,8 @@ def _of_aligned(evaluation: Record, method: str) -> Iterator[str]:
     heldout = find_cell(evaluation, method, "simulator_heldout")
     if own and heldout and _gains(own) and not _gains(heldout):
         yield (
-            f"{method_name(method)} gains with the simulator that it was searched against and not "
-            "with the held-out one: it may have learnt that simulator's faults."
+            f"{method_name(method)} gains with the search's simulator and not with the held-out "
+            "one: it may exploit faults of the search's simulator."
         )
     reference = find_cell(evaluation, REFERENCE, "simulator")
     if not own or not reference:
@@ -99,14 +100,14 @@ def _of_aligned(evaluation: Record, method: str) -> Iterator[str]:
     ratio = _ratio(own["response_tokens"], reference["response_tokens"])
     if ratio is not None and not 1 / LENGTH_CHANGE < ratio < LENGTH_CHANGE:
         yield (
-            f"{method_name(method)} says {show(own['response_tokens'])} tokens a turn, SFT "
-            f"{show(reference['response_tokens'])}: a part of its gain may be length alone."
+            f"{method_name(method)} samples {show(own['response_tokens'])} tokens a turn, SFT "
+            f"{show(reference['response_tokens'])}: part of its gain may come from length."
         )
     ratio = _ratio(own["distinct_2"], reference["distinct_2"])
     if ratio is not None and ratio < DIVERSITY_LOSS:
         yield (
             f"{method_name(method)} repeats itself more than SFT: distinct-2 is "
-            f"{show(own['distinct_2'])} instead of {show(reference['distinct_2'])}."
+            f"{show(own['distinct_2'])}, SFT's {show(reference['distinct_2'])}."
         )
 
 
@@ -124,12 +125,12 @@ def _of_pairs(pairs: Sequence[Record]) -> Iterator[str]:
         which, how_many = ("longer", share) if share > 0.5 else ("shorter", 1 - share)
         yield (
             f"The chosen response is the {which} one in {percent(how_many)} of the pairs (equal "
-            "lengths count half): DPO can learn length from that."
+            "lengths count half): DPO can learn length from them."
         )
     if statistics.median(pair["chosen_visits"] for pair in pairs) <= 1:
         yield (
-            "Half of the chosen responses rest on a single return: much of their margin is chance. "
-            "More rollouts or reactions, or `pairs.min_visits`, would tell."
+            "Half of the chosen responses have a single return, so much of their margin is chance. "
+            "Raise `search.rollouts`, `search.reactions` or `pairs.min_visits`."
         )
 
 
@@ -137,13 +138,13 @@ def _of_alignment(run: RunFiles) -> Iterator[str]:
     for stage in run.manifest.stages:
         if not stage.startswith("dpo/"):
             continue
-        # One batch tells little.
+        # A single batch is too noisy.
         steps = run.steps(stage)
         late = [r.get("rewards/chosen") for r in steps[-max(round(LATE * len(steps)), 1) :]]
         rewards = [value for value in late if isinstance(value, (int, float))]
         if rewards and (reward := statistics.fmean(rewards)) < 0:
             yield (
-                f"{method_name(stage.replace('/', '_'))} ends with the chosen responses less "
-                f"likely than before (reward {show(reward)}, mean of the last quarter of what was "
-                "logged): it learnt more of what to avoid than of what to say."
+                f"{method_name(stage.replace('/', '_'))} ends with chosen responses less likely "
+                f"than before (mean reward {show(reward)} over the last quarter of the logged "
+                "steps). Try `--dpo.rpo-alpha 0.5`."
             )

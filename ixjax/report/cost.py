@@ -1,4 +1,4 @@
-"""What a run cost, and everything that is needed to make it again."""
+"""The cost of a run, its settings and its versions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ixjax.report.layout import named, run_table, titled
 
 
 def cost(runs: Sequence[RunFiles]) -> Section:
-    """Seconds and tokens, stage by stage."""
+    """Return seconds and tokens by stage."""
     several, blocks = len(runs) > 1, []
     rows = [(run, row) for run in runs for row in _stage_rows(run)]
     if not rows:
-        gap = Gap("no stage is finished; `ixjax pipeline` does them all.")
+        gap = Gap("no stage is finished; `ixjax pipeline` runs all of them.")
         return Section("cost", "Cost", [gap])
     for run in runs:
         seconds = sum(_seconds(run).values())
@@ -32,9 +32,9 @@ def cost(runs: Sequence[RunFiles]) -> Section:
             _seconds_plot(runs),
             run_table(several, "Stages", columns, rows),
             Text(
-                "Seconds are those of the last start of a stage: of one that was interrupted, what "
-                "was done before is not in them. Tokens/s of a training counts what was learnt "
-                "from, at its end; of play, what was sampled."
+                "Seconds count from a stage's last start: they leave out work before an "
+                "interruption. Tokens/s counts trained tokens at the end of a training, and "
+                "sampled tokens in play."
             ),
         ],
     )
@@ -77,7 +77,7 @@ def _rate(value: Any) -> str:
 
 
 def _engine(run: RunFiles, stage: str) -> dict[str, Any]:
-    """What the generation engine last said of a stage."""
+    """Return the last statistics of the generation engine in a stage."""
     lines = [line["engine"] for line in run.logged.get(stage, []) if "engine" in line]
     return lines[-1] if lines and isinstance(lines[-1], dict) else {}
 
@@ -97,7 +97,7 @@ def _seconds_plot(runs: Sequence[RunFiles]) -> Plot:
 
 
 def settings(runs: Sequence[RunFiles]) -> Section:
-    """Every setting and every version."""
+    """Return every setting and every version."""
     several = len(runs) > 1
     blocks: list[Block] = []
     if several:
@@ -122,18 +122,18 @@ def _differences(runs: Sequence[RunFiles]) -> Block:
 
 
 def _as_written(found: dict[str, Any], key: str) -> str:
-    return repr(found[key]) if key in found else "not there"
+    return repr(found[key]) if key in found else "absent"
 
 
 def _versions(run: RunFiles, several: bool) -> Block:
-    """Versions and devices; stages that were done with the same ones share a column."""
+    """Return versions and devices; stages with equal ones share a column."""
     groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for stage, found in run.manifest.made_with.items():
         groups.setdefault(tuple(sorted(found.items())), []).append(stage)
     if not groups:
-        text = "versions were not recorded: the run is of an ixjax that did not keep them."
+        text = "an older ixjax made this run and did not record versions."
         return Gap(named(several, run, text))
     names = sorted({name for group in groups for name, _ in group})
     columns = ["all stages"] if len(groups) == 1 else [", ".join(s) for s in groups.values()]
     rows = [[name, *(dict(group).get(name, "") for group in groups)] for name in names]
-    return Table(titled(several, run, "Made with"), ("what", *columns), rows, words=True)
+    return Table(titled(several, run, "Made with"), ("version", *columns), rows, words=True)

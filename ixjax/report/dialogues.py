@@ -1,7 +1,4 @@
-"""Dialogues of the evaluation, two methods side by side with the same user.
-
-Those of the first held-out conditions: chosen by their place, never by how they turned out.
-"""
+"""Dialogues of the evaluation: two methods side by side, with the same user and condition."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ TRANSCRIPTS = 2  # of a run, in Markdown
 
 
 def dialogues(runs: Sequence[RunFiles], limits: Limits) -> Section:
-    """What the methods said, under the same conditions."""
+    """Return dialogues of the first held-out conditions."""
     several = len(runs) > 1
     blocks: list[Block] = []
     shown: list[Mapping[str, Any]] = []
@@ -27,15 +24,15 @@ def dialogues(runs: Sequence[RunFiles], limits: Limits) -> Section:
     for run in runs:
         found = _of_run(run, limits)
         if found is None:
-            text = "no dialogues of an evaluation; `ixjax evaluate` plays them."
+            text = "no evaluated dialogues; `ixjax evaluate` plays them."
             blocks.append(Gap(named(several, run, text)))
             continue
         shown.append(found)
         transcripts += _transcripts(run, found, several)
         text = (
-            f"The first {len(found['conditions'])} of {found['total']} held-out conditions, "
-            "chosen by their place and not by how they turned out. Engagement is 0 to 1, the more "
-            "the better; the outcome is what it was read from, in the scenario's own unit."
+            f"The first {len(found['conditions'])} of {found['total']} held-out conditions, not "
+            "selected by result. Engagement is between 0 and 1, higher is better; it is computed "
+            "from the outcome, which has the scenario's unit."
         )
         blocks.append(Text(named(several, run, text)))
     if shown:
@@ -44,7 +41,7 @@ def dialogues(runs: Sequence[RunFiles], limits: Limits) -> Section:
 
 
 def _of_run(run: RunFiles, limits: Limits) -> dict[str, Any] | None:
-    """What the page's script reads of one run; None where nothing was played."""
+    """Return the data of one run for the page's script; None without dialogues."""
     evaluation = run.evaluation
     if evaluation is None:
         return None
@@ -90,13 +87,13 @@ def _short(record: Record) -> dict[str, Any]:
 
 
 def _given(turns: Sequence[Sequence[str]], played: int) -> int:
-    """How many turns were there before the policy's first own one."""
+    """Return the number of turns before the policy's first sampled turn."""
     spoken = [i for i, (role, _) in enumerate(turns) if role == "policy"]
     return spoken[len(spoken) - played] if 0 < played <= len(spoken) else len(turns)
 
 
 def _transcripts(run: RunFiles, found: Mapping[str, Any], several: bool) -> list[Transcript]:
-    """The first conditions with the most telling user, for who reads without a browser."""
+    """Return transcripts of the first conditions, for Markdown."""
     user, methods = found["first"]["user"], found["first"]["methods"]
     sides = found["played"].get(user, {})
     if any(method not in sides for method in methods):

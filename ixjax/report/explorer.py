@@ -1,7 +1,6 @@
-"""The trees as the page's explorer reads them: columns instead of records, and a bound on them.
+"""Search trees as columns, for the page's explorer.
 
-Which responses became pairs is found by their text below the pair's decision node: siblings of a
-tree never have the same one.
+A pair is matched to its responses by text, which is unique among siblings.
 """
 
 from __future__ import annotations
@@ -15,35 +14,35 @@ from ixjax.report.files import Record, RunFiles
 from ixjax.report.layout import named
 from ixjax.report.limits import Limits
 
-# What is counted of a response: the pairs in which it was chosen, and those where it was rejected.
+# (pairs in which a response was chosen, pairs in which it was rejected)
 Marks = Mapping[tuple[str, int, str], tuple[int, int]]  # by condition, decision node, text
 
 
 def explorer(runs: Sequence[RunFiles], limits: Limits) -> Section:
-    """The trees of all runs, as far as the limits let them in."""
+    """Return the trees of all runs, within the limits."""
     several = len(runs) > 1
     blocks: list[Block] = []
     shown: list[dict[str, Any]] = []
     for run in runs:
         if not run.has_trees:
-            text = "no whole search; `ixjax search` grows the trees."
+            text = "no finished search; `ixjax search` grows the trees."
             blocks.append(Gap(named(several, run, text)))
             continue
         trees, total = _embedded(run, limits)
         shown.append({"name": run.name, "trees": trees})
         searched = (run.facts("search") or {}).get("trees", total)
         if total != searched:
-            text = f"{run.directory.all_trees.name} has {total} trees of the {searched} searched."
+            text = f"{run.directory.all_trees.name} has {total} of {searched} searched trees."
             blocks.append(Gap(named(several, run, text)))
         if len(trees) < total:
-            text = f"{len(trees)} of {total:,} trees are in this page, the first of the search."
+            text = f"This page shows the first {len(trees)} of {total:,} trees."
             blocks.append(Text(named(several, run, text)))
     if shown:
         blocks.append(
             Text(
-                "Each row is what one side said: N counts the returns that arrived, Q is their "
-                "mean, the engagement to expect from there. Responses that became a pair are "
-                "marked. Choose a row to read the dialogue up to it."
+                "Each row is one turn. N is the number of returns, Q their mean: the expected "
+                "engagement after this turn. Responses in a pair are marked. Select a row to read "
+                "the dialogue up to it."
             )
         )
         blocks.append(Widget("explorer", {"runs": shown}))
@@ -51,7 +50,7 @@ def explorer(runs: Sequence[RunFiles], limits: Limits) -> Section:
 
 
 def _embedded(run: RunFiles, limits: Limits) -> tuple[list[dict[str, Any]], int]:
-    """The trees that go into the page, and how many there are."""
+    """Return the trees of the page, and the number of all trees."""
     marks, kept, nodes, total = pair_marks(run.pairs or []), [], 0, 0
     full = False
     for tree in run.trees():
@@ -64,7 +63,7 @@ def _embedded(run: RunFiles, limits: Limits) -> tuple[list[dict[str, Any]], int]
 
 
 def pair_marks(pairs: Sequence[Record]) -> Marks:
-    """How often each response was chosen and rejected."""
+    """Return how many times each response was chosen and rejected."""
     chosen: collections.Counter[tuple[str, int, str]] = collections.Counter()
     rejected: collections.Counter[tuple[str, int, str]] = collections.Counter()
     for pair in pairs:
@@ -74,12 +73,12 @@ def pair_marks(pairs: Sequence[Record]) -> Marks:
 
 
 def tree_columns(tree: Record, marks: Marks) -> dict[str, Any]:
-    """One tree as the explorer reads it.
+    """Return one tree as columns.
 
     Returns:
-        `parent`, `text`, `visits`, `value` (`[N]`, null without a return), `policy` (whether the
-        policy said it), `cut` and `over` (ids of truncated and of last nodes), and `chosen` and
-        `rejected` (node id -> in how many pairs).
+        `parent`, `text`, `visits`, `value` (`[N]`, null without a return), `policy` (1 for the
+        policy's turns), `cut` and `over` (ids of truncated and of terminal nodes), and `chosen` and
+        `rejected` (node id -> number of pairs).
     """
     nodes, condition = tree["nodes"], tree["condition_id"]
     chosen, rejected = {}, {}

@@ -1,4 +1,4 @@
-"""How far the simulated users can be believed."""
+"""Fidelity of the simulators, on held-out human dialogues."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ixjax.report.names import user_name
 
 
 def fidelity(runs: Sequence[RunFiles]) -> Section:
-    """How well each simulator foretells what was recorded of people."""
+    """Return how well each simulator predicts recorded outcomes."""
     several = len(runs) > 1
     rows: list[tuple[RunFiles, Sequence[Any]]] = []
     plots: list[Plot] = []
@@ -30,9 +30,9 @@ def fidelity(runs: Sequence[RunFiles]) -> Section:
     if rows:
         blocks = [
             Text(
-                "Measured on held-out human dialogues: what the simulator foretells of how they "
-                "turned out, against what was recorded. One that does no better than the mean does "
-                "not know what helps people, and a gain with it means little."
+                "The simulator's predicted outcomes of held-out human dialogues, against the "
+                "recorded outcomes. A simulator that predicts no better than the mean outcome does "
+                "not know what helps people: a gain with it means little."
             ),
             Plots(plots),
             run_table(
@@ -48,12 +48,12 @@ def fidelity(runs: Sequence[RunFiles]) -> Section:
 
 FIDELITY_COLUMNS = (
     *("dialogues", "utterance NLL", "outcome MAE", "MAE of the mean", "Spearman"),
-    *("Spearman half-way", "calibration error", "knows who is helped"),
+    *("Spearman half-way", "calibration error", "better than the mean"),
 )
 
 
 def fidelity_figures(found: Mapping[str, Any]) -> list[Any]:
-    """What `FIDELITY_COLUMNS` hold of one simulator."""
+    """Return the cells of `FIDELITY_COLUMNS` for one simulator."""
     return [
         found["dialogues"],
         found["utterance_nll"],
@@ -80,6 +80,6 @@ def _calibration_plot(run: RunFiles, several: bool) -> Plot:
     return Plot(
         titled(several, run, "Calibration"),
         figures.calibration(series),
-        "Each point is a bin of dialogues by what was foretold, the larger the more there are. "
-        "On the dashed line the simulator is right on average.",
+        "Each point is a bin of dialogues by predicted engagement; its area shows their number. "
+        "On the dashed line predictions are right on average.",
     )

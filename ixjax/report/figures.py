@@ -1,8 +1,8 @@
-"""Figures in the form of plotly.js: traces and a layout, without colours.
+"""Figures for plotly.js: traces and a layout, without colours.
 
-A trace names the colour that it wants by number (`meta.color`), since what that is depends on
-whether the page is read light or dark (assets/plots.js). Names come from files, and plotly reads
-its labels as HTML: every label goes through `label`.
+A trace names its colour by number (`meta.color`); assets/plots.js picks the shade for a light or a
+dark page. plotly reads labels as HTML and names come from files, so every label goes through
+`label`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 ROW_PIXELS = 22
 PLOT_PIXELS = 260
 LOG_TICKS = [float(f"{digit}e{power}") for power in range(-4, 3) for digit in (1, 2, 5)]
-FEW_POINTS = 12  # of a curve: each is shown
+FEW_POINTS = 12  # curves with fewer have markers
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One named line, or one set of points or bars.
+    """A named line, or a set of points or bars.
 
-    x, y: as many of each; None leaves a gap.
-    low, high: ends of the interval around each x (of `dots` alone).
+    x, y: of equal length; None leaves a gap.
+    low, high: ends of the interval around each x (`dots` only).
     color: number of the colour.
     dotted: whether the line is dotted.
-    listed: whether the legend has it.
-    sizes: area of each point, in any unit (of `calibration` alone).
+    listed: whether it is in the legend.
+    sizes: area of each point, in any unit (`calibration` only).
     """
 
     name: str
@@ -42,14 +42,14 @@ class Series:
 
 
 def label(text: str) -> str:
-    """A text as plotly shows it: what looks like markup stands as it is."""
+    """Return a text that plotly shows verbatim."""
     return html.escape(text, quote=False)
 
 
 def lines(
     series: Sequence[Series], *, x_title: str, y_title: str, log: bool = False
 ) -> dict[str, Any]:
-    """Curves over steps; `log`: on a logarithmic scale."""
+    """Return curves over steps; `log`: with a logarithmic y axis."""
     traces = [
         _trace(
             one,
@@ -63,7 +63,7 @@ def lines(
     ]
     figure = _figure(traces, x_title=x_title, y_title=y_title, legend=len(series) > 1)
     if log:
-        # plotly would label 0.5 and 5 alike, by their digit alone.
+        # plotly labels 0.5 and 5 both "5".
         ticks = {"tickvals": LOG_TICKS, "ticktext": [f"{value:g}" for value in LOG_TICKS]}
         figure["layout"]["yaxis"] |= {"type": "log", **ticks}
     return figure
@@ -72,17 +72,17 @@ def lines(
 def dots(
     series: Sequence[Series], *, rows: Sequence[str], span: tuple[float, float], x_title: str
 ) -> dict[str, Any]:
-    """A row for each name, and in it a point with its interval for each series.
+    """Return a row for each name, with a point and its interval for each series.
 
     Args:
-        series: `y` holds the number of the row.
+        series: `y` is the number of the row.
         rows: their names, from the top.
-        span: the least and the most that x shows.
-        x_title: what the points measure.
+        span: range of x.
+        x_title: title of the x axis.
     """
     traces = []
     for i, one in enumerate(series):
-        shift = 0.6 * ((i + 0.5) / len(series) - 0.5)  # so that no interval hides another
+        shift = 0.6 * ((i + 0.5) / len(series) - 0.5)  # keeps intervals from overlapping
         drawn = [
             (x, y + shift, low, high)
             for x, y, low, high in zip(one.x, one.y, one.low, one.high, strict=True)
@@ -124,13 +124,13 @@ def dots(
 def bars(
     series: Sequence[Series], *, x_title: str, y_title: str, whole: bool = False
 ) -> dict[str, Any]:
-    """Counts, side by side where there are several series.
+    """Return bars, grouped if there are several series.
 
     Args:
         series: the bars.
-        x_title: what they stand at.
-        y_title: what is counted.
-        whole: whether x is a whole number, each of which has its tick.
+        x_title: title of the x axis.
+        y_title: title of the y axis.
+        whole: whether x holds integers; each has a tick.
     """
     traces = [
         _trace(
@@ -149,7 +149,7 @@ def bars(
 
 
 def calibration(series: Sequence[Series]) -> dict[str, Any]:
-    """What was foretold against what came, beside the line where both are the same."""
+    """Return predicted against recorded engagement, with the diagonal."""
     diagonal = {
         "type": "scatter",
         "mode": "lines",
@@ -173,11 +173,11 @@ def calibration(series: Sequence[Series]) -> dict[str, Any]:
                 line={"width": 1},
                 marker={"size": [7 + 17 * (size / most) ** 0.5 for size in one.sizes]},
                 text=[f"{size} dialogues" for size in one.sizes],
-                hovertemplate="foretold %{x:.2f}, recorded %{y:.2f}<br>%{text}",
+                hovertemplate="predicted %{x:.2f}, recorded %{y:.2f}<br>%{text}",
             )
         )
     figure = _figure(
-        traces, x_title="foretold engagement", y_title="recorded engagement", height=340
+        traces, x_title="predicted engagement", y_title="recorded engagement", height=340
     )
     figure["layout"]["xaxis"]["range"] = figure["layout"]["yaxis"]["range"] = [-0.04, 1.04]
     return figure

@@ -1,7 +1,7 @@
-"""The files of a run directory, read and checked: the report is made of these and of nothing else.
+"""The files of a run directory, read and checked.
 
-A file that is not there is a stage that was not done, and the report says so. One that is there
-but damaged, cut off or another program's raises `InputError` with its name and line.
+A missing file is a stage that was not run; the report says so. A damaged file raises `InputError`
+with its name and line.
 """
 
 from __future__ import annotations
@@ -24,38 +24,42 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """What a run directory holds. Files are read when they are first asked for."""
+    """The content of a run directory; each file is read on first use."""
 
     name: str
-    """Of the run, for tables and legends: that of its folder, and of more where two are alike."""
+    """Shortest end of the path that is unique among the runs."""
     directory: RunDirectory
 
     @functools.cached_property
     def config_text(self) -> str:
-        """The settings as they were written."""
+        """Return config.yaml."""
         return io.read_text(self.directory.config)
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings by their dotted names."""
+        """Return the settings by dotted name."""
         try:
             content = yaml.safe_load(self.config_text)
         except yaml.YAMLError as error:
-            raise InputError(f"{self.directory.config}: not YAML ({error})") from None
+            problem = getattr(error, "problem", None) or error
+            raise InputError(f"{self.directory.config}: not YAML ({problem})") from None
         if not isinstance(content, dict):
-            raise InputError(f"{self.directory.config}: expected settings (key: value)")
+            found = type(content).__name__
+            raise InputError(
+                f"{self.directory.config}: found {found}; expected settings (key: value)"
+            )
         return _flat(content)
 
     @functools.cached_property
     def manifest(self) -> io.Manifest:
-        """What is finished."""
+        """Return the finished stages."""
         found = io.Manifest.load(self.directory.manifest)
         check_deep(found.stages, str(self.directory.manifest))
         check_deep(found.made_with, str(self.directory.manifest))
         return found
 
     def facts(self, stage: str) -> Record | None:
-        """What the manifest holds of a finished stage; None where it is not finished."""
+        """Return the manifest's facts of a stage; None if it is not finished."""
         found = self.manifest.get(stage)
         if found is not None and not isinstance(found, dict):
             raise InputError(f"{self.directory.manifest}: {stage} is {found!r}; expected an object")
@@ -63,12 +67,12 @@ class RunFiles:
 
     @property
     def logged(self) -> dict[str, list[Record]]:
-        """The lines of metrics.jsonl by stage, in the order written."""
+        """Return the lines of metrics.jsonl by stage, in order."""
         return self._log[0]
 
     @property
     def torn(self) -> list[int]:
-        """The lines of metrics.jsonl that can't be read: whoever wrote them was stopped."""
+        """Return the numbers of unreadable lines of metrics.jsonl, left by a killed process."""
         return self._log[1]
 
     @functools.cached_property
@@ -82,14 +86,14 @@ class RunFiles:
         return found, torn
 
     def steps(self, stage: str) -> list[Record]:
-        """The logged steps of a training by step: of one that stands twice, the later line."""
+        """Return a training's logged lines by step; the later line wins."""
         lines = (r for r in self.logged.get(stage, []) if isinstance(r.get("step"), int))
         by_step = {record["step"]: record for record in lines}
         return [by_step[step] for step in sorted(by_step)]
 
     @functools.cached_property
     def evaluation(self) -> Record | None:
-        """The comparison; None where there is none yet."""
+        """Return evaluation.json; None before the evaluation."""
         path = self.directory.evaluation
         content = _document(path, io.EVALUATION_SCHEMA, shapes.EVALUATION)
         if content is None:
@@ -106,7 +110,7 @@ class RunFiles:
 
     @functools.cached_property
     def rating_scores(self) -> Record | None:
-        """What people made of two methods; None where nobody was asked."""
+        """Return rating_scores.json; None without ratings."""
         path = self.directory.rating_scores
         content = _document(path, io.RATING_SCORES_SCHEMA, shapes.RATING_SCORES)
         if content is not None:
@@ -116,49 +120,48 @@ class RunFiles:
 
     @functools.cached_property
     def pairs(self) -> list[Record] | None:
-        """The pairs of the search; None where there are none yet."""
+        """Return the pairs of the search; None before it."""
         if not self.directory.pairs.exists():
             return None
         return list(_records(self.directory.pairs, io.PAIRS_SCHEMA, shapes.PAIR))
 
     @property
     def has_trees(self) -> bool:
-        """Whether a whole search is there."""
+        """Return whether the search is complete."""
         return self.directory.all_trees.exists()
 
     def trees(self) -> Iterator[Record]:
-        """The trees of a whole search, one at a time."""
+        """Yield the trees of a complete search."""
         path = self.directory.all_trees
         for i, tree in enumerate(_records(path, io.TREE_SCHEMA, shapes.TREE)):
             where = f"{path}: record {i}"
             check_dialogue(tree["root"], f"{where}: root")
             if not tree["nodes"]:
-                raise InputError(f"{where}: nodes is empty; expected the root at least")
+                raise InputError(f"{where}: nodes is empty; expected at least the root")
             for place, node in enumerate(tree["nodes"]):
                 check(node, shapes.NODE, f"{where}: node {place}")
                 first, last = (-1, -1) if place == 0 else (0, place - 1)
                 if node["id"] != place or not first <= node["parent"] <= last:
                     raise InputError(
                         f"{where}: node {place} has id {node['id']} and parent {node['parent']}; "
-                        "expected nodes by id, below a node that stands before"
+                        "expected nodes in order of id, each after its parent"
                     )
             yield tree
 
     def missing(self) -> Iterator[str]:
-        """What is gone though other files say that it was there, a sentence each."""
+        """Yield a sentence for each missing file that other files refer to."""
         d = self.directory
         if not d.manifest.exists():
             there = [p.name for p in (d.evaluation, d.pairs, d.all_trees) if p.exists()]
             if there:
                 yield (
-                    f"{d.manifest.name} is missing, which tells what is finished: stages are "
-                    f"called unfinished here though {', '.join(there)} is there. Put it back "
-                    "before anything is run, or all is done again."
+                    f"{d.manifest.name} is missing, so all stages appear unfinished; found "
+                    f"{', '.join(there)}. Restore it, or the next command repeats every stage."
                 )
             return
         stages = self.manifest.stages
         if "pairs" in stages and not d.pairs.exists():
-            yield f"{d.pairs.name} is missing: what its pairs are like is not told."
+            yield f"{d.pairs.name} is missing: the report has no figures of the pairs."
         if any(stage.startswith(("sft/", "dpo/")) for stage in stages) and not d.metrics.exists():
             yield f"{d.metrics.name} is missing: there are no training curves."
         if "evaluate" in stages and self.evaluation is not None:
@@ -176,7 +179,7 @@ class RunFiles:
         return self.directory.played_by(method, user, inputs=inputs)
 
     def played(self, method: str, user: str) -> list[Record]:
-        """The dialogues of one method with one user; none where they are not there."""
+        """Return the dialogues of a method with a user; empty if the file is missing."""
         path = self._played_by(method, user)
         if not path.exists():
             return []
@@ -187,28 +190,30 @@ class RunFiles:
 
 
 def open_runs(roots: list[str]) -> list[RunFiles]:
-    """The runs at these folders, named so that a reader can tell them apart.
+    """Return the runs in these folders, with unique names.
 
     Raises:
-        InputError: one is no run directory, its settings can't be read, or one is given twice.
+        InputError: a folder is not a run directory or is given twice, or its settings are damaged.
     """
     places = [Path(root).resolve() for root in roots]
     for root, place in zip(roots, places, strict=True):
         RunDirectory.existing(root)
         if places.count(place) > 1:
-            raise InputError(f"{root}: given twice; expected runs to compare")
+            raise InputError(f"{root}: given twice; expected different runs")
     runs = [
         RunFiles(name, RunDirectory(Path(root)))
         for name, root in zip(_names(places), roots, strict=True)
     ]
     for run in runs:
         if "scenario" not in run.settings:
-            raise InputError(f"{run.directory.config}: scenario is missing; cut off, or no run's?")
+            raise InputError(
+                f"{run.directory.config}: scenario is missing; expected the settings of a run"
+            )
     return runs
 
 
 def _names(places: list[Path]) -> list[str]:
-    """The shortest ends of paths that tell them apart."""
+    """Return the shortest ends of the paths that are unique."""
     for length in range(1, max(len(place.parts) for place in places) + 1):
         names = ["/".join(place.parts[-length:]) for place in places]
         if len(set(names)) == len(names):
@@ -217,7 +222,7 @@ def _names(places: list[Path]) -> list[str]:
 
 
 def check_dialogue(dialogue: Record, where: str) -> None:
-    """Refuse what is not a dialogue in the form of docs/data-formats.md."""
+    """Raise `InputError` unless a record is a dialogue (docs/data-formats.md)."""
     check(dialogue, shapes.DIALOGUE, where)
     check_deep(dialogue["condition"], f"{where}: condition")
     for i, turn in enumerate(dialogue["turns"]):
@@ -225,7 +230,7 @@ def check_dialogue(dialogue: Record, where: str) -> None:
 
 
 def _document(path: Path, schema: str, shape: shapes.Shape) -> Record | None:
-    """A file that is one object of ours; None where there is none."""
+    """Return a file that holds one object; None if it is missing."""
     if not path.exists():
         return None
     content = io.read_document(path, schema=schema)
@@ -234,7 +239,7 @@ def _document(path: Path, schema: str, shape: shapes.Shape) -> Record | None:
 
 
 def _records(path: Path, schema: str, shape: shapes.Shape) -> Iterator[Record]:
-    """The records of a file of ours, each with the fields that a report needs."""
+    """Yield checked records of a JSONL file."""
     for i, record in enumerate(io.read_jsonl(path, schema=schema)):
         check(record, shape, f"{path}: record {i}")
         yield record

@@ -1,4 +1,4 @@
-"""Tables and sentences about one run, or about several beside each other."""
+"""Tables and sentences about one run or several."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ixjax.report.files import RunFiles
 
 
 def named(several: bool, run: RunFiles, text: str) -> str:
-    """A sentence about a run, which is named where there are several."""
+    """Return a sentence; it names the run if there are several."""
     return f"{run.name}: {text}" if several else text
 
 
 def titled(several: bool, run: RunFiles, title: str) -> str:
-    """A title of something of a run, which is named where there are several."""
+    """Return a title; it names the run if there are several."""
     return f"{title}, {run.name}" if several else title
 
 
@@ -25,9 +25,9 @@ def run_table(
     columns: Sequence[str],
     rows: Sequence[tuple[RunFiles, Sequence[Any]]],
 ) -> Table:
-    """A table of rows that any of the runs has.
+    """Return a table of all runs' rows.
 
-    Where there are several, rows of one name stand together, and say whose they are.
+    With several runs, rows of equal name are adjacent and a column names the run.
     """
     if not several:
         return Table(caption, columns, [row for _, row in rows])

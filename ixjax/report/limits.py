@@ -1,4 +1,4 @@
-"""How much of a large run goes into the page: it stays a file that a browser opens at once."""
+"""Limits that keep the page of a large run quick to open."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from ixjax.io import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How much of a large run goes into the page."""
+    """Bounds on the data in the page."""
 
     trees: int = 24
-    """Trees in the explorer, the first ones of the search."""
+    """Trees in the explorer: the first of the search."""
     nodes: int = 40_000
-    """Nodes of all these trees together; the first tree is there whatever its size."""
+    """Nodes of all these trees together; the first tree is always included."""
     conditions: int = 12
-    """Held-out conditions whose dialogues can be read, the first ones of the evaluation."""
+    """Held-out conditions with dialogues: the first of the evaluation."""
 
     def __post_init__(self) -> None:
-        """Refuse what leaves nothing to see."""
+        """Refuse limits below 1."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value < 1:

@@ -1,4 +1,4 @@
-"""Sections as Markdown: what a page says in words and tables, for reviews and terminals."""
+"""Sections as Markdown: the words and tables of the page."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ixjax.report.formats import show
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 WIDGETS = {
-    "explorer": "The trees can be walked through in the page.",
-    "dialogues": "The page has all of these, of any two methods. Here are the first ones:",
+    "explorer": "The HTML page has a tree explorer.",
+    "dialogues": "The HTML page shows all of them, for any two methods. The first are:",
 }
 
 
 def markdown(title: str, sections: Sequence[Section]) -> str:
-    """The whole document."""
+    """Return the document."""
     parts = [f"# {plain(title)}"]
     for section in sections:
         parts.append(f"## {section.title}")
@@ -38,7 +38,7 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
 
 
 def plain(text: str) -> str:
-    """A text of unknown origin as it stands, on one line: none of it is read as Markdown."""
+    """Return a text on one line, with Markdown characters escaped."""
     return SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
@@ -59,17 +59,17 @@ def _block(block: Block) -> str:
         case Widget():
             return f"*{WIDGETS[block.kind]}*"
         case Plot() | Plots():
-            return ""  # the tables say it in figures
+            return ""  # tables have the same figures
 
 
 def _sentence(text: str) -> str:
-    """A sentence of ours: code stays code, the rest stands as it is."""
+    """Return an escaped sentence; code in backticks is kept."""
     parts = text.split("`")
     return "".join(plain_keeping_ends(p) if i % 2 == 0 else f"`{p}`" for i, p in enumerate(parts))
 
 
 def plain_keeping_ends(text: str) -> str:
-    """As `plain`, with the blanks at both ends."""
+    """Return `plain(text)`, with spaces at both ends kept."""
     return SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", text))
 
 

@@ -1,4 +1,4 @@
-"""What people call the methods and the users of an evaluation, and which of them say most."""
+"""Display names of methods and users, and their order of importance."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ USERS = {
     "true": "the true user",
 }
 BELIEVED = ("true", "simulator_heldout", "simulator")
-"""Users by how much a result with them says."""
+"""Users, the most conclusive first."""
 
 
 def method_name(method: str) -> str:
-    """As people call it."""
+    """Return a method's display name."""
     return METHODS.get(method, method)
 
 
 def user_name(user: str) -> str:
-    """As people call it."""
+    """Return a user's display name."""
     return USERS.get(user, user)
 
 
 def aligned_method(evaluation: Record) -> str | None:
-    """The method that a run is about: DPO on the pairs of the search, or what comes nearest."""
+    """Return the headline method: DPO on the search's pairs, else another DPO, else any."""
     methods = [method for method in evaluation["methods"] if method != REFERENCE]
     dpo = [method for method in methods if method.startswith("dpo_")]
     return next((m for m in ("dpo_imcts", *dpo, *methods) if m in methods), None)
 
 
 def believed_user(evaluation: Record) -> str | None:
-    """The user whose verdict says most."""
+    """Return the most conclusive user."""
     users = evaluation["users"]
     return next((user for user in (*BELIEVED, *users) if user in users), None)
 
 
 def find_cell(evaluation: Record, method: str | None, user: str | None) -> Record | None:
-    """How a method fared with a user."""
+    """Return the cell of a method and a user."""
     cells = evaluation["cells"]
     return next((c for c in cells if (c["method"], c["user"]) == (method, user)), None)

@@ -1,8 +1,8 @@
-"""Sections as one HTML file: no network, nothing outside it, every text as data.
+"""Sections as one self-contained HTML file.
 
-Scripts, styles and plotly.js stand in the file itself. Its content security policy lets in these
-scripts alone, by their hashes, and no request at all: a script in an utterance could not run even
-if it got past the escaping (jinja2's for HTML, `as_data` for what scripts read).
+Scripts, styles and plotly.js are inline. The content security policy allows only these scripts, by
+hash, and no requests: a script in an utterance cannot run even if escaping failed (jinja2 escapes
+HTML, `as_data` escapes the scripts' data).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SCRIPTS = ("elements.js", "plots.js", "tree.js", "explorer.js", "dialogues.js")
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
-    """The whole page."""
-    from plotly.offline import get_plotlyjs  # a second's import, for pages alone
+    """Return the page."""
+    from plotly.offline import get_plotlyjs  # takes a second to import
 
     data = {f"plot-{i}": plot.figure for i, plot in enumerate(_plots(sections))}
     data |= {
@@ -58,14 +58,14 @@ def render(
     data: Mapping[str, Any],
     **context: Any,
 ) -> str:
-    """A page of a template in assets/ with its styles, scripts and data in it.
+    """Return a page from a template in assets/, with styles, scripts and data inline.
 
     Args:
-        template: name of the file.
-        styles: names of the style sheets.
-        scripts: the scripts themselves.
-        data: what scripts read, by the id of the element that holds it.
-        context: further names of the template.
+        template: file name.
+        styles: file names of style sheets.
+        scripts: source texts.
+        data: JSON values for the scripts, by element id.
+        context: further variables of the template.
     """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(asset),
@@ -86,12 +86,12 @@ def render(
 
 
 def asset(name: str) -> str:
-    """The text of a file in assets/."""
+    """Return the text of a file in assets/."""
     return (ASSETS / name).read_text(encoding="utf-8")
 
 
 def as_data(value: Any) -> str:
-    """JSON that can stand in a script element: it can neither end nor comment it out."""
+    """Return JSON that is safe inside a script element."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
 
 
@@ -109,5 +109,5 @@ def _plots(sections: Sequence[Section]) -> Iterator[Plot]:
 
 
 def _kind(block: Block) -> str:
-    """Which of the template's forms a block has."""
+    """Return the template's name of a block's type."""
     return type(block).__name__.lower()

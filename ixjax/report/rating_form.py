@@ -1,4 +1,4 @@
-"""The form that human raters fill in: one static page that saves a JSON file."""
+"""The rating form: one static page that saves a JSON file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ixjax.report.page import asset, render
 
 
 def rating_form(task: Mapping[str, Any]) -> str:
-    """The page.
+    """Return the page.
 
     Args:
-        task: `schema` and `version` of what it saves, `task` (a fingerprint of the items),
+        task: `schema` and `version` of the saved file, `task` (a fingerprint of the items),
             `question`, and `items`: each with an `id`, a `condition` and the turns of `A` and `B`.
     """
     return render(

@@ -1,4 +1,4 @@
-"""The report: its sections in the order in which they are read, the result first."""
+"""The report: all sections in order."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ ENDS = ("html", "md")
 def write_report(
     roots: Sequence[str], *, to: str = "", limits: Limits | None = None
 ) -> tuple[Path, Path]:
-    """Write the report of a run, or of several beside each other.
+    """Write the report of a run, or a comparison of several.
 
     Args:
         roots: run directories.
-        to: folder to write to; default: that of the first run.
-        limits: how much of a large run goes into the page.
+        to: folder to write to; default: the first run.
+        limits: bounds on the data in the page.
 
     Returns:
-        The page and the Markdown file: `report.html` and `report.md`, of several runs
+        The page and the Markdown file: `report.html` and `report.md`; for several runs
         `comparison.html` and `comparison.md`.
 
     Raises:
-        InputError: there is no such run, or one of its files is damaged or another program's.
+        InputError: a run does not exist, or one of its files is damaged.
     """
     runs = open_runs(list(roots))
     sections = make_sections(runs, limits or Limits())
@@ -51,7 +51,7 @@ def write_report(
 
 
 def make_sections(runs: Sequence[RunFiles], limits: Limits) -> list[Section]:
-    """All that the report says."""
+    """Return all sections."""
     return [
         result(runs),
         cautions(runs),

@@ -1,4 +1,4 @@
-"""What came out: engagement by method, with each user apart."""
+"""The result: engagement by method and user."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ixjax.report.names import (
 
 
 def result(runs: Sequence[RunFiles]) -> Section:
-    """Engagement by method, with each user apart."""
+    """Return engagement by method, a table for each user."""
     blocks: list[Block] = []
     several = len(runs) > 1
     for run in runs:
@@ -40,11 +40,10 @@ def result(runs: Sequence[RunFiles]) -> Section:
         blocks += [_cells_table(evaluated, user, several) for user in users]
         blocks.append(
             Text(
-                "Intervals are 95 % bootstrap intervals over held-out conditions. A gain is over "
-                "SFT, and paired: both methods met the same user under the same condition with "
-                "the same draws. Full success is the scenario's own (relief, a donation); win "
-                "rate is the share of dialogues that end better than SFT's own, a tie counting "
-                "half."
+                "Intervals are 95 % bootstrap intervals over held-out conditions. A gain is the "
+                "difference to SFT, paired by condition and random seed. Full success is defined "
+                "by the scenario (relief, a donation). The win rate is the share of dialogues with "
+                "a better outcome than SFT's; a tie counts half."
             )
         )
     return Section("result", "Result", blocks)
@@ -55,7 +54,9 @@ def _headline(evaluation: Record) -> str:
     cell = find_cell(evaluation, method, user)
     reference = find_cell(evaluation, REFERENCE, user)
     if cell is None or reference is None or cell["gain"] is None or method is None:
-        return "No aligned method has a readable engagement beside SFT's."
+        return (
+            "No gain over SFT could be computed: engagement is unreadable or a method is missing."
+        )
     sentence = (
         f"With {user_name(str(user))}, {method_name(method)} reaches an engagement of "
         f"{show(cell['engagement'])}, SFT {show(reference['engagement'])}: "
@@ -65,7 +66,7 @@ def _headline(evaluation: Record) -> str:
         return f"{sentence}, over too few conditions for an interval."
     sentence += f" (95 %: {interval(cell['gain_low'], cell['gain_high'])})"
     if cell["gain_low"] <= 0 <= cell["gain_high"]:
-        sentence += ", an interval that holds zero: no gain is shown"
+        sentence += "; the interval includes zero, so no gain is shown"
     elif cell["relative_gain"] is not None:
         more = "more" if cell["relative_gain"] >= 0 else "less"
         sentence += f", {percent(abs(cell['relative_gain']))} {more} than SFT"
@@ -80,18 +81,18 @@ def _peoples_verdict(scores: Record) -> str:
         f"{count} {'person' if count == 1 else 'people'} compared {scores['items']} pairs of "
         f"dialogues with {user_name(scores['user'])} blindly: {second} wins "
         f"{percent(scores['win_rate'])} against {first} (95 %: "
-        f"{percent(scores['low'])} to {percent(scores['high'])}; ties are half{agreement}). "
+        f"{percent(scores['low'])} to {percent(scores['high'])}; a tie counts half{agreement}). "
         f"{undecided(scores['low'], scores['high'])}"
     ).rstrip()
 
 
 def _in_order(lists: Iterable[Sequence[str]]) -> list[str]:
-    """Every name once, in the order of first appearance."""
+    """Return distinct names in order of first appearance."""
     return list(dict.fromkeys(name for names in lists for name in names))
 
 
 def _span(runs: Sequence[RunFiles]) -> tuple[float, float]:
-    """Of all engagements and their intervals: plots side by side have one scale."""
+    """Return the range of all engagements and intervals, the common scale of the plots."""
     ends = [
         cell[name]
         for run in runs
@@ -124,7 +125,7 @@ def _engagement_plot(runs: Sequence[RunFiles], user: str, span: tuple[float, flo
         figures.dots(
             series, rows=[method_name(m) for m in methods], span=span, x_title="engagement"
         ),
-        "Mean engagement, 0 to 1, with its 95 % interval.",
+        "Mean engagement, 0 to 1, with 95 % interval.",
     )
 
 
@@ -146,7 +147,7 @@ CELL_COLUMNS = (
 
 
 def cell_figures(cell: Mapping[str, Any]) -> list[Any]:
-    """What `CELL_COLUMNS` hold of one method with one user."""
+    """Return the cells of `CELL_COLUMNS` for a method and a user."""
     return [
         cell["engagement"],
         interval(cell["low"], cell["high"]),

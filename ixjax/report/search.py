@@ -1,4 +1,4 @@
-"""What the search did and what became of it: its account, its trees, its pairs."""
+"""Statistics of the search and of its preference pairs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ COUNTS = (
     "context_hit_rate",
 )
 MARGIN_BINS = 20  # over margins of 0 to 1
-MARGIN_SLACK = 1e-6  # as the rule of least margins has it
+MARGIN_SLACK = 1e-6  # equal to that of pairs.min_margin
 
 
 def search(runs: Sequence[RunFiles]) -> Section:
-    """Sums over all trees."""
+    """Return counts over all trees."""
     gaps: list[Block] = []
     for run in runs:
         if run.facts("search") is None:
@@ -31,25 +31,25 @@ def search(runs: Sequence[RunFiles]) -> Section:
     searched = [run for run in runs if run.facts("search") is not None]
     if not searched:
         return Section("search", "Search", gaps)
-    account = Table(
+    counts = Table(
         "Sums over all trees",
-        ("what", *(_column(run, runs) for run in searched)),
+        ("count", *(_column(run, runs) for run in searched)),
         [
             [name.replace("_", " "), *((run.facts("search") or {}).get(name) for run in searched)]
             for name in _counts_in(searched)
         ],
     )
     plots = [_depth_plot(searched), _time_plot(searched)]
-    blocks = [Plots([plot for plot in plots if plot is not None]), account, *gaps]
+    blocks = [Plots([plot for plot in plots if plot is not None]), counts, *gaps]
     return Section("search", "Search", blocks)
 
 
 def _column(run: RunFiles, runs: Sequence[RunFiles]) -> str:
-    return run.name if len(runs) > 1 else "count"
+    return run.name if len(runs) > 1 else "sum"
 
 
 def _counts_in(runs: Sequence[RunFiles]) -> list[str]:
-    """The counts that any of the accounts has."""
+    """Return the counts that any of the runs has."""
     found = set().union(*(run.facts("search") or {} for run in runs))
     return [name for name in COUNTS if name in found]
 
@@ -70,12 +70,12 @@ def _depth_plot(runs: Sequence[RunFiles]) -> Plot | None:
         figures.bars(
             series, x_title="policy turns below the root", y_title="decision nodes", whole=True
         ),
-        "How deep the trees reach.",
+        "Decision nodes at each depth of the trees.",
     )
 
 
 def _time_plot(runs: Sequence[RunFiles]) -> Plot | None:
-    """Where the search's time went, as the last line with `time` says."""
+    """Return the shares of time, from the last logged line with `time`."""
     series = []
     for color, run in enumerate(runs):
         found = [line["time"] for line in run.logged.get("search", []) if "time" in line]
@@ -91,14 +91,14 @@ def _time_plot(runs: Sequence[RunFiles]) -> Plot | None:
     if not series:
         return None
     return Plot(
-        "Where its time went",
+        "Time of the search",
         figures.bars(series, x_title="", y_title="share"),
-        "Speakers' turns (play), selection and back-propagation (trees), and the rest (host).",
+        "Speakers' turns (play), selection and back-propagation (trees), the rest (host).",
     )
 
 
 def pairs(runs: Sequence[RunFiles]) -> Section:
-    """What was compared, what was kept, and what the pairs are like."""
+    """Return the pairs' statistics, and the number dropped by each rule."""
     several = len(runs) > 1
     blocks: list[Block] = []
     with_pairs = [run for run in runs if run.pairs]
@@ -108,7 +108,7 @@ def pairs(runs: Sequence[RunFiles]) -> Section:
         names = [_column(run, runs) if several else "value" for run in with_pairs]
         blocks.append(
             Table(
-                "What the pairs of the search are like",
+                "Pairs of the search",
                 ("figure", *names),
                 [[name, *(row[name] for row in rows)] for name in rows[0]],
             )
@@ -119,16 +119,16 @@ def pairs(runs: Sequence[RunFiles]) -> Section:
             text = "no pairs yet; `ixjax search` takes them from its trees."
             blocks.append(Gap(named(several, run, text)))
         else:
-            title = titled(several, run, "Which rule kept how many out")
-            blocks.append(Table(title, ("what", "count"), pair_rules(facts)))
+            title = titled(several, run, "Pairs dropped by each rule")
+            blocks.append(Table(title, ("rule", "count"), pair_rules(facts)))
     return Section("pairs", "Preference pairs", blocks)
 
 
 def pair_rules(facts: Mapping[str, Any]) -> list[list[Any]]:
-    """How many pairs there are, and what kept others out.
+    """Return the number of pairs, and of those dropped by each rule.
 
     Args:
-        facts: of the stage `pairs`, as the manifest has them.
+        facts: of the stage `pairs`, from the manifest.
     """
     rows: list[list[Any]] = []
     for name in ("considered", "dropped", "imcts", "left_out", "human", "human_dropped"):
@@ -152,7 +152,7 @@ _WHAT = {
 
 
 def margins(found: Sequence[Record]) -> list[float]:
-    """By how much the chosen responses earned more."""
+    """Return the differences of the chosen and the rejected values."""
     return [
         pair["chosen_value"] - pair["rejected_value"]
         for pair in found
@@ -161,7 +161,7 @@ def margins(found: Sequence[Record]) -> list[float]:
 
 
 def longer_share(found: Sequence[Record]) -> float | None:
-    """Share of pairs whose chosen response has more words, equal lengths counting half."""
+    """Return the share of pairs whose chosen response has more words; ties count half."""
     wins = [_longer(pair["chosen"], pair["rejected"]) for pair in found]
     return statistics.fmean(wins) if wins else None
 
@@ -177,10 +177,10 @@ def _pair_figures(found: Sequence[Record]) -> dict[str, Any]:
         "pairs": len(found),
         "conditions with a pair": len({pair["condition_id"] for pair in found}),
         "median margin": statistics.median(wide) if wide else None,
-        "median returns behind the chosen": statistics.median(visits),
+        "median returns of the chosen": statistics.median(visits),
         "words of the chosen, mean": _mean_words(found, "chosen"),
         "words of the rejected, mean": _mean_words(found, "rejected"),
-        "chosen is longer (share; equal lengths half)": longer_share(found),
+        "share with the longer one chosen (ties half)": longer_share(found),
     }
 
 
@@ -198,13 +198,13 @@ def _margin_plot(runs: Sequence[RunFiles]) -> Plot:
     return Plot(
         "Margins",
         figures.bars(series, x_title="difference of the mean returns", y_title="pairs"),
-        "How much more the chosen response earned than the rejected one. Margins beyond 0 and 1, "
-        "which rewards of reactions can make, are in the first and the last bar.",
+        "Value of the chosen response less that of the rejected one. The first and the last bar "
+        "include margins outside 0 to 1, which rewards of reactions can cause.",
     )
 
 
 def margin_bin(margin: float) -> int:
-    """Which bar a margin is in; 0.6 - 0.5 is a little less than 0.1 only as floats go."""
+    """Return the bin of a margin; the slack absorbs rounding, as in 0.6 - 0.5 < 0.1."""
     return min(max(int((margin + MARGIN_SLACK) * MARGIN_BINS), 0), MARGIN_BINS - 1)
 
 
@@ -219,5 +219,5 @@ def _pair_depth_plot(runs: Sequence[RunFiles]) -> Plot:
     return Plot(
         "Pairs by depth",
         figures.bars(series, x_title="policy turns below the root", y_title="pairs", whole=True),
-        "From which moment of the dialogues the pairs come.",
+        "Pairs at each depth of the trees.",
     )

@@ -1,7 +1,4 @@
-"""The fields of each kind of record that a report reads, and the check that they are there.
-
-Fields that a report does not read are not asked for, so that runs of other versions have one too.
-"""
+"""Checks of the fields that a report reads; other fields may be missing."""
 
 from __future__ import annotations
 
@@ -103,33 +100,32 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check(record: Any, shape: Shape, where: str) -> None:
-    """Refuse a record that lacks a field, or has one of another type.
+    """Raise unless a record has all fields of a shape, of the right types.
 
     Args:
-        record: what was read.
-        shape: the types that each field may have; other fields may be there too.
-        where: the file and the place in it.
+        record: a JSON value.
+        shape: the types of each field; further fields are allowed.
+        where: file and position.
 
     Raises:
-        InputError: names the place and the field, what was found and what was expected.
+        InputError: names the position, the field, the found and the expected value.
     """
     if not isinstance(record, dict):
         raise InputError(f"{where}: found {type(record).__name__}; expected an object")
     for name, kinds in shape.items():
         if name not in record:
-            raise InputError(f"{where}: {name} is missing; cut off, or of another program?")
+            raise InputError(f"{where}: {name} is missing; expected {_expected(kinds)}")
         value = record[name]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            expected = " or ".join(_NAMES[kind] for kind in kinds)
-            raise InputError(f"{where}: {name} is {_short(value)}; expected {expected}")
+            raise InputError(f"{where}: {name} is {_short(value)}; expected {_expected(kinds)}")
         _check_leaf(value, f"{where}: {name}")
 
 
 def check_texts(values: list[Any], where: str, *, count: int | None = None) -> None:
-    """Refuse a list that holds anything but texts, or another number of them.
+    """Raise unless a list holds texts, `count` of them if given.
 
     Raises:
-        InputError: names the place, what was found and what was expected.
+        InputError: names the position, the found and the expected value.
     """
     for i, value in enumerate(values):
         if not isinstance(value, str):
@@ -140,10 +136,10 @@ def check_texts(values: list[Any], where: str, *, count: int | None = None) -> N
 
 
 def check_deep(value: Any, where: str) -> None:
-    """Refuse what no page can hold, however deep it lies in a JSON value of unknown form.
+    """Raise if a nested JSON value holds a lone surrogate or a number that is not finite.
 
     Raises:
-        InputError: names the place and what was found.
+        InputError: names the position and the value.
     """
     if isinstance(value, dict):
         for name, inner in value.items():
@@ -160,7 +156,7 @@ def _check_leaf(value: Any, where: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{where} is {value}; expected a finite number")
     if isinstance(value, str) and SURROGATE.search(value):
-        raise InputError(f"{where} holds a lone surrogate, which no text has")
+        raise InputError(f"{where} holds a lone surrogate; expected Unicode text")
 
 
 _NAMES = {
@@ -172,6 +168,10 @@ _NAMES = {
     dict: "an object",
     type(None): "null",
 }
+
+
+def _expected(kinds: Kinds) -> str:
+    return " or ".join(_NAMES[kind] for kind in kinds)
 
 
 def _short(value: Any, longest: int = 40) -> str:

@@ -1,4 +1,4 @@
-"""How the models learned: losses of fine-tuning, and what DPO did to the margins."""
+"""Training curves: losses of SFT; loss, accuracy and margins of DPO."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOURCE_TITLES = {
     "mix": "both",
     "preferences": "given pairs",
 }
-# Column of a table -> its name in the manifest.
+# Column -> name in the manifest.
 SFT_COLUMNS = {
     "examples": "examples",
     "turns dropped": "dropped_turns",
@@ -39,31 +39,31 @@ DPO_COLUMNS = {
     "accuracy": "rewards/accuracies",
     "margin": "rewards/margins",
     "reward of the chosen": "rewards/chosen",
-    "of the rejected": "rewards/rejected",
+    "reward of the rejected": "rewards/rejected",
 }
 DPO_CURVES = (
-    ("loss", "Loss", "Starts at 0.69 (log 2), where the policy equals the reference."),
+    ("loss", "Loss", "Starts at 0.69 (log 2): the policy equals the reference."),
     (
         "rewards/accuracies",
         "Accuracy",
-        "Share of pairs whose chosen response gained more probability than the rejected one.",
+        "Share of pairs in which the chosen response has the higher implicit reward.",
     ),
     (
         "rewards/margins",
         "Reward margin",
-        "Implicit reward of the chosen less that of the rejected response.",
+        "Implicit reward of the chosen response less that of the rejected one.",
     ),
 )
 
 
 def training(runs: Sequence[RunFiles]) -> Section:
-    """Curves of both kinds of training, and their last figures."""
+    """Return curves and final figures of SFT and DPO."""
     blocks = [*_sft(runs), *_dpo(runs), *_torn(runs)]
     return Section("training", "Training curves", blocks)
 
 
 def figures_of(facts: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
-    """What the columns of a table hold of a finished training."""
+    """Return the cells of a table for a finished training."""
     return [facts.get(name) for name in columns.values()]
 
 
@@ -80,10 +80,10 @@ def _sft(runs: Sequence[RunFiles]) -> list[Block]:
     ]
     blocks: list[Block] = []
     if plots:
-        blocks += [Text("Fine-tuning on the human dialogues, cross-entropy in nats per token.")]
+        blocks += [Text("SFT on the human dialogues: cross-entropy in nats per token.")]
         blocks += [Plots(plots)]
     if rows:
-        blocks.append(run_table(several, "Fine-tuning, at the end", ("model", *SFT_COLUMNS), rows))
+        blocks.append(run_table(several, "SFT, last step", ("model", *SFT_COLUMNS), rows))
     return [*blocks, *gaps]
 
 
@@ -93,7 +93,7 @@ def _dpo(runs: Sequence[RunFiles]) -> list[Block]:
     gaps = [gap for run in runs for gap in _gaps(several, run, _expected(run), "ixjax dpo")]
     blocks: list[Block] = []
     if any(_any_steps(runs, f"dpo/{name}") for name in sources):
-        blocks.append(Text("Alignment by DPO, a curve for each source of pairs."))
+        blocks.append(Text("DPO, a curve for each source of pairs."))
         blocks.append(Plots(_dpo_plots(runs, sources)))
     rows = [
         (run, [_title(name), *figures_of(facts, DPO_COLUMNS)])
@@ -102,20 +102,20 @@ def _dpo(runs: Sequence[RunFiles]) -> list[Block]:
         if (facts := run.facts(f"dpo/{name}")) is not None
     ]
     if rows:
-        columns = ("pairs of", *DPO_COLUMNS)
-        blocks.append(run_table(several, "Alignment, the last batch", columns, rows))
+        columns = ("source", *DPO_COLUMNS)
+        blocks.append(run_table(several, "DPO, last batch", columns, rows))
     return [*blocks, *gaps]
 
 
 def _torn(runs: Sequence[RunFiles]) -> list[Block]:
-    """Which lines of the log are missing from the curves."""
+    """Return a gap for the unreadable lines of each log."""
     return [
         Gap(
             named(
                 len(runs) > 1,
                 run,
-                f"line {', '.join(map(str, run.torn))} of {run.directory.metrics.name} can't be "
-                "read; what wrote there was stopped, and no figure is taken from it.",
+                f"line {', '.join(map(str, run.torn))} of {run.directory.metrics.name}: cut off "
+                "when a process was stopped, and skipped.",
             )
         )
         for run in runs
@@ -124,14 +124,14 @@ def _torn(runs: Sequence[RunFiles]) -> list[Block]:
 
 
 def _sources(runs: Sequence[RunFiles]) -> list[str]:
-    """Of which pairs any of the runs has a DPO; a run may bring its own."""
+    """Return the sources of pairs that any run has trained on."""
     stages = [stage for run in runs for stage in (*run.manifest.stages, *run.logged)]
     found = {stage.removeprefix("dpo/") for stage in stages if stage.startswith("dpo/")}
     return [*(name for name in SOURCES if name in found), *sorted(found.difference(SOURCES))]
 
 
 def _expected(run: RunFiles) -> list[str]:
-    """The DPO stages of a run: all those of a search's pairs, unless it has given ones alone."""
+    """Return the expected DPO stages; a run may have trained on given pairs only."""
     found = _sources([run])
     others = [name for name in found if name not in SOURCES]
     names = others if found and found == others else [*SOURCES, *others]
@@ -143,9 +143,9 @@ def _title(source: str) -> str:
 
 
 def _gaps(several: bool, run: RunFiles, stages: Sequence[str], command: str) -> list[Block]:
-    """What is not finished of a run."""
+    """Return a gap for unfinished stages."""
     missing = [stage for stage in stages if run.facts(stage) is None]
-    text = f"{', '.join(missing)} not finished; `{command}` does it."
+    text = f"{', '.join(missing)} not finished; `{command}` trains them."
     return [Gap(named(several, run, text))] if missing else []
 
 
@@ -154,7 +154,7 @@ def _any_steps(runs: Sequence[RunFiles], stage: str) -> bool:
 
 
 def _loss_plot(runs: Sequence[RunFiles], name: str) -> Plot:
-    """Training and validation; of several runs the latter is dotted, and not in the legend."""
+    """Return training and validation loss; with several runs validation is dotted."""
     several, series = len(runs) > 1, []
     for i, run in enumerate(runs):
         steps = run.steps(f"sft/{name}")
@@ -165,13 +165,13 @@ def _loss_plot(runs: Sequence[RunFiles], name: str) -> Plot:
     return Plot(
         SPEAKER_TITLES[name],
         figures.lines(series, x_title="step", y_title="loss", log=True),
-        f"{'Dotted: validation. ' if several else ''}Where validation rises while training falls, "
-        "the model learns its examples by heart.",
+        f"{'Dotted: validation. ' if several else ''}A rising validation loss with a falling "
+        "training loss means overfitting.",
     )
 
 
 def _dpo_plots(runs: Sequence[RunFiles], sources: Sequence[str]) -> list[Plot]:
-    """A plot for each figure with a curve a source; of several runs, one for each source too."""
+    """Return a plot for each figure; with several runs, one for each figure and source."""
     plots = []
     for field, title, says in DPO_CURVES:
         curves = {

@@ -47,23 +47,26 @@ def of(cells, method: str, user: str):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda e: e["fidelity"][0].update(outcome_mae=0.31), "simulator does not know who is hel"),
+        (
+            lambda e: e["fidelity"][0].update(outcome_mae=0.31),
+            "0.310, that of the mean outcome",
+        ),
         (lambda e: e["fidelity"][0].update(outcome_spearman=None), "rank correlation n/a"),
-        (lambda e: e["fidelity"][0].update(outcome_mae_baseline=None), "saying the mean n/a"),
-        (lambda e: e["fidelity"][1].update(calibration_error=0.2), "is off by 0.200 on average"),
-        (lambda e: e.update(conditions=12), "Only 12 held-out conditions were played"),
-        (lambda e: e["cells"][4].update(unreadable_rate=0.1), "10.0 % of the outcomes could not"),
+        (lambda e: e["fidelity"][0].update(outcome_mae_baseline=None), "mean outcome n/a"),
+        (lambda e: e["fidelity"][1].update(calibration_error=0.2), "calibration error of 0.200"),
+        (lambda e: e.update(conditions=12), "12 held-out conditions"),
+        (lambda e: e["cells"][4].update(unreadable_rate=0.1), "10.0 % of the outcomes"),
         (
             lambda e: of(e, "dpo_imcts", "simulator_heldout").update(gain_low=-0.1),
-            "gains with the simulator that it was searched against and not with the held-out",
+            "gains with the search's simulator and not with the held-out",
         ),
         (
             lambda e: of(e, "dpo_imcts", "simulator").update(response_tokens=14.0),
-            "says 14.000 tokens a turn, SFT 7.000",
+            "14.000 tokens a turn, SFT 7.000",
         ),
         (
             lambda e: of(e, "dpo_imcts", "simulator").update(distinct_2=0.1),
-            "repeats itself more than SFT",
+            "distinct-2 is 0.100, SFT's 0.200",
         ),
     ],
 )
@@ -76,9 +79,9 @@ def test_a_figure_of_the_evaluation_raises_its_doubt_alone(sound, change, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"chosen": "a much longer response"}, "is the longer one in 100.0 % of the pairs"),
-        ({"chosen": "short"}, "is the shorter one in 100.0 % of the pairs"),
-        ({"chosen_visits": 1}, "rest on a single return"),
+        ({"chosen": "a much longer response"}, "longer one in 100.0 %"),
+        ({"chosen": "short"}, "shorter one in 100.0 %"),
+        ({"chosen_visits": 1}, "single return"),
     ],
 )
 def test_what_pairs_are_like_raises_its_doubt_alone(sound, change, said):
@@ -91,7 +94,7 @@ def test_what_pairs_are_like_raises_its_doubt_alone(sound, change, said):
 @pytest.mark.parametrize(
     ("source", "name"), [("imcts", "DPO on i×MCTS pairs"), ("human", "DPO on human pairs")]
 )
-def test_chosen_responses_that_became_less_likely_are_told(sound, source, name):
+def test_chosen_responses_that_became_less_likely_raise_a_doubt(sound, source, name):
     """Of the last quarter of what was logged, and not of the last batch."""
 
     def log(rewards):
@@ -106,30 +109,31 @@ def test_chosen_responses_that_became_less_likely_are_told(sound, source, name):
     assert doubts(sound) == []
     log([0.0] * 60 + [-0.5] * 19 + [0.1])
     (found,) = doubts(sound)
-    assert found.startswith(f"{name} ends with the chosen responses less likely than before (rewa")
+    assert found.startswith(name)
+    assert "reward -0.470" in found
 
 
 @pytest.mark.parametrize(
     ("gone", "said"),
     [
-        ("manifest.json", "manifest.json is missing, which tells what is finished"),
+        ("manifest.json", "manifest.json is missing"),
         ("pairs.jsonl", "pairs.jsonl is missing"),
         ("metrics.jsonl", "metrics.jsonl is missing"),
     ],
 )
-def test_a_file_that_is_gone_is_told(sound, gone, said):
+def test_a_missing_file_raises_a_doubt(sound, gone, said):
     (sound / gone).unlink()
     assert [found for found in doubts(sound) if found.startswith(said)]
 
 
-def test_trees_that_were_cut_off_are_told(sound):
+def test_missing_trees_are_a_gap(sound):
     (path,) = (sound / "trees").glob("*.jsonl")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     _, page = write_report([str(sound)])
-    assert re.search(r"of-00001\.jsonl has 1 trees of the 2 searched", page.read_text())
+    assert re.search(r"of-00001\.jsonl has 1 of 2", page.read_text())
 
 
-def test_dialogues_that_are_gone_are_told(sound):
+def test_missing_dialogues_raise_a_doubt(sound):
     next((sound / "evaluation").glob("*-sft-simulator.jsonl")).unlink()
     (found,) = doubts(sound)
-    assert found == "The dialogues of sft with simulator are missing (evaluation)."
+    assert "sft with simulator" in found

@@ -12,7 +12,7 @@ def test_a_form_that_was_filled_in_is_scored(tmp_path, opened):
     watched = opened(tmp_path / "rating" / "form.html")
     page = watched.page
     page.get_by_role("button", name="Save to a file").click()
-    assert watched.texts(".status")[0].startswith("Type your name or number first")
+    assert watched.texts(".status")[0].startswith("Enter your name or number first")
     page.get_by_label("Your name or number").fill("李 B.")
     for choice in ("A", "no difference"):
         page.get_by_label(choice, exact=True).check()
@@ -47,12 +47,12 @@ def test_a_second_rater_at_one_computer_begins_anew(tmp_path, opened):
     name.fill("Ben")
     page.get_by_label("A", exact=True).check()
     page.reload()
-    page.get_by_role("button", name="Somebody else").click()
+    page.get_by_role("button", name="Another rater").click()
     assert (name.input_value(), page.locator("input:checked").count()) == ("", 0)
     name.fill("Ann")
     page.get_by_label("B", exact=True).check()
     page.reload()
-    page.get_by_role("button", name="Go on as Ben (1 rated)").click()
+    page.get_by_role("button", name="Continue as Ben (1 rated)").click()
     assert (name.input_value(), page.locator("input:checked").input_value()) == ("Ben", "A")
 
 
@@ -67,7 +67,11 @@ def test_two_raters_at_once_lose_nothing_of_each_others(tmp_path, opened):
         page.get_by_label("A", exact=True).check()
     first.reload()
     names = first.get_by_role("button").all_inner_texts()
-    assert sorted(names) == ["Go on as Ann B. (1 rated)", "Go on as Ben (1 rated)", "Somebody else"]
+    assert sorted(names) == [
+        "Another rater",
+        "Continue as Ann B. (1 rated)",
+        "Continue as Ben (1 rated)",
+    ]
 
 
 def test_what_a_browser_kept_of_another_form_is_passed_over(tmp_path, opened):

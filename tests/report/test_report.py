@@ -30,10 +30,10 @@ def section(text: str, title: str) -> str:
 def test_the_result_stands_first_with_the_user_that_says_most(tmp_path):
     text = report(write_run(tmp_path))
     assert re.search("^## (.*)$", text, re.MULTILINE)[1] == "Result"
-    assert (
-        "With the true user, DPO on i×MCTS pairs reaches an engagement of 0.600, SFT 0.400: a gain "
-        "of 0.200 (95 %: 0.100 to 0.300), 50.0 % more than SFT. 60 held-out conditions were played."
-    ) in section(text, "Result")
+    first = section(text, "Result").strip().splitlines()[0]
+    assert first.startswith("With the true user, DPO on i×MCTS pairs")
+    for figure in ("0.600, SFT 0.400", "0.200 (95 %: 0.100 to 0.300)", "50.0 %", "60 held-out"):
+        assert figure in first
 
 
 def test_a_run_of_every_stage_has_no_gap(tmp_path):
@@ -78,16 +78,16 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path):
     assert text.count("*Missing:*") == 10
 
 
-def test_what_people_said_stands_beside_the_result(tmp_path):
+def test_the_result_includes_ratings(tmp_path):
     write_run(tmp_path)
     (tmp_path / "rating_scores.json").write_text(json.dumps(RATING_SCORES))
-    assert (
-        "2 people compared 50 pairs of dialogues with the true user blindly: DPO on i×MCTS pairs "
-        "wins 61.0 % against SFT (95 %: 47.0 % to 73.0 %; ties are half, Fleiss' kappa 0.300)."
-    ) in section(report(tmp_path), "Result")
+    result = section(report(tmp_path), "Result")
+    [verdict] = [line for line in result.splitlines() if line.startswith("2 people compared 50")]
+    for figure in ("the true user", "61.0 %", "47.0 % to 73.0 %", "kappa 0.300"):
+        assert figure in verdict
 
 
-def test_several_runs_stand_beside_each_other(tmp_path):
+def test_several_runs_are_compared(tmp_path):
     one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other", stages=["sft"])
     (other / "config.yaml").write_text("scenario: sandbox\nseed: 7\n")
     text = report(one, other)
@@ -100,7 +100,7 @@ def test_several_runs_stand_beside_each_other(tmp_path):
     assert rows == [["| Policy", "one"], ["| Policy", "other"]]
     settings = section(text, "Settings and versions")
     assert "| seed | 0 | 7 |" in settings
-    assert "| search.width | 3 | not there |" in settings
+    assert "| search.width | 3 | absent |" in settings
     assert "scenario |" not in settings
 
 
@@ -166,16 +166,17 @@ def test_versions_that_were_not_recorded_are_a_gap(tmp_path):
     write_run(tmp_path)
     manifest = tmp_path / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"made_with"', '"other"'))
-    assert "*Missing:* versions were not recorded" in report(tmp_path)
+    gaps = re.findall(r"^\*Missing:\*.*", report(tmp_path), re.MULTILINE)
+    assert [gap for gap in gaps if "versions" in gap]
 
 
 def test_a_large_run_says_how_much_of_it_is_in_the_page(tmp_path):
     text = report(write_run(tmp_path), limits=Limits(trees=1, conditions=2))
-    assert "1 of 2 trees are in this page" in section(text, "Tree explorer")
-    assert "The first 2 of 60 held-out conditions" in section(text, "Sample dialogues")
+    assert "1 of 2 trees" in section(text, "Tree explorer")
+    assert "2 of 60 held-out conditions" in section(text, "Sample dialogues")
 
 
 @pytest.mark.parametrize("name", ["trees", "nodes", "conditions"])
 def test_a_limit_below_one_is_refused(name):
-    with pytest.raises(InputError, match=f"limits.{name} is 0; expected 1 or more"):
+    with pytest.raises(InputError, match=rf"limits.{name} is 0; "):
         Limits(**{name: 0})

@@ -53,7 +53,7 @@ class SideBySide {
     const title = element("h3", {}, this.run.methods[method] ?? String(method));
     if (!found) return element("article", {}, title, element("p", { class: "status" }, "not played"));
     const facts = [`engagement ${shown(found.engagement)}`, `outcome ${shown(found.value, 2)}`];
-    if (!found.ended) facts.push("cut at the last turn allowed");
+    if (!found.ended) facts.push("cut at the turn limit");
     return element("article", {}, title,
       element("p", { class: "status" }, facts.join(", ")),
       dialogueList(found.turns, found.given));

@@ -1,12 +1,12 @@
 "use strict";
 /* Elements from data. Text is set as text, never as markup: it comes from people and models. */
 
-/** What the page holds as JSON under this name. */
+/** Returns the page's JSON data of this name. */
 function dataOf(name) {
   return JSON.parse(document.getElementById(`data-${name}`).textContent);
 }
 
-/** A new element with attributes (`class`, `aria-label`, ...) and children (nodes or texts). */
+/** Returns an element with attributes (`class`, `aria-label`, ...) and children (nodes or texts). */
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -16,12 +16,12 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** A labelled control. */
+/** Returns a labelled control. */
 function labelled(text, control) {
   return element("label", {}, text, control);
 }
 
-/** A select of [value, text] pairs; `chosen(value)` is called when another is taken. */
+/** Returns a select of [value, text] pairs; `chosen(value)` is called on each change. */
 function select(options, chosen, first) {
   const made = element("select");
   for (const [value, text] of options) made.append(element("option", { value }, text));
@@ -30,12 +30,12 @@ function select(options, chosen, first) {
   return made;
 }
 
-/** A user's condition in words: "need: advice · distress: 4". */
+/** Returns a condition as text: "need: advice · distress: 4". */
 function conditionText(condition) {
   return Object.entries(condition).map(([name, value]) => `${name}: ${value}`).join(" · ");
 }
 
-/** A list of turns, [role, text] each; the first `given` were there before. */
+/** Returns a list of turns, [role, text] each; the first `given` precede the played ones. */
 function dialogueList(turns, given = 0) {
   const list = element("ol", { class: "dialogue" });
   turns.forEach(([role, text], i) => {

@@ -2,10 +2,10 @@
 /* The tree explorer. Only the rows in sight are elements; the map above them is one canvas. */
 
 const ROW = 28; // pixels, as in report.css
-const MAP_ROW = 12; // at the most, of a turn in the map
-const MAP = 240; // at the most, of the whole map
+const MAP_ROW = 12; // maximum pixels of a turn in the map
+const MAP = 240; // maximum pixels of the map
 
-/** How full of colour a Q is shown: rewards of reactions can carry it beyond 0 and 1. */
+/** Returns Q clipped to [0, 1] for colours; rewards of reactions can exceed this range. */
 function fullness(q) {
   return Math.min(1, Math.max(0, q ?? 0));
 }
@@ -48,9 +48,9 @@ class Explorer {
     return element("div", { class: "controls" },
       ...(runs.length > 1 ? [labelled("Run", select(runs, (i) => this.showRun(Number(i))))] : []),
       this.treePlace,
-      number("depth", "Turns below the root, at most", "1"),
-      number("visits", "Returns, at least", "1"),
-      number("margin", "Margin, at least", "0.05"),
+      number("depth", "Maximum turns below the root", "1"),
+      number("visits", "Minimum returns", "1"),
+      number("margin", "Minimum margin", "0.05"),
       element("label", { class: "check" }, marked, "pairs only"),
       button("Open all", () => this.openAll()),
       button("Most visited path", () => this.openPath()));
@@ -58,7 +58,7 @@ class Explorer {
 
   heads() {
     return element("div", { class: "heads", "aria-hidden": "true" },
-      element("span", { class: "tree-name" }, "what was said"),
+      element("span", { class: "tree-name" }, "turn"),
       element("span", { class: "q" }, "Q"), element("span", { class: "n" }, "N"));
   }
 
@@ -104,12 +104,12 @@ class Explorer {
   limit(name, value) {
     const none = { depth: Infinity, visits: 0, margin: 0, marked: false };
     this.limits[name] = value === "" ? none[name] : name === "marked" ? value : Number(value);
-    // What was asked for is not to be searched for behind closed rows.
+    // Open the rows above matches, so that none is hidden.
     this.open = new Set(this.tree.parent.keys());
     this.refresh();
   }
 
-  /** Filters and open rows have changed. */
+  /** Redraws after a change of filters or open rows. */
   refresh() {
     this.state = this.tree.filter(this.limits);
     this.rows = this.tree.rows(this.state, this.open);
@@ -149,7 +149,7 @@ class Explorer {
     });
   }
 
-  /** Elements for the rows in sight, and for the chosen one, which the tree says is active. */
+  /** Draws the visible rows, and the chosen one, which aria-activedescendant refers to. */
   draw() {
     const first = Math.max(0, Math.floor(this.rowsPlace.scrollTop / ROW) - 4);
     const last = Math.min(
@@ -216,14 +216,14 @@ class Explorer {
     return this.marks(node).map((mark) => `, ${mark.textContent.slice(2)}`).join("");
   }
 
-  /** The dialogue up to a node. */
+  /** Draws the dialogue up to a node. */
   read(node) {
     const tree = this.tree;
     const facts = [`Q ${shown(tree.value[node])}`, `${tree.visits[node]} returns`, `turn ${tree.depth[node]} below the root`];
     const margin = tree.margin[node];
     if (!tree.policy[node] && margin > 0) facts.push(`margin ${margin.toFixed(3)} among the responses`);
     if (tree.cutSet.has(node)) facts.push("cut at the token limit");
-    if (tree.overSet.has(node)) facts.push("the dialogue is over here");
+    if (tree.overSet.has(node)) facts.push("end of the dialogue");
     this.reading.replaceChildren(
       element("p", { class: "status" }, `${facts.join(", ")}${this.markText(node)}`),
       dialogueList(tree.turnsTo(node), tree.turns.length));
@@ -257,7 +257,7 @@ class Explorer {
     event.preventDefault();
   }
 
-  /** Right opens a row, then goes into it; left closes it, then goes to the one above. */
+  /** Right opens a row, then moves to its first child; left closes it, then moves to its parent. */
   sideways(key) {
     const node = this.chosen;
     const below = this.tree.children[node].filter((child) => this.state[child]);
@@ -269,7 +269,7 @@ class Explorer {
     else if (node > 0) this.choose(this.tree.parent[node]);
   }
 
-  /** The whole tree at a glance: a row a turn, widths by visits, the fuller the higher Q is. */
+  /** Draws the map: a row for each turn, width by visits, colour by Q. */
   drawMap() {
     const css = getComputedStyle(document.documentElement);
     const color = (name) => css.getPropertyValue(name).trim();
@@ -301,7 +301,7 @@ class Explorer {
     }
   }
 
-  /** Pixels of a turn in the map: a deep tree has thin ones. */
+  /** Returns the pixels of a turn in the map. */
   mapRow() {
     return Math.min(MAP_ROW, MAP / this.tree.levels);
   }

@@ -11,7 +11,7 @@ class RatingForm {
     else this.begin();
   }
 
-  /** What this browser kept of earlier visits, a rater each; it may refuse to keep anything. */
+  /** Returns the ratings stored in this browser, by rater; storage may be disabled. */
   kept() {
     const object = (value) => value !== null && typeof value === "object";
     try {
@@ -23,7 +23,7 @@ class RatingForm {
     }
   }
 
-  /** Read anew first: the form may be open elsewhere, for another rater. */
+  /** Stores the answers; reads first, since another tab may have stored another rater's. */
   keep() {
     const others = this.kept().filter((one) => one.id !== this.answers.id);
     try {
@@ -36,16 +36,16 @@ class RatingForm {
     return `ixjax-rating-${this.task.task}`;
   }
 
-  /** Two people may rate at one computer: nobody goes on with another's answers unawares. */
+  /** Asks who rates if the browser holds answers of earlier raters. */
   greet(raters) {
     const goOn = (answers) => this.button(
-      `Go on as ${answers.rater || "one without a name"} (${this.done(answers)} rated)`,
+      `Continue as ${answers.rater || "unnamed rater"} (${this.done(answers)} rated)`,
       () => this.begin(answers));
     this.place.replaceChildren(
       element("h1", {}, "Compare dialogues"),
-      element("p", {}, "This browser keeps what was rated in it. Who is there?"),
+      element("p", {}, "This browser stores earlier ratings. Who is rating now?"),
       element("div", { class: "actions" },
-        ...raters.map(goOn), this.button("Somebody else", () => this.begin())));
+        ...raters.map(goOn), this.button("Another rater", () => this.begin())));
   }
 
   begin(answers) {
@@ -100,7 +100,7 @@ class RatingForm {
     const text = element("textarea", { rows: "2" });
     text.value = this.answers.comments[item.id] ?? "";
     text.addEventListener("input", () => { this.answers.comments[item.id] = text.value; this.keep(); });
-    return element("div", { class: "controls" }, labelled("A word on it, if you like", text));
+    return element("div", { class: "controls" }, labelled("Comment (optional)", text));
   }
 
   actions() {
@@ -117,11 +117,11 @@ class RatingForm {
     scrollTo(0, 0);
   }
 
-  /** Hands the ratings over as a file to send back. */
+  /** Downloads the ratings as a file. */
   save() {
     const { rater, choices, comments } = this.answers;
     if (!rater.trim()) {
-      this.progress.textContent = "Type your name or number first: it tells your file from others'.";
+      this.progress.textContent = "Enter your name or number first; it identifies your file.";
       this.rater.focus();
       return;
     }

@@ -2,7 +2,7 @@
 /* A search tree as the explorer needs it: children, margins, filters, the rows that are open. */
 
 class SearchTree {
-  /** `columns`: what ixjax.report.explorer.tree_columns makes. */
+  /** `columns`: from ixjax.report.explorer.tree_columns. */
   constructor(columns) {
     Object.assign(this, columns);
     this.size = this.parent.length;
@@ -20,33 +20,33 @@ class SearchTree {
     this.overSet = new Set(this.over);
   }
 
-  /** How far the best and the worst of some nodes are apart; 0 where fewer than two have a Q. */
+  /** Returns the range of Q over nodes; 0 if fewer than two have a Q. */
   spread(nodes) {
     const values = nodes.map((node) => this.value[node]).filter((value) => value !== null);
     return values.length < 2 ? 0 : Math.max(...values) - Math.min(...values);
   }
 
-  /** From the root to a leaf, each time to the child with most visits. */
+  /** Returns the path from the root along the most visited children. */
   mostVisited() {
     const path = [0];
     while (this.children[path.at(-1)].length) path.push(this.children[path.at(-1)][0]);
     return path;
   }
 
-  /** From the root down to `node`. */
+  /** Returns the path from the root to `node`. */
   pathTo(node) {
     const path = [];
     for (let at = node; at >= 0; at = this.parent[at]) path.push(at);
     return path.reverse();
   }
 
-  /** [role, text] of each turn from the first one of the dialogue to `node`. */
+  /** Returns [role, text] of each turn of the dialogue up to `node`. */
   turnsTo(node) {
     const said = this.pathTo(node).slice(1);
     return [...this.turns, ...said.map((at) => [this.policy[at] ? "policy" : "user", this.text[at]])];
   }
 
-  /** By how much the responses that `node` stands among differ: its own, or those to choose from. */
+  /** Returns the margin of a decision's responses; for a response, that of its parent. */
   marginAt(node) {
     return this.policy[node] ? this.margin[this.parent[node]] : this.margin[node];
   }
@@ -56,8 +56,8 @@ class SearchTree {
   }
 
   /**
-   * Which nodes pass, and which are there only to lead to one that does.
-   * Returns an array: 2 for a match, 1 for a node above one, 0 for what is hidden.
+   * Returns an array: 2 for a node that passes the filters, 1 for an ancestor of one, 0 for a
+   * hidden node.
    */
   filter({ depth, visits, margin, marked }) {
     const state = new Uint8Array(this.size);
@@ -71,7 +71,7 @@ class SearchTree {
     return state;
   }
 
-  /** The rows to show, from the top: nodes that pass and whose ancestors are all open. */
+  /** Returns the rows to show: nodes that are not hidden and have only open ancestors. */
   rows(state, open) {
     const rows = [];
     const stack = [0];
@@ -86,8 +86,8 @@ class SearchTree {
   }
 
   /**
-   * Where each node lies in the map: [left, right] in [0, 1], each child a part of its parent's
-   * width by its share of the visits.
+   * Returns each node's [left, right] in the map, in [0, 1]: children share their parent's width by
+   * visits.
    */
   spans() {
     const spans = new Array(this.size);
