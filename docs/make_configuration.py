@@ -59,7 +59,9 @@ def _tables(
         yield f"### `{section}`"
     defaults = {f.name: _default(f) if made is None else getattr(made, f.name) for f in fields}
     rows = [
-        f"| `{f.name}` | {_shown(defaults[f.name])} | {_cell(described[f.name])} |" for f in plain
+        f"| `{f.name}` | {_shown(defaults[f.name])} | {_cell(described[f.name])}"
+        f"{_choices(kinds[f.name], described[f.name])} |"
+        for f in plain
     ]
     if rows:
         yield "\n".join(["| setting | default | what it is |", "| --- | --- | --- |", *rows])
@@ -90,6 +92,14 @@ def _shown(value: object) -> str:
         return {True: "yes", False: "no", None: ""}[value]
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return f"`{shown}`" if shown else ""
+
+
+def _choices(kind: object, text: str) -> str:
+    """The values that a setting can have, where its text does not name them."""
+    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    if all(str(choice) in text for choice in choices):
+        return ""
+    return f" One of {', '.join(f'`{choice}`' for choice in choices)}."
 
 
 def _cell(text: str) -> str:

@@ -23,6 +23,7 @@ from ixjax.pipeline.sharding import tell_sharding
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
 from ixjax.training import (
     ReferenceIdentity,
+    get_loss,
     load_reference,
     reference_logprobs,
     save_reference,
@@ -59,11 +60,9 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
         directory = policy_directory(run, source)
         policy = run.load(run.directory.policy_sft)
         tell_sharding(reporter, f"dpo {source}", policy.config, config.dpo, run.mesh)
-        reference = (
-            None
-            if config.dpo.variant == "simpo"
-            else _reference(run, source, policy, rendered, reporter)
-        )
+        reference = None
+        if get_loss(config.dpo.variant).has_reference:
+            reference = _reference(run, source, policy, rendered, reporter)
         reporter.start(f"dpo {source}", config.dpo.steps, "steps")
 
         def on_step(metrics: dict[str, Any]) -> None:

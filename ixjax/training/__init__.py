@@ -3,7 +3,16 @@
 from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
 from ixjax.training.dpo import DPOConfig, reference_logprobs, train_dpo
 from ixjax.training.examples import sft_examples
-from ixjax.training.objectives import dpo_loss, sft_loss, token_logprobs
+from ixjax.training.objectives import (
+    LOSSES,
+    LossSettings,
+    PreferenceLoss,
+    get_loss,
+    preference_loss,
+    register_loss,
+    sft_loss,
+    token_logprobs,
+)
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.preemption import Preempted
 from ixjax.training.profiling import ProfileConfig, Profiler
@@ -22,23 +31,28 @@ from ixjax.training.saved_models import (
 from ixjax.training.sft import SFTConfig, example_logprobs, train_sft, validation_loss
 
 __all__ = [
+    "LOSSES",
     "CheckpointConfig",
     "DPOConfig",
+    "LossSettings",
     "OptimizerConfig",
     "Preempted",
+    "PreferenceLoss",
     "ProfileConfig",
     "Profiler",
     "ReferenceConfig",
     "ReferenceIdentity",
     "ResumeConfig",
     "SFTConfig",
-    "dpo_loss",
     "example_logprobs",
+    "get_loss",
     "is_finished",
     "load_model",
     "load_reference",
     "model_fingerprint",
+    "preference_loss",
     "reference_logprobs",
+    "register_loss",
     "save_model",
     "save_reference",
     "sft_examples",

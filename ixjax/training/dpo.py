@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +21,9 @@ from jax.sharding import Mesh
 from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
 from ixjax.models import LoraArguments, Remat, Transformer, new_adapter
+from ixjax.training import objectives
 from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
-from ixjax.training.objectives import check_dpo_settings, dpo_loss, simpo_loss
+from ixjax.training.objectives import LossSettings, PreferenceLoss, get_loss, preference_loss
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.pair_rows import PairBatches, PairRows, Share, pairs_together, shuffled_pairs
 from ixjax.training.profiling import Profiler
@@ -33,8 +32,6 @@ from ixjax.training.scoring import scored_logprobs
 from ixjax.training.steps import Weight, make_eval_step, place_batch, place_params
 from ixjax.training.trainer import OnStep, Training, finished_model, train
 
-PairLoss = Literal["sigmoid", "ipo", "hinge", "robust", "simpo"]
-
 
 @dataclasses.dataclass(frozen=True)
 class DPOConfig:
@@ -42,8 +39,8 @@ class DPOConfig:
 
     beta: float = 0.1
     """How strongly the policy is held to the reference."""
-    variant: PairLoss = "sigmoid"
-    """The loss: sigmoid (DPO), ipo, hinge, robust, or simpo (which has no reference)."""
+    variant: objectives.LossName = "sigmoid"
+    """The loss of a pair, by its name in `ixjax.training.LOSSES`."""
     label_smoothing: float = 0.0
     """Assumed share of swapped labels, in [0, 0.5): conservative with sigmoid, or robust."""
     length_normalized: bool = False
@@ -89,11 +86,7 @@ class DPOConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        check_dpo_settings(
-            beta=self.beta,
-            variant="sigmoid" if self.variant == "simpo" else self.variant,
-            label_smoothing=self.label_smoothing,
-        )
+        get_loss(self.variant).check(self.loss_settings)
         counts = ("steps", "batch_size", "max_pairs", "eval_every", "micro_batches")
         for name in (*counts, "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
@@ -106,23 +99,35 @@ class DPOConfig:
                 f"validation_fraction is {self.validation_fraction}; it must be in [0, 1)"
             )
 
+    @property
+    def loss_settings(self) -> LossSettings:
+        """What the loss itself receives."""
+        return LossSettings(self.beta, self.label_smoothing, self.simpo_gamma)
+
 
 @dataclasses.dataclass(frozen=True)
 class PairObjective:
-    """The mean loss of preference pairs; an `Objective`. Fields are those of `DPOConfig`."""
+    """The mean loss of preference pairs; an `Objective`.
 
-    beta: float
-    variant: PairLoss
-    label_smoothing: float
-    length_normalized: bool
-    simpo_gamma: float
-    rpo_alpha: float
-    remat: Remat
+    loss: of a pair.
+    settings: of the loss.
+    length_normalized: log-probabilities are means over the tokens of a response.
+    rpo_alpha: weight of the SFT loss of the chosen responses.
+    remat: see `DPOConfig.remat`.
+    """
+
+    loss: PreferenceLoss
+    settings: LossSettings
+    length_normalized: bool = False
+    rpo_alpha: float = 0.0
+    remat: Remat = "none"
 
     @classmethod
     def of(cls, config: DPOConfig) -> PairObjective:
-        """The objective that these settings describe."""
-        return cls(**{f.name: getattr(config, f.name) for f in dataclasses.fields(cls)})
+        """Return the objective that these settings describe."""
+        loss = get_loss(config.variant)
+        normalized = config.length_normalized or loss.per_token
+        return cls(loss, config.loss_settings, normalized, config.rpo_alpha, config.remat)
 
     def weight(self, batch: PairRows) -> dict[str, jax.Array]:
         """See `Objective.weight`."""
@@ -162,32 +167,17 @@ class PairObjective:
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """`[R, M]` losses, and rewards of both responses."""
         reference = batch.reference
-        if self.length_normalized or self.variant == "simpo":
+        if self.length_normalized:
             lengths = jnp.maximum(jnp.stack(response_lengths(batch), axis=-1), 1.0)
             logprobs, reference = logprobs / lengths, reference / lengths
-        smoothing = self.label_smoothing
-        if self.variant == "simpo":
-            return simpo_loss(
-                logprobs[..., 0],
-                logprobs[..., 1],
-                beta=self.beta,
-                gamma=self.simpo_gamma,
-                label_smoothing=smoothing,
-            )
-        return dpo_loss(
+        return preference_loss(
             logprobs[..., 0],
             logprobs[..., 1],
             reference[..., 0],
             reference[..., 1],
-            beta=self.beta,
-            variant=self.variant,
-            label_smoothing=smoothing,
+            loss=self.loss,
+            settings=self.settings,
         )
-
-    def first_loss(self) -> float | None:
-        """The mean loss while policy and reference are equal; None where it has no reference."""
-        known = {"ipo": 1 / (4 * self.beta**2), "hinge": 1.0, "simpo": None}
-        return known.get(self.variant, math.log(2))
 
 
 def response_logprobs(model: Transformer, batch: PairRows, *, remat: Remat = "none") -> jax.Array:
@@ -308,7 +298,8 @@ def train_dpo(
     done = finished_model(directory, inputs, mesh=mesh)  # it needs no reference any more
     if done is not None:
         return done
-    if reference is None and config.variant == "simpo":
+    objective = PairObjective.of(config)
+    if reference is None and not objective.loss.has_reference:
         reference = np.zeros((len(pairs), 2), np.float32)
     elif reference is None:
         reference = reference_logprobs(model, pairs, config, mesh=mesh)
@@ -327,7 +318,6 @@ def train_dpo(
         in_order = [held_out[list(r)] for r in _in_order(len(held_out), config)]
         of_held_out = _batches(learning, pairs, in_order, config, mesh)
         validation = [of_held_out.make(n, known) for n in range(len(in_order))]
-    objective = PairObjective.of(config)
     training = Training(
         objective=objective,
         batch=lambda step: batches.make(step, known),
@@ -381,15 +371,16 @@ def _hold_out(
 
 def _check_first(objective: PairObjective, compute_dtype: str, metrics: dict[str, float]) -> None:
     """Before the first update policy and reference are equal: margin 0 in every pair."""
-    expected, beta = objective.first_loss(), objective.beta
+    loss, settings = objective.loss, objective.settings
+    expected = loss.first(settings)
     if expected is None:
         return
-    # Two compilations of one network round differently: margins are off by a share of what they
-    # are differences of, and the loss by what its slope makes of that.
-    share = 1e-5 if compute_dtype == "float32" else 2e-4
+    # Two compilations of one network round differently, by a share of the log-probabilities. The
+    # loss may be off by what twice that margin makes of it.
+    share = 2e-5 if compute_dtype == "float32" else 4e-4
     off = share * (abs(metrics["logps/chosen"]) + abs(metrics["logps/rejected"]))
-    slope = {"ipo": off + 1 / beta, "robust": beta / (1 - 2 * objective.label_smoothing)}
-    tolerance = 1e-4 * max(1.0, expected) + off * slope.get(objective.variant, beta)
+    shifted = [loss.at(*ratios, settings) for ratios in ((off, 0.0), (0.0, off))]
+    tolerance = 1e-4 * max(1.0, expected) + max(abs(value - expected) for value in shifted)
     found = metrics.get("losses/pairs", metrics["loss"])
     if not abs(found - expected) <= tolerance:
         raise ValueError(

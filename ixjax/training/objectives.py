@@ -1,25 +1,29 @@
 """The losses, as pure functions of log-probabilities: per-element results, the caller reduces.
 
-SFT is the mean negative log-likelihood of the scored tokens. The DPO family compares a policy with
-a fixed reference on pairs of responses; SimPO needs no reference. All sums are float32. What goes
-in may be sums over the tokens of a response (as in the papers) or their means ("length-normalised":
-long responses then weigh no more than short ones).
+SFT minimises the mean negative log-likelihood of the scored tokens. A preference loss compares the
+log-ratios of a pair's two responses. `LOSSES` holds every preference loss by name; settings, checks
+and memory estimates follow from that table (examples/own_loss.py adds one).
 
 Axes: B sequences or pairs, T positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-DPOVariant = Literal["sigmoid", "ipo", "hinge", "robust"]
+from ixjax.training.ranges import NOT_NEGATIVE, POSITIVE, Range, check_ranges
+
+if TYPE_CHECKING:
+    LossName = str  # at run time a `Literal` of the names in `LOSSES`; see `__getattr__`
 
 
 def token_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Log-probability of each target.
+    """Return the log-probability of each target.
 
     Args:
         logits: `[..., V]`.
@@ -35,10 +39,9 @@ def token_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def sft_loss(logprobs: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Summed negative log-likelihood and the weight it is to be divided by.
+    """Return the summed negative log-likelihood, and the weight to divide it by.
 
-    Sum and weight are returned apart, so that the mean of a whole batch does not depend on how
-    it was cut into parts.
+    Sum and weight are separate, so that the mean of a batch does not depend on its micro-batches.
 
     Args:
         logprobs: `[B, T]` log-probabilities of the targets.
@@ -52,130 +55,200 @@ def sft_loss(logprobs: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Ar
     return -jnp.sum(jnp.where(weights > 0, logprobs * weights, 0.0)), jnp.sum(weights)
 
 
-def dpo_loss(
-    policy_chosen: jax.Array,
-    policy_rejected: jax.Array,
-    reference_chosen: jax.Array,
-    reference_rejected: jax.Array,
-    *,
-    beta: float,
-    variant: DPOVariant = "sigmoid",
-    label_smoothing: float = 0.0,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Direct preference optimisation on summed response log-probabilities.
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+    """Settings that every preference loss receives.
 
-    Args:
-        policy_chosen: `[B]` log pi(y_w | x), summed over response tokens.
-        policy_rejected: `[B]` log pi(y_l | x).
-        reference_chosen: `[B]` log pi_ref(y_w | x).
-        reference_rejected: `[B]` log pi_ref(y_l | x).
-        beta: > 0; how strongly the policy is held to the reference.
-        variant: `sigmoid` (DPO), `ipo`, `hinge` (SLiC) or `robust`.
-        label_smoothing: in [0, 0.5); assumed share of swapped labels (sigmoid: conservative DPO;
-            robust: unbiased under that noise). The other variants take none.
+    beta: above 0; scales a log-ratio to a reward.
+    label_smoothing: in [0, 0.5); assumed share of pairs with swapped labels.
+    gamma: 0 or more; the reward margin that SimPO asks for.
+    """
 
-    Returns:
-        losses `[B]`, chosen rewards `[B]`, rejected rewards `[B]`; a reward is
-        `beta * (log pi - log pi_ref)`.
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    gamma: float = 0.5
 
-    Raises:
-        ValueError: shapes differ, an unknown variant, or a value out of its range.
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges."""
+        half = Range(0, 0.5, open_high=True)
+        check_ranges(self, beta=POSITIVE, label_smoothing=half, gamma=NOT_NEGATIVE)
 
-    `ipo` is the paper's, on what it is given. TRL's divides each side's log-ratio by the length of
-    the response first: give means instead of sums for that.
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceLoss:
+    """A loss of preference pairs.
+
+    name: its name in settings.
+    function: (chosen, rejected, settings) -> losses, all `[...]`. The two responses come as
+        log-ratios `log pi(y | x) - log pi_ref(y | x)`, or as `log pi(y | x)` without a reference.
+    has_reference: whether log-probabilities under the reference are subtracted.
+    per_token: whether log-probabilities are means over a response's tokens, in any case.
+    smooths: whether the function uses `label_smoothing`.
+    """
+
+    name: str
+    function: Callable[[jax.Array, jax.Array, LossSettings], jax.Array]
+    has_reference: bool = True
+    per_token: bool = False
+    smooths: bool = False
+
+    def at(self, chosen: float, rejected: float, settings: LossSettings) -> float:
+        """Return the loss of one pair of these log-ratios."""
+        return float(self.function(jnp.float32(chosen), jnp.float32(rejected), settings))
+
+    def first(self, settings: LossSettings) -> float | None:
+        """Return the loss of a policy equal to its reference; None without a reference."""
+        return self.at(0.0, 0.0, settings) if self.has_reference else None
+
+    def check(self, settings: LossSettings) -> None:
+        """Raise `ValueError` for settings that this loss does not take."""
+        smoothing = settings.label_smoothing
+        if smoothing and not self.smooths:
+            raise ValueError(
+                f"label_smoothing is {smoothing}; expected 0: the loss {self.name} takes none"
+            )
+
+
+def sigmoid(chosen: jax.Array, rejected: jax.Array, settings: LossSettings) -> jax.Array:
+    """Return DPO's loss; with label smoothing conservative DPO's.
 
     References:
-        sigmoid: Rafailov et al. 2023, `DPO <https://arxiv.org/abs/2305.18290>`_, eq. 7.
-        ipo: Azar et al. 2023, `IPO <https://arxiv.org/abs/2310.12036>`_, eq. 17.
-        hinge: Zhao et al. 2023, `SLiC-HF <https://arxiv.org/abs/2305.10425>`_, eq. 2, with
-        the log-ratio to the reference for the log-probability.
-        robust: Chowdhury et al. 2024, `rDPO <https://arxiv.org/abs/2403.00409>`_, eq. 12.
-        conservative: Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO".
+        Rafailov et al. 2023, `DPO <https://arxiv.org/abs/2305.18290>`_, eq. 7.
+        Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO".
     """
-    _same_shape(
-        policy_chosen=policy_chosen,
-        policy_rejected=policy_rejected,
-        reference_chosen=reference_chosen,
-        reference_rejected=reference_rejected,
-    )
-    check_dpo_settings(beta=beta, variant=variant, label_smoothing=label_smoothing)
-    chosen = policy_chosen.astype(jnp.float32) - reference_chosen.astype(jnp.float32)
-    rejected = policy_rejected.astype(jnp.float32) - reference_rejected.astype(jnp.float32)
-    margin = chosen - rejected
-    if variant == "sigmoid":
-        losses = _logistic(beta * margin, label_smoothing)
-    elif variant == "robust":
-        wins, loses = jax.nn.log_sigmoid(beta * margin), jax.nn.log_sigmoid(-beta * margin)
-        losses = -((1 - label_smoothing) * wins - label_smoothing * loses)
-        losses = losses / (1 - 2 * label_smoothing)
-    elif variant == "ipo":
-        losses = jnp.square(margin - 1 / (2 * beta))
-    else:
-        losses = jax.nn.relu(1 - beta * margin)
-    return losses, beta * chosen, beta * rejected
+    return _logistic(settings.beta * (chosen - rejected), settings.label_smoothing)
 
 
-def simpo_loss(
-    policy_chosen: jax.Array,
-    policy_rejected: jax.Array,
-    *,
-    beta: float,
-    gamma: float,
-    label_smoothing: float = 0.0,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Preference optimisation without a reference, on mean log-probabilities of a token.
+def ipo(chosen: jax.Array, rejected: jax.Array, settings: LossSettings) -> jax.Array:
+    """Return IPO's loss. TRL's IPO is this one with `length_normalized`.
 
-    Args:
-        policy_chosen: `[B]` log pi(y_w | x) / |y_w|.
-        policy_rejected: `[B]` log pi(y_l | x) / |y_l|.
-        beta: > 0; scales the rewards.
-        gamma: >= 0; by how much the chosen reward shall exceed the rejected.
-        label_smoothing: in [0, 0.5); assumed share of swapped labels.
+    References:
+        Azar et al. 2023, `IPO <https://arxiv.org/abs/2310.12036>`_, eq. 17.
+    """
+    return jnp.square(chosen - rejected - 1 / (2 * settings.beta))
 
-    Returns:
-        losses `[B]`, chosen rewards `[B]`, rejected rewards `[B]`; a reward is `beta` times the
-        mean log-probability.
 
-    Raises:
-        ValueError: shapes differ, or a value out of its range.
+def hinge(chosen: jax.Array, rejected: jax.Array, settings: LossSettings) -> jax.Array:
+    """Return SLiC's loss, of log-ratios to the reference.
+
+    References:
+        Zhao et al. 2023, `SLiC-HF <https://arxiv.org/abs/2305.10425>`_, eq. 2.
+    """
+    return jax.nn.relu(1 - settings.beta * (chosen - rejected))
+
+
+def robust(chosen: jax.Array, rejected: jax.Array, settings: LossSettings) -> jax.Array:
+    """Return rDPO's loss, an unbiased estimate of DPO's under swapped labels.
+
+    References:
+        Chowdhury et al. 2024, `rDPO <https://arxiv.org/abs/2403.00409>`_, eq. 12.
+    """
+    noise, margin = settings.label_smoothing, settings.beta * (chosen - rejected)
+    wins, loses = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
+    return -((1 - noise) * wins - noise * loses) / (1 - 2 * noise)
+
+
+def simpo(chosen: jax.Array, rejected: jax.Array, settings: LossSettings) -> jax.Array:
+    """Return SimPO's loss, of mean log-probabilities per token.
 
     References:
         Meng et al. 2024, `SimPO <https://arxiv.org/abs/2405.14734>`_, eq. 6.
     """
-    _same_shape(policy_chosen=policy_chosen, policy_rejected=policy_rejected)
-    _check_beta(beta)
-    _check_smoothing(label_smoothing)
-    if not gamma >= 0:
-        raise ValueError(f"gamma is {gamma}; it must be 0 or more")
-    chosen = beta * policy_chosen.astype(jnp.float32)
-    rejected = beta * policy_rejected.astype(jnp.float32)
-    return _logistic(chosen - rejected - gamma, label_smoothing), chosen, rejected
+    margin = settings.beta * chosen - settings.beta * rejected - settings.gamma
+    return _logistic(margin, settings.label_smoothing)
+
+
+LOSSES: dict[str, PreferenceLoss] = {
+    loss.name: loss
+    for loss in (
+        PreferenceLoss("sigmoid", sigmoid, smooths=True),
+        PreferenceLoss("ipo", ipo),
+        PreferenceLoss("hinge", hinge),
+        PreferenceLoss("robust", robust, smooths=True),
+        PreferenceLoss("simpo", simpo, has_reference=False, per_token=True, smooths=True),
+    )
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Resolved when flags are parsed, so that registered losses are choices too.
+    if name == "LossName":
+        return Literal[tuple(LOSSES)]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def register_loss(loss: PreferenceLoss) -> None:
+    """Make a loss available as `dpo.variant`.
+
+    A run's fingerprint holds the name alone: give a changed loss another name.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if LOSSES.setdefault(loss.name, loss) != loss:
+        raise ValueError(f"a loss named {loss.name!r} is registered; expected another name")
+
+
+def get_loss(name: str) -> PreferenceLoss:
+    """Return the loss of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in LOSSES:
+        raise ValueError(f"variant is {name!r}; expected one of {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+
+def preference_loss(
+    policy_chosen: jax.Array,
+    policy_rejected: jax.Array,
+    reference_chosen: jax.Array | None = None,
+    reference_rejected: jax.Array | None = None,
+    *,
+    loss: PreferenceLoss | str = "sigmoid",
+    settings: LossSettings | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the losses of pairs and the rewards of their responses.
+
+    Args:
+        policy_chosen: `[...]` log pi(y_w | x), a sum over the response's tokens or their mean.
+        policy_rejected: `[...]` log pi(y_l | x).
+        reference_chosen: `[...]` log pi_ref(y_w | x); ignored by a loss without a reference.
+        reference_rejected: `[...]` log pi_ref(y_l | x).
+        loss: the loss, or its name in `LOSSES`.
+        settings: of the loss; None: the defaults.
+
+    Returns:
+        losses `[...]`, chosen rewards `[...]`, rejected rewards `[...]`; a reward is `beta` times
+        the log-ratio.
+
+    Raises:
+        ValueError: shapes differ, an unknown name, or a setting out of its range.
+    """
+    settings = settings or LossSettings()
+    loss = get_loss(loss) if isinstance(loss, str) else loss
+    loss.check(settings)
+    chosen, rejected = policy_chosen.astype(jnp.float32), policy_rejected.astype(jnp.float32)
+    _same_shape(policy_chosen=chosen, policy_rejected=rejected)
+    if loss.has_reference:
+        if reference_chosen is None or reference_rejected is None:
+            raise ValueError(f"the loss {loss.name} compares with a reference; found none")
+        _same_shape(
+            policy_chosen=chosen,
+            reference_chosen=reference_chosen,
+            reference_rejected=reference_rejected,
+        )
+        chosen = chosen - reference_chosen.astype(jnp.float32)
+        rejected = rejected - reference_rejected.astype(jnp.float32)
+    losses = loss.function(chosen, rejected, settings)
+    return losses, settings.beta * chosen, settings.beta * rejected
 
 
 def _logistic(margin: jax.Array, label_smoothing: float) -> jax.Array:
     """Negative log-likelihood of "the chosen one wins", labels swapped with that probability."""
     wins, loses = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
     return -(1 - label_smoothing) * wins - label_smoothing * loses
-
-
-def check_dpo_settings(*, beta: float, variant: str, label_smoothing: float) -> None:
-    """Raise `ValueError` for settings that no DPO loss has."""
-    if variant not in get_args(DPOVariant):
-        raise ValueError(f"variant is {variant!r}; expected one of {get_args(DPOVariant)}")
-    _check_beta(beta)
-    _check_smoothing(label_smoothing)
-    if label_smoothing and variant in ("ipo", "hinge"):
-        raise ValueError(f"label_smoothing is {label_smoothing}; {variant} takes none")
-
-
-def _check_beta(beta: float) -> None:
-    if not beta > 0:
-        raise ValueError(f"beta is {beta}; it must be above 0")
-
-
-def _check_smoothing(label_smoothing: float) -> None:
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 0.5)")
 
 
 def _same_shape(**arrays: jax.Array) -> None:

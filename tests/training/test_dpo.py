@@ -182,9 +182,10 @@ def test_no_pair_or_one_too_long_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"beta": -1.0}, "beta is -1.0; it must be above 0"),
-        ({"variant": "kto"}, "variant is 'kto'; expected one of"),
-        ({"variant": "hinge", "label_smoothing": 0.1}, "hinge takes none"),
+        ({"beta": -1.0}, "beta is -1.0"),
+        ({"simpo_gamma": -1.0}, "gamma is -1.0"),
+        ({"variant": "kto"}, "variant is 'kto'"),
+        ({"variant": "hinge", "label_smoothing": 0.1}, "label_smoothing is 0.1; .* hinge"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
     ],
 )

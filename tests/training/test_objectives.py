@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import re
 from types import SimpleNamespace
 
 import jax
@@ -11,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ixjax.training.objectives import dpo_loss, sft_loss, simpo_loss, token_logprobs
+from ixjax.training.objectives import (
+    LOSSES,
+    LossSettings,
+    PreferenceLoss,
+    preference_loss,
+    register_loss,
+    sft_loss,
+    token_logprobs,
+)
 from tests.reference.dpo_losses import dpo, dpo_gradient
 
 SETTINGS = [
@@ -22,8 +29,10 @@ PAIRS = 16
 LOGPROBS = -np.random.default_rng(0).uniform(0.0, 40.0, (4, PAIRS)).astype(np.float32)
 
 
-def ours(logprobs, **settings):
-    return dpo_loss(*map(jnp.asarray, logprobs), **settings)
+def ours(logprobs, *, variant="sigmoid", **settings):
+    return preference_loss(
+        *map(jnp.asarray, logprobs), loss=variant, settings=LossSettings(**settings)
+    )
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.1, 1.0])
@@ -102,7 +111,7 @@ def test_simpo_equals_that_of_trl():
     )  # fmt: skip
     means = LOGPROBS[:2] / 20
     theirs = trainer.cpo_loss(stand_in, *(torch.tensor(x, dtype=torch.float64) for x in means))
-    found = simpo_loss(*map(jnp.asarray, means), beta=2.0, gamma=0.7, label_smoothing=0.1)
+    found = ours(means, variant="simpo", beta=2.0, gamma=0.7, label_smoothing=0.1)
     for ours_, other in zip(found, theirs, strict=True):
         np.testing.assert_allclose(ours_, other, rtol=1e-6, atol=1e-6)
 
@@ -113,7 +122,7 @@ def test_gradients_of_simpo_equal_finite_differences():
     def by_hand(chosen, rejected):
         return np.logaddexp(0, -(2.0 * (chosen - rejected) - 0.5))
 
-    gradients = jax.grad(lambda *x: simpo_loss(*x, beta=2.0, gamma=0.5)[0].sum(), (0, 1))(
+    gradients = jax.grad(lambda *x: ours(x, variant="simpo", beta=2.0, gamma=0.5)[0].sum(), (0, 1))(
         *jnp.asarray(means, jnp.float32)
     )
     step = 1e-6
@@ -180,25 +189,45 @@ def test_shapes_that_would_broadcast_are_refused():
     with pytest.raises(
         ValueError, match=r"shapes must be equal, found .*'policy_rejected': \(1,\)"
     ):
-        dpo_loss(jnp.zeros(3), jnp.zeros(1), jnp.zeros(3), jnp.zeros(3), beta=0.1)
+        ours([jnp.zeros(3), jnp.zeros(1), jnp.zeros(3), jnp.zeros(3)])
     with pytest.raises(ValueError, match=r"found \{'logprobs': \(2, 3\), 'weights': \(3,\)\}"):
         sft_loss(jnp.zeros((2, 3)), jnp.zeros(3))
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "found"),
     [
-        ({"beta": 0.0}, "beta is 0.0; it must be above 0"),
-        ({"beta": float("nan")}, "beta is nan; it must be above 0"),
-        ({"beta": 0.1, "variant": "kto"}, "variant is 'kto'; expected one of"),
-        ({"beta": 0.1, "label_smoothing": 0.5}, "label_smoothing is 0.5; it must be in [0, 0.5)"),
-        ({"beta": 0.1, "variant": "ipo", "label_smoothing": 0.1}, "ipo takes none"),
-        ({"beta": 0.1, "variant": "hinge", "label_smoothing": 0.1}, "hinge takes none"),
+        ({"beta": 0.0}, "beta is 0.0; expected a number above 0"),
+        ({"beta": float("nan")}, "beta is nan"),
+        ({"gamma": -1.0}, "gamma is -1.0"),
+        ({"label_smoothing": 0.5}, "label_smoothing is 0.5; .* below 0.5"),
+        ({"variant": "kto"}, "variant is 'kto'; expected one of sigmoid, .*simpo"),
+        ({"variant": "ipo", "label_smoothing": 0.1}, "label_smoothing is 0.1; .* ipo"),
+        ({"variant": "hinge", "label_smoothing": 0.1}, "label_smoothing is 0.1; .* hinge"),
     ],
 )
-def test_settings_that_no_loss_has_are_refused(settings, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+def test_settings_that_a_loss_does_not_take_are_refused(settings, found):
+    with pytest.raises(ValueError, match=found):
         ours(LOGPROBS, **settings)
+
+
+def test_a_loss_with_a_reference_refuses_to_go_without_one():
+    with pytest.raises(ValueError, match=r"sigmoid .* reference"):
+        ours(LOGPROBS[:2])
+
+
+def test_the_first_loss_is_that_of_a_policy_equal_to_its_reference():
+    found = {name: loss.first(LossSettings(beta=0.1)) for name, loss in LOSSES.items()}
+    assert found.pop("simpo") is None  # it has no reference
+    expected = {"sigmoid": np.log(2), "ipo": 25.0, "hinge": 1.0, "robust": np.log(2)}
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_name_is_registered_once(monkeypatch):
+    monkeypatch.setattr("ixjax.training.objectives.LOSSES", dict(LOSSES))
+    register_loss(LOSSES["ipo"])  # the same again
+    with pytest.raises(ValueError, match="'ipo'"):
+        register_loss(PreferenceLoss("ipo", LOSSES["hinge"].function))
 
 
 def test_token_logprobs_equal_the_log_of_a_softmax():

@@ -15,7 +15,7 @@ from ixjax.models.sharding import weights_by_path
 from ixjax.training import OptimizerConfig, reference_logprobs
 from ixjax.training.batching import pack
 from ixjax.training.dpo import PairObjective, _hold_out
-from ixjax.training.objectives import dpo_loss, simpo_loss
+from ixjax.training.objectives import LossSettings, preference_loss
 from ixjax.training.sft import SFTObjective
 from ixjax.training.steps import (
     join,
@@ -139,12 +139,12 @@ def test_length_normalized_losses_are_those_of_means():
     said = reference_logprobs(model, pairs, DPO, mesh=one_device())
     lengths = np.array([[len(p.chosen), len(p.rejected)] for p in pairs])
     sides = [jnp.asarray(x) for x in (*(said / lengths).T, *(reference / lengths).T)]
-    expected = float(dpo_loss(*sides, beta=0.1)[0].mean())
+    expected = float(preference_loss(*sides, settings=LossSettings(beta=0.1))[0].mean())
     config = dataclasses.replace(DPO, length_normalized=True)
     found = mean_loss(model, PairObjective.of(config), [one_batch(pairs, reference)])
     assert found == pytest.approx(expected, abs=1e-6)
     simpo = PairObjective.of(dataclasses.replace(DPO, variant="simpo", simpo_gamma=0.3))
-    by_hand = float(simpo_loss(*sides[:2], beta=0.1, gamma=0.3)[0].mean())
+    by_hand = -np.log(1 / (1 + np.exp(-(0.1 * (sides[0] - sides[1]) - 0.3)))).mean()
     for other in (reference, 2 * reference):
         found = mean_loss(model, simpo, [one_batch(pairs, other)])
         assert found == pytest.approx(by_hand, abs=1e-6)
