@@ -1,7 +1,7 @@
-"""What accelerators can do, by their makers' figures: peak of matrix products, memory, bandwidth.
+"""Specifications of accelerators by their vendors: peak of matrix products, memory, bandwidth.
 
-Estimates are made with them (`ixjax plan`), and the share of the peak that a training reaches is
-told (model FLOPs utilisation). Peaks are of dense products in bfloat16.
+`ixjax plan` estimates with them, and trainings log their share of the peak (model FLOPs
+utilisation). Peaks are of dense products in bfloat16.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ KINDS: Mapping[DeviceName, DeviceKind] = {
     "h200": DeviceKind(989, 141, 4800),
 }
 
-# what `jax.Device.device_kind` says -> name above
+# `jax.Device.device_kind` -> name above
 REPORTED: Mapping[str, DeviceName] = {
     "TPU v4": "tpu-v4",
     "TPU v5 lite": "tpu-v5e",
@@ -60,9 +60,9 @@ REPORTED: Mapping[str, DeviceName] = {
 
 
 def known_kind(device_kind: str) -> DeviceKind | None:
-    """The figures of what `jax.Device.device_kind` says; None where it is not listed.
+    """Return the specification for a `jax.Device.device_kind`; None if it is not listed.
 
-    Variants (PCIe, Lite) have figures of their own, so a name is taken whole or not at all.
+    Variants (PCIe, Lite) have other figures, so only a whole name matches.
     """
     name = REPORTED.get(device_kind)
     return None if name is None else KINDS[name]

@@ -1,9 +1,9 @@
-"""Several processes that work as one: their start, their turns, and what crosses between them.
+"""Training in several processes: start, order of file access, and transfers between processes.
 
-JAX's processes share one mesh of all their devices and run one program, each on its own shards
-(https://docs.jax.dev/en/latest/multi_process.html). Process 0 alone writes files that are not
-sharded, prints and logs; the others wait where they read what it has written. In a single process
-everything here does nothing.
+All processes share one mesh of all their devices and run one program, each on its own shards
+(https://docs.jax.dev/en/latest/multi_process.html). Process 0 alone writes unsharded files, prints
+and logs; the others wait before they read its files. In a single process these functions do
+nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from ixjax.io import InputError
 
-# What jax.distributed.initialize reads where nothing is given: (all of these, how many processes).
+# Variables from which jax.distributed.initialize detects a cluster: (all of these, process count).
 CLUSTERS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "SLURM": (
         (
@@ -38,28 +38,28 @@ CLUSTERS: Mapping[str, tuple[tuple[str, ...], str]] = {
     ),
     "Open MPI": (("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE"), "OMPI_COMM_WORLD_SIZE"),
 }
-TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")  # of a pod slice, with commas
+TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")  # of a pod slice, comma-separated
 _joined = threading.Event()
-MARGIN_SECONDS = 60  # JAX's own timeout comes later than ours: it aborts the process
+MARGIN_SECONDS = 60  # JAX's timeout must be later than ours, since it aborts the process
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """Processes that train one model together, on one machine or on many."""
+    """Processes that train one model together, on one machine or on several."""
 
     coordinator: str = ""
-    """HOST:PORT at which process 0 is found; empty: as the cluster says."""
+    """HOST:PORT of process 0; empty: detected from the cluster."""
     count: int = 1
-    """How many processes there are; read with a coordinator alone."""
+    """Number of processes; used with a coordinator."""
     index: int = 0
-    """Which of them this is, from 0."""
+    """Index of this process, from 0; used with a coordinator."""
     detect: Literal["auto", "always", "never"] = "auto"
-    """Without a coordinator, who is asked: auto (SLURM, Open MPI, TPU hosts), always, never."""
+    """Cluster detection without a coordinator: auto (SLURM, Open MPI, TPU hosts), always, never."""
     timeout: float = 900.0
-    """Seconds in which all of them must have found each other."""
+    """Seconds in which all processes must connect."""
 
     def __post_init__(self) -> None:
-        """Refuse a process that there is not."""
+        """Refuse settings that name no process."""
         host, _, port = self.coordinator.rpartition(":")
         if self.coordinator and not (host and port.isdecimal()):
             raise InputError(
@@ -67,20 +67,20 @@ class DistributedConfig:
             )
         if not self.coordinator and (self.count, self.index) != (1, 0):
             raise InputError(
-                f"distributed.count is {self.count} and distributed.index {self.index}, but no "
-                "process is named where all meet: set distributed.coordinator to HOST:PORT"
+                f"distributed.count is {self.count} and distributed.index {self.index}; expected a "
+                "coordinator with them. Set --distributed.coordinator to HOST:PORT of process 0"
             )
         if not 0 <= self.index < self.count:
             raise InputError(
-                f"distributed.index is {self.index}; expected 0 to {self.count - 1}, since "
-                f"distributed.count is {self.count}"
+                f"distributed.index is {self.index}; expected 0 to {self.count - 1} "
+                f"(distributed.count is {self.count})"
             )
         if not self.timeout > 0:
             raise InputError(f"distributed.timeout is {self.timeout}; expected more than 0")
 
 
 def cluster(environ: Mapping[str, str]) -> str:
-    """The cluster that started this process among several others; empty: none that is known."""
+    """Return the cluster that started this process as one of several; empty: no known one."""
     for name, (needed, count) in CLUSTERS.items():
         if all(key in environ for key in needed) and int(environ[count]) > 1:
             return name
@@ -89,14 +89,14 @@ def cluster(environ: Mapping[str, str]) -> str:
 
 
 def start(config: DistributedConfig, environ: Mapping[str, str] = os.environ) -> str | None:
-    """Join the other processes; must come before anything touches a device.
+    """Connect to the other processes; must run before any use of a device.
 
     Returns:
-        A line that says which process this is and what devices it has; None where it is alone.
+        A line with index and devices of this process; None for a single process.
 
     Raises:
-        TimeoutError: they did not find each other; names the coordinator and the index.
-        ConnectionError: what else JAX says against it.
+        TimeoutError: the processes did not connect; names the coordinator and the index.
+        ConnectionError: JAX failed to connect for another reason.
     """
     if config.coordinator:
         who = f"process {config.index} of {config.count}"
@@ -105,7 +105,7 @@ def start(config: DistributedConfig, environ: Mapping[str, str] = os.environ) ->
             "coordinator_address": config.coordinator,
             "num_processes": config.count,
             "process_id": config.index,
-            # Or a process under SLURM would be left a single one of its devices.
+            # With detection, a process under SLURM would get only one of its devices.
             "cluster_detection_method": "deactivate",
         }
     else:
@@ -124,7 +124,7 @@ def start(config: DistributedConfig, environ: Mapping[str, str] = os.environ) ->
 
 
 def _join(given: Mapping[str, Any], timeout: float, who: str, where: str) -> None:
-    """`jax.distributed.initialize`, but what goes wrong is an exception."""
+    """Run `jax.distributed.initialize`; raise its failures and its timeout as exceptions."""
     failures: list[Exception] = []
 
     def initialize() -> None:
@@ -135,38 +135,38 @@ def _join(given: Mapping[str, Any], timeout: float, who: str, where: str) -> Non
         except Exception as error:  # of a dozen types
             failures.append(error)
 
-    # In a thread, since nothing but the end of the process interrupts it.
+    # In a thread, since the call can't be interrupted.
     joining = threading.Thread(target=initialize, daemon=True)
     joining.start()
     joining.join(timeout)
     if joining.is_alive():
         raise TimeoutError(
             f"distributed: {who} did not find all others at {where} within {timeout:g} s "
-            "(distributed.timeout); were all started, and is its port open to them?"
+            "(distributed.timeout). Check that all processes run and can reach its port"
         )
     if failures:
-        told = str(failures[0]).splitlines() or [type(failures[0]).__name__]
-        raise ConnectionError(f"distributed: {who} can't join at {where} ({told[0]})")
+        reason = str(failures[0]).splitlines() or [type(failures[0]).__name__]
+        raise ConnectionError(f"distributed: {who} can't join at {where} ({reason[0]})")
 
 
 def joined() -> bool:
-    """Whether this process has found the others that it works with."""
+    """Return whether this process is connected to others."""
     return _joined.is_set()
 
 
 def is_first() -> bool:
-    """Whether this process writes, prints and logs."""
+    """Return whether this process writes, prints and logs."""
     return jax.process_index() == 0
 
 
 def wait_for_all(place: str) -> None:
-    """Go on once every process has come to this place."""
+    """Wait until every process has reached this place."""
     multihost_utils.sync_global_devices(place)
 
 
 @contextlib.contextmanager
 def first_then_others(place: str) -> Iterator[None]:
-    """A block that process 0 goes through before the others do."""
+    """Run a block in process 0 first, then in the others."""
     if not is_first():
         wait_for_all(place)
     yield
@@ -175,7 +175,10 @@ def first_then_others(place: str) -> Iterator[None]:
 
 
 def in_any(flag: bool) -> jax.Array | bool:
-    """Whether the flag is set in any process: all must ask, none waits before it looks."""
+    """Return whether the flag is set in any process; does not block until the result is read.
+
+    All processes must call it.
+    """
     if jax.process_count() == 1:
         return flag
     sharding, any_of = _over_all_devices()
@@ -187,16 +190,16 @@ def in_any(flag: bool) -> jax.Array | bool:
 
 @functools.cache
 def _over_all_devices() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
-    """How a flag for each device lies, and whether any of them is set, jitted."""
+    """Return the sharding of one flag per device, and a jitted `any` over the flags."""
     mesh = Mesh(np.array(jax.devices()), ("devices",))
     whole = NamedSharding(mesh, PartitionSpec())
     return NamedSharding(mesh, PartitionSpec("devices")), jax.jit(jnp.any, out_shardings=whole)
 
 
 def to_host(array: Any) -> np.ndarray:
-    """A whole array on the host of every process; all must ask for it.
+    """Return a whole array on the host of every process; all processes must call it.
 
-    The shards of other processes come through the devices, which hold it whole for a moment.
+    The shards of other processes are gathered on the devices, which briefly hold the whole array.
     """
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
@@ -204,7 +207,7 @@ def to_host(array: Any) -> np.ndarray:
 
 
 def to_devices(tree: Any, sharding: Sharding) -> Any:
-    """Host arrays, the same in every process, as arrays over the devices of all of them."""
+    """Place host arrays, equal in every process, on the devices of all processes."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     return jax.tree.map(

@@ -1,8 +1,8 @@
 """Files: atomic writes, JSON lines with a schema, run-directory layout, fingerprints.
 
-A file is whole or not there: everything is written to a temporary name in the same folder and
-renamed. Whatever a person handed us and we can't read raises `InputError` with the file, the
-line and the field; commands print it without a traceback.
+Writes are atomic: a file is written to a temporary name in the same folder and renamed. Input that
+can't be read raises `InputError` with the file, the line and the field; commands print it without
+a traceback.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 SCHEMA_VERSION = 1
 
-# What the first line of a file of ours says that it holds (docs/data-formats.md).
+# Schema names in the first line of our files (docs/data-formats.md).
 TREE_SCHEMA = "ixjax.tree"
 PAIRS_SCHEMA = "ixjax.pairs"
 PLAYED_SCHEMA = "ixjax.played"
@@ -29,20 +29,20 @@ RATING_SCORES_SCHEMA = "ixjax.rating_scores"
 
 
 class InputError(ValueError):
-    """Bad input: names the file, line or field, what was found and what was expected."""
+    """Bad input: names the file, line or field, the found value and the expected one."""
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text atomically; the folder is made where it is missing."""
+    """Write UTF-8 text atomically; a missing folder is created."""
     with _replacing(Path(path)) as file:
         file.write(text)
 
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[TextIO]:
-    """A file that takes the place of `path` once it is whole."""
+    """Open a temporary file that replaces `path` when the block ends without an error."""
     if path.is_dir():
-        raise InputError(f"{path}: a folder; expected a file, to write it anew")
+        raise InputError(f"{path}: a folder; expected a file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -70,11 +70,11 @@ def read_text(path: str | Path) -> str:
     """Read UTF-8 text.
 
     Raises:
-        InputError: there is no such file, or it is not UTF-8.
+        InputError: the file is missing or not UTF-8.
     """
     path = Path(path)
     try:
-        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the text
+        return path.read_text(encoding="utf-8-sig")  # without a byte order mark
     except IsADirectoryError:
         raise InputError(f"{path}: a folder; expected a file") from None
     except (FileNotFoundError, NotADirectoryError):
@@ -82,7 +82,7 @@ def read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(
-            f"{path}:{line}: not UTF-8 text (byte {error.start}); save it as UTF-8"
+            f"{path}:{line}: not UTF-8 text (byte {error.start}); save the file as UTF-8"
         ) from None
 
 
@@ -90,21 +90,31 @@ def read_json(path: str | Path) -> Any:
     """Read one JSON document.
 
     Raises:
-        InputError: there is no such file, or it is not JSON (names line and column).
+        InputError: the file is missing or not JSON (names line and column).
     """
     return _parsed(read_text(path), path)
 
 
 def read_document(path: str | Path, *, schema: str) -> dict[str, Any]:
-    """Read a file that is one JSON object of ours.
+    """Read a file of one JSON object with a schema.
 
     Raises:
-        InputError: no such file, not a JSON object, another schema or version.
+        InputError: the file is missing, not a JSON object, or of another schema or version.
+    """
+    content = read_object(path)
+    _check_schema(content, schema, str(path))
+    return content
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        InputError: the file is missing or not a JSON object.
     """
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    _check_schema(content, schema, str(path))
     return content
 
 
@@ -124,7 +134,7 @@ def _parsed(text: str, path: str | Path, line: int | None = None) -> Any:
         where = f"{path}:{line or error.lineno}"
         raise InputError(f"{where}: not JSON (column {error.colno}: {error.msg})") from None
     except (ValueError, RecursionError) as error:
-        # JSON that Python declines: a number of thousands of digits, a nesting without end.
+        # JSON that Python declines: a number of thousands of digits, or too deep a nesting.
         where = str(path) if line is None else f"{path}:{line}"
         raise InputError(f"{where}: JSON that can't be read ({error})") from None
 
@@ -132,13 +142,13 @@ def _parsed(text: str, path: str | Path, line: int | None = None) -> Any:
 def write_jsonl(
     path: str | Path, records: Iterable[Mapping[str, Any]], *, schema: str | None
 ) -> None:
-    """Write records atomically, one a line, below a line that names the schema.
+    """Write records atomically, one a line, after a line that names the schema.
 
     Args:
         path: the file.
         records: JSON objects.
-        schema: its name, such as `ixjax.pairs`; None writes no schema line, for files whose form
-            is another library's.
+        schema: name, such as `ixjax.pairs`; None writes no schema line, for the formats of other
+            libraries.
     """
     head = [] if schema is None else [{"schema": schema, "version": SCHEMA_VERSION}]
     with _replacing(Path(path)) as file:
@@ -147,16 +157,17 @@ def write_jsonl(
 
 
 def read_jsonl(path: str | Path, *, schema: str) -> Iterator[dict[str, Any]]:
-    """Read what `write_jsonl` wrote.
+    """Yield the records that `write_jsonl` wrote.
 
     Raises:
-        InputError: no such file, a line that is not a JSON object, another schema or version.
+        InputError: the file is missing, a line is not a JSON object, or the schema or version
+            differs.
     """
     return (record for _, record in read_numbered_jsonl(path, schema=schema))
 
 
 def read_numbered_jsonl(path: str | Path, *, schema: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same with the line of each record, for errors that name it."""
+    """Yield records with their line numbers, for errors that name the line; see `read_jsonl`."""
     head = True
     for number, record in read_json_lines(path):
         if head:
@@ -171,15 +182,15 @@ def read_numbered_jsonl(path: str | Path, *, schema: str) -> Iterator[tuple[int,
 def read_json_lines(
     path: str | Path, *, torn: list[int] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) of each line that is not blank.
+    """Yield (line number from 1, object) of each line that is not blank.
 
     Args:
         path: the file.
-        torn: of a log: the numbers of lines that are no JSON are added to it, and they are left
-            out; None refuses them.
+        torn: collects the numbers of lines that are not JSON, which are then skipped (for logs);
+            None refuses such lines.
 
     Raises:
-        InputError: no such file, not UTF-8, or a line that is not a JSON object.
+        InputError: the file is missing or not UTF-8, or a line is not a JSON object.
     """
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
@@ -199,13 +210,13 @@ def read_json_lines(
 
 
 def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Append one line to a log that nothing depends on (metrics.jsonl).
+    """Append one line to a log that no stage depends on (metrics.jsonl).
 
-    What a process that was killed has left of its last line stays alone on it.
+    A partial last line, left by a killed process, keeps its own line.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(record).encode() + b"\n"  # ASCII: half a line is text, too
+    line = json.dumps(record).encode() + b"\n"  # ASCII, so that a partial line is valid text
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -214,11 +225,11 @@ def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
 
 
 NO_EFFECT: Mapping[str, Any] = {"affects_result": False}
-"""Metadata of a setting that changes how work is done and not what comes out of it."""
+"""Metadata of a setting that does not change the result."""
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hex digits that change when any part does (JSON values, dataclasses, paths, bytes).
+    """Return 16 hex digits that identify the parts (JSON values, dataclasses, paths, bytes).
 
     Dataclass fields with the metadata `NO_EFFECT` are left out.
     """
@@ -230,7 +241,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it, without dataclass fields that have the metadata `NO_EFFECT`."""
+    """Return a value as JSON, without dataclass fields that have the metadata `NO_EFFECT`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: plain(getattr(value, field.name))
@@ -247,13 +258,13 @@ def plain(value: Any) -> Any:
 
 
 def file_fingerprint(path: str | Path) -> str:
-    """16 hex digits of a file's content."""
+    """Return 16 hex digits of a file's content."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def folder_fingerprint(path: str | Path) -> str:
-    """16 hex digits of a file, or of all files below a folder with their relative names."""
+    """Return 16 hex digits of a file, or of all files below a folder with their relative names."""
     path = Path(path)
     if path.is_file():
         return file_fingerprint(path)
@@ -263,16 +274,16 @@ def folder_fingerprint(path: str | Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class RunDirectory:
-    """Where everything of a run lies (docs/data-formats.md)."""
+    """Paths of the files of a run (docs/data-formats.md)."""
 
     root: Path
 
     @classmethod
     def existing(cls, root: str | Path) -> RunDirectory:
-        """The run in this folder.
+        """Return the run in this folder.
 
         Raises:
-            InputError: there is none.
+            InputError: the folder is not a run directory.
         """
         directory = cls(Path(root))
         if not directory.config.is_file():
@@ -289,7 +300,7 @@ class RunDirectory:
 
     @property
     def manifest(self) -> Path:
-        """What is finished, and what it was made from."""
+        """Finished stages and their inputs."""
         return self.root / "manifest.json"
 
     @property
@@ -314,22 +325,22 @@ class RunDirectory:
 
     @property
     def simulator(self) -> Path:
-        """The simulator that the search plays against."""
+        """The simulator that the search uses."""
         return self.root / "simulator"
 
     @property
     def simulator_heldout(self) -> Path:
-        """The simulator that only the evaluation meets."""
+        """The simulator that the evaluation alone uses."""
         return self.root / "simulator_heldout"
 
     @property
     def trees(self) -> Path:
-        """Finished trees: of a whole search, and in `parts/` those of one that goes on."""
+        """Finished trees: of a finished search, and in `parts/` of an unfinished one."""
         return self.root / "trees"
 
     @property
     def all_trees(self) -> Path:
-        """The finished trees of a whole search, in the order of its conditions."""
+        """The trees of a finished search, in the order of its conditions."""
         return self.trees / "trees-00000-of-00001.jsonl"
 
     @property
@@ -339,12 +350,12 @@ class RunDirectory:
 
     @property
     def pairs_trl(self) -> Path:
-        """The same in TRL's conversational form."""
+        """The pairs in TRL's conversational form."""
         return self.root / "pairs_trl.jsonl"
 
     @property
     def pairs_llama_factory(self) -> Path:
-        """The same as a `dataset_dir` of LLaMA-Factory's: a folder."""
+        """The pairs as a `dataset_dir` of LLaMA-Factory: a folder."""
         return self.root / "pairs_llama_factory"
 
     @property
@@ -368,7 +379,7 @@ class RunDirectory:
         return self.root / "evaluation"
 
     def played_by(self, method: str, user: str, *, inputs: str) -> Path:
-        """Those of one method with one user, as an evaluation of these inputs wrote them."""
+        """Return the file of the dialogues of one method with one user, for these inputs."""
         return self.played / f"{inputs}-{method}-{user}.jsonl"
 
     @property
@@ -383,17 +394,17 @@ class RunDirectory:
 
     @property
     def rating(self) -> Path:
-        """What human raters are given, and nothing else."""
+        """Files for human raters: no other files belong in this folder."""
         return self.root / "rating"
 
     @property
     def rating_key(self) -> Path:
-        """Which method is which in what raters are given: not theirs to see."""
+        """The methods of the rated dialogues, hidden from the raters."""
         return self.root / "rating_key.json"
 
     @property
     def rating_scores(self) -> Path:
-        """What human raters made of it."""
+        """Scores of the human raters."""
         return self.root / "rating_scores.json"
 
 
@@ -403,8 +414,8 @@ TRAININGS = ("sft/", "dpo/")
 class Manifest:
     """Finished stages of a run: stage -> {"inputs": fingerprint, "seconds": ..., facts...}.
 
-    Trainings that were begun are noted with their inputs, too: their checkpoints are worth keeping.
-    `made_with` has for each finished stage the versions and the devices that did it.
+    Unfinished trainings are recorded with their inputs, so that their checkpoints are kept.
+    `made_with` holds the versions and devices of each finished stage.
     """
 
     def __init__(
@@ -434,11 +445,11 @@ class Manifest:
         return cls(path, content["stages"], content.get("started"), content.get("made_with"))
 
     def get(self, stage: str) -> dict[str, Any] | None:
-        """What is recorded of a finished stage."""
+        """Return the record of a finished stage; None if it is not finished."""
         return self.stages.get(stage)
 
     def is_done(self, stage: str, inputs: str) -> bool:
-        """Whether the stage was finished from just these inputs."""
+        """Return whether the stage was finished from exactly these inputs."""
         return self.stages.get(stage, {}).get("inputs") == inputs
 
     def record(
@@ -452,19 +463,19 @@ class Manifest:
         self._write()
 
     def start(self, stage: str, inputs: str) -> None:
-        """Note that a training begins."""
+        """Record the start of a training."""
         if stage.startswith(TRAININGS) and self.started.get(stage) != inputs:
             self.started[stage] = inputs
             self._write()
 
     def forget(self, stage: str) -> None:
-        """Drop the note of a training that has left nothing."""
+        """Remove the record of a training without checkpoints."""
         if self.started.pop(stage, None) is not None:
             self._write()
 
     @property
     def made(self) -> dict[str, str]:
-        """The inputs of everything that is there: finished stages and begun trainings."""
+        """Inputs of finished stages and unfinished trainings."""
         return self.started | {stage: entry["inputs"] for stage, entry in self.stages.items()}
 
     def _write(self) -> None:

@@ -1,7 +1,7 @@
-"""The device mesh and the one table that says which weight axis lies on which mesh axis.
+"""The device mesh, and one table that maps logical axes of weights to mesh axes.
 
-Three mesh axes: `data` replicates the model, `fsdp` shards it over the axis that it also splits
-the batch on, `tensor` splits heads and the MLP. One device is a mesh of one: no code asks.
+Three mesh axes: `data` replicates the model, `fsdp` shards the model and splits the batch, `tensor`
+splits heads and the MLP. A single device is a mesh of one, so no code treats it separately.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How devices are laid out; -1 takes what is left."""
+    """The layout of devices; -1 takes the remaining ones."""
 
     data: int = -1
-    """Copies of the model, each on its own slice of the batch; -1: as many as devices allow."""
+    """Copies of the model, each on its own slice of the batch; -1: all remaining devices."""
     fsdp: int = 1
     """Devices that share one copy's weights and optimiser state (and split its batch)."""
     tensor: int = 1
     """Devices that split heads and MLP of one layer."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no device count can satisfy."""
+        """Refuse sizes that fit no device count."""
         sizes = dataclasses.astuple(self)
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise ValueError(
-                f"mesh sizes must be positive, at most one of them -1; found "
-                f"data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}"
+                f"mesh is data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}; expected "
+                "sizes of 1 or more, at most one of them -1"
             )
 
 
 def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with axes (data, fsdp, tensor) over `devices` (default: all).
+    """Return a mesh with axes (data, fsdp, tensor) over `devices` (default: all).
 
     Raises:
         InputError: the sizes do not multiply to the device count.
@@ -66,7 +66,7 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
 
 
 def abstract_mesh(config: MeshConfig, count: int) -> AbstractMesh:
-    """The mesh that `make_mesh` would make of so many devices, which need not exist.
+    """Return the mesh of `make_mesh` over `count` devices, which need not exist.
 
     Raises:
         InputError: see `make_mesh`.
@@ -75,7 +75,7 @@ def abstract_mesh(config: MeshConfig, count: int) -> AbstractMesh:
 
 
 def _sizes(config: MeshConfig, count: int) -> tuple[int, int, int]:
-    """Sizes of the three axes over so many devices."""
+    """Return the sizes of the three axes over `count` devices."""
     sizes = (config.data, config.fsdp, config.tensor)
     fixed = math.prod(size for size in sizes if size != -1)
     if count % fixed:
@@ -86,8 +86,8 @@ def _sizes(config: MeshConfig, count: int) -> tuple[int, int, int]:
     data, fsdp, tensor = (count // fixed if size == -1 else size for size in sizes)
     if data * fsdp * tensor != count:
         raise InputError(
-            f"a mesh of {data} x {fsdp} x {tensor} has {data * fsdp * tensor} places; "
-            f"{count} devices found: set one of mesh.data, mesh.fsdp, mesh.tensor to -1"
+            f"a mesh of data={data}, fsdp={fsdp}, tensor={tensor} needs {data * fsdp * tensor} "
+            f"devices; {count} found. Set one of --mesh.data, --mesh.fsdp, --mesh.tensor to -1"
         )
     return data, fsdp, tensor
 
@@ -95,12 +95,12 @@ def _sizes(config: MeshConfig, count: int) -> tuple[int, int, int]:
 def partition_spec(
     axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh
 ) -> PartitionSpec:
-    """Mesh axes of an array whose dimensions carry the logical names `axes`.
+    """Return the mesh axes of an array whose dimensions have the logical names `axes`.
 
-    A dimension that its mesh axes do not divide stays whole (two KV heads on four devices).
+    A dimension that its mesh axes do not divide is not split (two KV heads on four devices).
 
     Raises:
-        ValueError: two dimensions of one array fall on the same mesh axis.
+        ValueError: two dimensions of one array map to the same mesh axis.
     """
     placed = []
     for name, size in zip(axes, shape, strict=True):
@@ -109,23 +109,22 @@ def partition_spec(
         placed.append(over if divides else ())
     used = [axis for over in placed for axis in over]
     if len(used) != len(set(used)):
-        raise ValueError(f"axes {tuple(axes)} fall on the same mesh axis: {placed}")
+        raise ValueError(f"axes are {tuple(axes)}; expected distinct mesh axes, found {placed}")
     return PartitionSpec(*(over[0] if len(over) == 1 else over or None for over in placed))
 
 
 def on(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
-    """What is traced within lays its activations out on this mesh (`constrain`)."""
+    """Return a context in which traced code shards its activations on this mesh (`constrain`)."""
     if mesh.size == 1:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """An activation, laid out as the rules say on the mesh in use (`on`), if any.
+    """Shard an activation by `RULES` on the mesh of `on`, if any.
 
-    Weights and batch are both split over `fsdp`, and a compiler that is not told which of them to
-    gather has been seen to gather the batch: activations then take as much on every device as on
-    one.
+    Weights and batch are both split over `fsdp`. Without a constraint XLA may gather the batch
+    instead of the weights, and every device then holds the activations of the whole batch.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -134,17 +133,17 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Return the sharding with which every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis of a batch, split over data and fsdp."""
+    """Return the sharding that splits the leading axis of a batch over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def describe(mesh: Mesh) -> str:
-    """One line for people: platform, device count and layout."""
+    """Return platform, device count and layout as one line."""
     kind = mesh.devices.flat[0].platform
     layout = " x ".join(f"{name}={mesh.shape[name]}" for name in AXES)
     return f"{mesh.devices.size} {kind} device{'s' * (mesh.devices.size > 1)} ({layout})"

@@ -42,7 +42,7 @@ def test_one_device_is_a_mesh_of_one():
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (-2, 1, 1), (-1, -1, 1)])
 def test_impossible_sizes_are_refused(sizes):
-    with pytest.raises(ValueError, match="must be positive, at most one of them -1; found data="):
+    with pytest.raises(ValueError, match="mesh is data=.*at most one of them -1"):
         MeshConfig(*sizes)
 
 
@@ -52,7 +52,7 @@ def test_sizes_that_do_not_divide_the_devices_are_refused():
 
 
 def test_sizes_that_leave_devices_idle_are_refused():
-    with pytest.raises(ValueError, match="2 x 1 x 2 has 4 places; 8 devices found"):
+    with pytest.raises(ValueError, match="needs 4 devices; 8 found"):
         make_mesh(MeshConfig(data=2, fsdp=1, tensor=2))
 
 
@@ -70,7 +70,7 @@ def test_a_dimension_that_does_not_divide_stays_whole():
 
 
 def test_two_dimensions_on_one_mesh_axis_are_refused():
-    with pytest.raises(ValueError, match="fall on the same mesh axis"):
+    with pytest.raises(ValueError, match="expected distinct mesh axes"):
         partition_spec(("heads", "mlp"), (8, 8), make_mesh(MESH))
 
 
