@@ -129,9 +129,9 @@ def allocate(
     return Layer(zeros(size, BLOCK), zeros(BLOCK, size))
 
 
-@functools.partial(jax.jit, static_argnames=("more", "mesh"), donate_argnames="pool")
+@functools.partial(jax.jit, static_argnames=("more", "mesh"))
 def grow(pool: Layer, *, more: int, mesh: Mesh | None = None) -> Layer:
-    """Return the pool, which is consumed, with `more` empty blocks at its end."""
+    """Return the pool with `more` empty blocks at its end; a larger array reuses no memory."""
 
     def longer(x: jax.Array) -> jax.Array:
         return jnp.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)])
