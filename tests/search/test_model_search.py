@@ -1,4 +1,4 @@
-"""A search with models: the same trees beside any others, and nothing compiled once warm."""
+"""A search with models: the same trees next to any others, and nothing compiled once warm."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from jax.sharding import Mesh
 from ixjax.dialogue import Dialogue, Turn, UserCondition, get_scenario
 from ixjax.dialogue.chat import ChatTemplate, View
 from ixjax.generation import (
-    Account,
     EngineConfig,
+    EngineStats,
     ModelSpeaker,
     SamplingConfig,
     speaker_engine,
 )
+from ixjax.generation.cache import BLOCK
 from ixjax.generation.sampling import identity_keys
+from ixjax.generation.speakers import ModelParticipant
 from ixjax.generation.turns import hashed
 from ixjax.io import InputError
 from ixjax.models import param_shardings
@@ -34,16 +36,22 @@ ENGINE = EngineConfig(rows=8, steps=8, in_flight=2)
 CONFIG = SearchConfig(trees=3, iterations=3, width=3, leaves=2, rollouts=2, max_turns=3)
 
 
-class Heard(ModelSpeaker):
-    """Holds what it said by identity, in the order of time: tokens before the turn, and its own."""
+Draws = dict[tuple[int, ...], tuple[list[int], list[int]]]
 
-    def settle(self, state, rows, starts, tokens, logprobs, identities):
-        if not hasattr(self, "draws"):
-            self.draws: dict[tuple[int, ...], tuple[list[int], list[int]]] = {}
-        for row, start, turn, identity in zip(rows, starts, tokens, identities, strict=True):
-            before = list(state.contexts.tokens[row][:start])
-            self.draws[tuple(identity)] = before, list(turn)
-        return super().settle(state, rows, starts, tokens, logprobs, identities)
+
+@pytest.fixture
+def draws(monkeypatch) -> dict[ModelSpeaker, Draws]:
+    """Record each speaker's turns by identity: the tokens before a turn, and its own."""
+    settle, found = ModelParticipant.settle, {}
+
+    def recorded(self, request):
+        length = len(self.context) - len(request.tokens) + request.ended
+        own = found.setdefault(self.speaker, {})
+        own[request.identity] = self.context.tokens[:length], list(request.tokens)
+        return settle(self, request)
+
+    monkeypatch.setattr(ModelParticipant, "settle", recorded)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +65,7 @@ def sides(template):
 
 
 def speakers(
-    template, *, account: Account | None = None, max_length: int = 192, mesh: Mesh | None = None
+    template, *, stats: EngineStats | None = None, max_length: int = 192, mesh: Mesh | None = None
 ):
     """Policy and user; a twelfth of all bytes end a turn, so that lengths differ."""
     ends = dataclasses.replace(template, end_ids=(5, *range(7, 263, 12)))
@@ -68,8 +76,8 @@ def speakers(
             params = jax.device_put(nnx.state(model), param_shardings(model.config, mesh))
             model = nnx.merge(nnx.graphdef(model), params)
         view = View(get_scenario("sandbox"), role, ends)
-        engine = speaker_engine(model, view, SAMPLING, ENGINE, account=account)
-        found.append(Heard(model, view, SAMPLING, seed=SEED, engine=engine))
+        engine = speaker_engine(model, view, SAMPLING, ENGINE, stats=stats)
+        found.append(ModelSpeaker(model, view, SAMPLING, seed=SEED, engine=engine))
     return found
 
 
@@ -107,13 +115,13 @@ def test_a_tree_is_the_same_among_sixty_four_others(sides):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(4, 1, 2), (2, 2, 2)])
-def test_eight_devices_grow_the_trees_of_one(template, shape):
-    """But for draws so near a border between two tokens that rounding may cross it."""
+def test_eight_devices_grow_the_trees_of_one(template, shape, draws):
+    """Except for draws so near a border between two tokens that rounding may cross it."""
     sides, others = speakers(template), speakers(template, mesh=make_mesh(MeshConfig(*shape)))
     one, eight = search(sides, roots(7)), search(others, roots(7))
     different = []
     for name, tree in one.items():
-        first = first_difference(sides, others, name)
+        first = first_difference(draws, sides, others, name)
         if first is None:
             assert said(tree) == said(eight[name])
             values = [node.value for node in tree.nodes]
@@ -125,16 +133,16 @@ def test_eight_devices_grow_the_trees_of_one(template, shape):
     assert len(different) <= 1
 
 
-def first_difference(sides, others, name: str) -> float | None:
-    """How near the draw was that a tree first differs by; None where it differs by none.
+def first_difference(draws, sides, others, name: str) -> float | None:
+    """Return how near another token a tree's first different draw was; None without one.
 
-    What a draw follows from was drawn before it: up to the first difference all is the same.
+    A draw follows from earlier ones: up to the first difference all of them are equal.
     """
     changed = False
     for side, other in zip(sides, others, strict=True):
-        mine = {i: draw for i, draw in side.draws.items() if i[1] == hashed(name)}
+        mine = {i: draw for i, draw in draws[side].items() if i[1] == hashed(name)}
         for identity, (before, tokens) in mine.items():
-            their_before, theirs = other.draws.get(identity, ((), ()))
+            their_before, theirs = draws[other].get(identity, ((), ()))
             if (before, tokens) == (their_before, theirs):
                 continue
             changed = True
@@ -153,25 +161,44 @@ def said(tree: FinishedTree) -> list:
     return [(node.text, node.visits) for node in tree.nodes]
 
 
-def test_contexts_that_were_dropped_are_read_again(sides):
+def test_contexts_that_were_freed_are_read_again(sides):
     few = dataclasses.replace(CONFIG, contexts=0, iterations=5, leaves=1, rollouts=1, width=2)
     trees = search(sides, roots(4), few)
     assert sum(tree.account["context_misses"] for tree in trees.values()) > 0
-    # What was read on from an ancestor's is what is read on whatever shares the batch.
+    # A context that begins near an ancestor's is the same next to any others.
     assert search(sides, roots(4)[2:3], few) == {"c2": trees["c2"]}
+
+
+def test_the_blocks_of_finished_trees_are_free(sides):
+    search(sides, roots(3))
+    assert [side.engine.pool.used for side in sides] == [0, 0]
+
+
+def test_trees_are_the_same_if_the_pool_evicts_contexts(sides, template):
+    few = [blocks_for(side, blocks=12) for side in sides]
+    config = dataclasses.replace(CONFIG, trees=2)
+    assert search(few, roots(3), config) == search(sides, roots(3), config)
+    assert all(side.engine.stats.evictions for side in few)
+
+
+def blocks_for(side: ModelSpeaker, *, blocks: int) -> ModelSpeaker:
+    """Return the same speaker with an engine whose pool holds this many blocks."""
+    config = dataclasses.replace(ENGINE, pool_tokens=blocks * BLOCK)
+    engine = speaker_engine(side.model, side.view, SAMPLING, config)
+    return ModelSpeaker(side.model, side.view, SAMPLING, seed=SEED, engine=engine)
 
 
 @pytest.mark.slow
 def test_once_warm_a_whole_search_compiles_nothing(template):
-    """Of models of their own: nothing that they need was compiled for another test."""
-    account = Account()
-    sides = speakers(template, account=account, max_length=160)
+    """With models of another length: nothing that they need was compiled for another test."""
+    stats = EngineStats()
+    sides = speakers(template, stats=stats, max_length=160)
     given = roots(5)
     warm_up(*sides, given, CONFIG)
-    assert account.compilations > 10
-    before, account.forbidden = account.copy(), True
+    assert stats.compilations > 10
+    before, stats.forbidden = stats.copy(), True
     trees = search(sides, given)
-    assert (account - before).compilations == 0
+    assert (stats - before).compilations == 0
     assert sum(tree.account["simulations"] for tree in trees.values()) > 50
 
 
