@@ -5,13 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ixjax.generation import play, run_all, run_one
+from ixjax.generation.turns import POLICY, USER
 from ixjax.io import InputError
 from ixjax.search import SearchConfig, SearchingPolicy, Tree
 from tests.search.doubles import EVEN, MoodScenario, MoodUser, TablePolicy, even_policy, roots
 
 
-def best_of(candidates: int, *, rollouts: int = 8, policy=None, user=None) -> SearchingPolicy:
-    config = SearchConfig(iterations=1, width=candidates, reactions=rollouts, max_turns=3, trees=8)
+def best_of(
+    candidates: int, *, rollouts: int = 8, policy=None, user=None, trees: int = 8
+) -> SearchingPolicy:
+    config = SearchConfig(
+        iterations=1, width=candidates, reactions=rollouts, max_turns=3, trees=trees
+    )
     return SearchingPolicy(
         policy or even_policy(),
         user or MoodUser(),
@@ -23,10 +29,8 @@ def best_of(candidates: int, *, rollouts: int = 8, policy=None, user=None) -> Se
 
 
 def said_first(speaker: SearchingPolicy, dialogues, *, salt: int = 0) -> list[str]:
-    identities = np.array([[salt, i, 7] for i in range(len(dialogues))], np.uint32)
-    active = np.ones(len(dialogues), bool)
-    _, said = speaker.speak(speaker.start(dialogues), identities, active)
-    return [utterance.text for utterance in said]
+    tasks = [speaker.begin(d).speak([salt, i, 7]) for i, d in enumerate(dialogues)]
+    return [utterance.text for utterance in run_all(tasks, at_once=len(tasks))]
 
 
 def test_the_best_of_many_is_better_than_the_policy():
@@ -49,43 +53,45 @@ def test_what_is_said_does_not_depend_on_the_batch():
     for _ in range(5):
         dialogues[5] = dialogues[5].said("policy", "odd").said("user", "my mood is 1")
     speaker = best_of(4)
-    identities = np.array([[0, i, 7] for i in range(6)], np.uint32)
-    together, said = speaker.speak(speaker.start(dialogues), identities, np.ones(6, bool))
+    together = [speaker.begin(dialogue) for dialogue in dialogues]
+    tasks = [participant.speak([0, i, 7]) for i, participant in enumerate(together)]
+    said = run_all(tasks, at_once=6)
     for i in (5, 2):
-        alone = speaker.start([dialogues[i]])
-        alone, [utterance] = speaker.speak(alone, identities[i : i + 1], np.ones(1, bool))
-        assert utterance == said[i]
-        assert alone.trees[0] == together.trees[i]
+        alone = speaker.begin(dialogues[i])
+        assert run_one(alone.speak([0, i, 7])) == said[i]
+        assert alone.tree == together[i].tree
+
+
+def test_more_dialogues_than_trees_take_turns():
+    speaker, few = best_of(2), best_of(2, trees=2)
+    assert said_first(few, roots(7)) == said_first(speaker, roots(7))
 
 
 def test_a_whole_dialogue_is_played_with_another_user():
-    """Rows that are over stay as they are; the others hear the actual user, not the look-ahead."""
+    """The policy hears the actual user, not the one of its look-ahead."""
     speaker, user = best_of(3), MoodUser(leaving=0.3)
-    dialogues = roots(8)
-    mine, theirs = speaker.start(dialogues), user.start(dialogues)
-    alive = np.ones(8, bool)
-    for turn in range(3):
-        identities = np.array([[i, turn] for i in range(8)], np.uint32)
-        mine, said = speaker.speak(mine, identities, alive)
-        assert [utterance is not None for utterance in said] == alive.tolist()
-        theirs = user.listen(theirs, [None if u is None else u.text for u in said])
-        theirs, heard = user.speak(theirs, identities + 100, alive)
-        alive = np.array([u is not None and not u.ended for u in heard])
-        replies = [u.text if on else None for u, on in zip(heard, alive, strict=True)]
-        mine = speaker.listen(mine, replies)
-    for row, guest, on in zip(mine.dialogues, theirs.rows, alive, strict=True):
-        last = None if on else -1  # the user's parting words were heard by nobody
-        assert row.turns == guest.dialogue.turns[:last]
+    played = play(
+        speaker, user, [(root, (i,)) for i, root in enumerate(roots(8))], max_turns=3, rows=4
+    )
+    assert {found.ended for found in played} == {True, False}
+    for found in played:
+        assert found.turns == len(found.said[POLICY]) == len(found.said[USER])
+        assert found.turns == 3 or found.ended
+        assert {said.text for said in found.said[POLICY]} <= set(EVEN)
+    assert user.calls.count("speak") == sum(found.turns for found in played)
+    again = play(speaker, MoodUser(leaving=0.3), [(roots(8)[5], (5,))], max_turns=3, rows=1)
+    assert again == [played[5]]
 
 
-def test_forked_and_stored_rows_keep_their_dialogues():
+def test_forks_keep_what_is_known_and_go_on_independently():
     speaker = best_of(2)
-    state = speaker.start(roots(3))
-    forked = speaker.fork(state, np.array([2, 2, 0]))
-    assert [d.id for d in forked.dialogues] == ["d2", "d2", "d0"]
-    stored = speaker.store(speaker.empty(4), np.array([3]), forked, np.array([0]))
-    assert stored.dialogues[3].id == "d2"
-    assert stored.dialogues[:3] == (None, None, None)
+    one = speaker.begin(roots(1)[0])
+    said = run_one(one.speak([1]))
+    fork, other = run_one(one.fork(2))
+    assert (fork.dialogue, fork.tree, fork.chosen) == (one.dialogue, one.tree, one.chosen)
+    fork.hear("my mood is 1")
+    assert one.dialogue == other.dialogue == roots(1)[0].said("policy", said.text)
+    assert fork.dialogue == one.dialogue.said("user", "my mood is 1")
 
 
 def test_without_a_readable_outcome_the_first_sample_is_said():
@@ -117,19 +123,19 @@ def test_a_deep_search_says_what_is_best():
 def test_what_was_searched_below_the_turns_that_were_played_is_kept():
     """The tree that the next search begins with is the part below what was said and answered."""
     speaker = deep()
-    state = speaker.start(roots(2))
-    identities = np.array([[i, 0] for i in range(2)], np.uint32)
-    state, said = speaker.speak(state, identities, np.ones(2, bool))
-    tree, chosen = state.trees[0], state.chosen[0]
+    one, other = map(speaker.begin, roots(2))
+    run_all([one.speak([0, 0]), other.speak([1, 0])], at_once=2)
+    tree, chosen = one.tree, one.chosen
     reaction = tree.children(chosen)[0]
     below = tree.subtree(reaction.id)
     assert below.nodes[Tree.ROOT].visits == reaction.visits > 0
     assert below.root.turns[-2:] == tuple(t for t in tree.dialogue_at(reaction.id).turns[-2:])
-    state = speaker.listen(state, [reaction.text, "something that no one foresaw"])
-    assert state.trees[0].nodes == below.nodes
-    assert state.trees[1] is None
-    state, said = speaker.speak(state, identities + 9, np.ones(2, bool))
-    after = state.trees[0].nodes
+    one.hear(reaction.text)
+    other.hear("something that no one foresaw")
+    assert one.tree.nodes == below.nodes
+    assert other.tree is None
+    _, said = run_all([one.speak([9, 9]), other.speak([10, 9])], at_once=2)
+    after = one.tree.nodes
     new = speaker.config.iterations
     for old, grown in zip(below.nodes, after, strict=False):
         assert (old.text, old.parent, old.depth) == (grown.text, grown.parent, grown.depth)
@@ -137,15 +143,12 @@ def test_what_was_searched_below_the_turns_that_were_played_is_kept():
     # An expanded leaf gives a return for each response, a terminal one a single return.
     assert after[0].visits - below.nodes[0].visits >= new
     # The other dialogue was searched from nothing.
-    fresh = deep(reuse=False)
-    alone = fresh.start([state.dialogues[1].before(3)])
-    _, [again] = fresh.speak(alone, identities[1:] + 9, np.ones(1, bool))
-    assert again.text == said[1].text
+    fresh = deep(reuse=False).begin(other.dialogue.before(3))
+    assert run_one(fresh.speak([10, 9])) == said
 
 
 def test_a_dialogue_longer_than_the_search_looks_is_searched_a_turn_ahead():
     speaker, [root] = deep(iterations=2), roots(1)
     for i in range(4):
         root = root.said("policy", "odd").said("user", f"my mood is {i % 2}")
-    _, [said] = speaker.speak(speaker.start([root]), np.zeros((1, 1), np.uint32), np.ones(1, bool))
-    assert said.text in EVEN
+    assert run_one(speaker.begin(root).speak([0])).text in EVEN

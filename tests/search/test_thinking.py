@@ -1,4 +1,4 @@
-"""Sessions in which the policy searches: what it says, what it tells of it, what is taken back."""
+"""Sessions in which the policy searches: its turns, what it considered, what is taken back."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_what_is_said_is_what_did_best_in_the_search():
     assert found.count("good") >= 7
 
 
-def test_a_turn_tells_what_it_was_chosen_from():
+def test_a_turn_shows_the_responses_it_was_chosen_from():
     talk = session()
     assert talk.considered == []
     [said] = talk.say("hello")
@@ -51,10 +51,10 @@ def test_a_reply_that_was_foreseen_leads_on_into_the_tree():
     """The mood rises by one or stays, so the search has heard one of two replies."""
     talk = session(seed=3)
     list(talk.say("hello"))
-    searched = talk._searched[2]
-    reactions = searched.trees[0].children(searched.chosen[0])
+    spoken = talk._spoken[2]
+    reactions = spoken.tree.children(spoken.chosen)
     foreseen = max(reactions, key=lambda node: node.visits)
-    below = searched.trees[0].subtree(foreseen.id).children(Tree.ROOT)
+    below = spoken.tree.subtree(foreseen.id).children(Tree.ROOT)
     list(talk.say(foreseen.text))
     assert below
     after = {node.id: node for node in talk.considered}
