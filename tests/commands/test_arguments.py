@@ -12,9 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ixjax.commands.arguments import build, load, parse, presets
+from ixjax.commands.arguments import parse
 from ixjax.io import InputError
 from ixjax.pipeline import RunConfig
+from ixjax.pipeline.settings import build, load, presets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +192,7 @@ def test_stop_texts_that_are_none_are_refused(tmp_path, stop, message):
 
 
 def test_a_config_flag_without_a_name_is_an_error():
-    with pytest.raises(InputError, match="--config: .*value"):
+    with pytest.raises(InputError, match=r"--config: .*value"):
         parse(Outer, ["--config"], stage="x", summary="X.")
 
 

@@ -24,7 +24,8 @@ def test_a_difference_above_the_tolerance_ends_with_code_1(untrained, command):
     code, shown, error = command("parity", *out, "--tolerance", "1e-12")
     assert code == 1
     assert "1e-12 allowed" in shown
-    assert error == "error: engine and trainer differ by more than is allowed\n"
+    assert error.startswith("error: ")
+    assert "1e-12" in error
 
 
 @pytest.mark.slow
@@ -44,12 +45,14 @@ def test_a_run_without_a_model_names_the_command(command, tmp_path):
     run = untrained_run(tmp_path / "run", (), sampling=SamplingConfig(max_new_tokens=5))
     code, _, error = command("parity", "--out", str(run.directory.root))
     assert code == 2
-    assert "policy_sft is not finished here; run `ixjax sft`" in error
+    assert "policy_sft" in error
+    assert "`ixjax sft`" in error
 
 
 def test_nothing_to_compare_is_refused(command):
     code, _, error = command("parity", "--dialogues", "0")
-    assert (code, error) == (2, "error: dialogues is 0; expected 1 or more\n")
+    assert code == 2
+    assert error.startswith("error: --dialogues is 0; expected ")
 
 
 @pytest.mark.parametrize("tolerance", ["nan", "-1", "inf"])
@@ -57,15 +60,14 @@ def test_a_tolerance_that_allows_all_or_nothing_is_refused_at_once(untrained, co
     out = str(untrained.directory.root)
     code, shown, error = command("parity", "--out", out, f"--tolerance={tolerance}")
     assert (code, shown) == (2, "")
-    assert error.startswith("error: tolerance is ")
-    assert error.endswith("; expected 0 or more, and finite\n")
+    assert error.startswith(f"error: --tolerance is {float(tolerance)}; expected ")
 
 
-def test_a_model_with_nan_weights_is_said_to_have_them(command, tmp_path):
+def test_a_model_with_nan_weights_is_refused(command, tmp_path):
     run = untrained_run(tmp_path / "run", ("policy_sft",))
     model = load_model(run.directory.policy_sft)
     model.norm[...] = model.norm[...].at[0].set(float("nan"))
     save_model(model, run.directory.policy_sft)
     code, _, error = command("parity", "--out", str(run.directory.root))
     assert code == 2
-    assert "policy_sft: weight norm holds NaN or infinite values (1 such weights)" in error
+    assert "policy_sft: weight norm holds NaN" in error

@@ -7,10 +7,11 @@ import json
 
 import pytest
 
-from ixjax.commands.tools import parse_tool, read_run
+from ixjax.commands.tools import parse_tool
 from ixjax.generation import SamplingConfig
 from ixjax.io import InputError
 from ixjax.models import save_hf
+from ixjax.pipeline import read_run
 from ixjax.testing import tiny_model
 
 
@@ -72,8 +73,8 @@ def test_a_run_of_other_devices_or_another_place_is_read_as_it_lies(untrained, t
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (None, r"no run directory \(config.yaml is missing\); make one with `ixjax pipeline"),
-        ("sede: 3\n", "config.yaml:1: unknown key sede; perhaps you meant seed"),
+        (None, "config.yaml is missing"),
+        ("sede: 3\n", "config.yaml:1: unknown key sede; .* seed"),
     ],
 )
 def test_what_is_no_run_is_one_line(tmp_path, config, message):
@@ -84,5 +85,5 @@ def test_what_is_no_run_is_one_line(tmp_path, config, message):
 
 
 def test_out_without_a_directory_is_an_input_error():
-    with pytest.raises(InputError, match="--out: .*value"):
+    with pytest.raises(InputError, match=r"--out: .*value"):
         parse("--out")
