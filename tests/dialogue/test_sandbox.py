@@ -13,7 +13,8 @@ import pytest
 
 from ixjax.dialogue.scenarios import Scenario, sandbox
 from ixjax.dialogue.scenarios.sandbox import world
-from ixjax.dialogue.types import Dialogue, Outcome, Turn, UserCondition
+from ixjax.dialogue.types import Dialogue, Outcome, Turn, UserCondition, Utterance
+from ixjax.generation import run_one
 from ixjax.io import InputError
 
 SCENARIO = sandbox.SandboxScenario()
@@ -45,25 +46,18 @@ def groping(dialogue: Dialogue) -> dict[str, float]:
 
 
 def play(starts, policy, *, seed, max_turns) -> list[tuple[Dialogue, float]]:
-    """Sample dialogues of the true user with a scripted policy, all rows at once."""
-    true_user, rng = sandbox.TrueUser(seed), np.random.default_rng(seed + 1)
-    state, dialogues = true_user.start(starts), list(starts)
-    active = np.ones(len(starts), bool)
-    for turn in range(max_turns):
-        texts: list[str | None] = [None] * len(starts)
-        for i in np.flatnonzero(active):
-            distribution = policy(dialogues[i])
+    """Sample dialogues of the true user with a scripted policy."""
+    true_user, rng, found = sandbox.TrueUser(seed), np.random.default_rng(seed + 1), []
+    for i, start in enumerate(starts):
+        guest = true_user.begin(start)
+        for turn in range(max_turns):
+            distribution = policy(guest.dialogue)
             choice = rng.choice(len(distribution), p=list(distribution.values()))
-            texts[i] = list(distribution)[choice]
-            dialogues[i] = dialogues[i].said("policy", texts[i])
-        state = true_user.listen(state, texts)
-        identities = np.array([[i, turn] for i in range(len(starts))], np.uint32)
-        state, said = true_user.speak(state, identities, active)
-        for i in np.flatnonzero(active):
-            dialogues[i] = dialogues[i].said("user", said[i].text)
-            active[i] = not said[i].ended
-    readings = true_user.outcomes(state, np.ones(len(starts), bool))
-    return [(d, r.engagement) for d, r in zip(dialogues, readings, strict=True)]
+            guest.hear(list(distribution)[choice])
+            if run_one(guest.speak((i, turn))).ended:
+                break
+        found.append((guest.dialogue, run_one(guest.outcome()).engagement))
+    return found
 
 
 def within_standard_errors(values, expected: float, errors: float = 3.0) -> bool:
@@ -222,82 +216,71 @@ def test_a_dialogue_that_takes_no_response_is_refused():
 # The true user
 
 
+def reply(true_user: sandbox.TrueUser, start: Dialogue, text: str, *identity: int) -> Utterance:
+    guest = true_user.begin(start)
+    guest.hear(text)
+    return run_one(guest.speak(identity))
+
+
 def test_what_the_user_says_depends_on_the_identity_alone():
     true_user, starts = sandbox.TrueUser(3), [opened(user(name=f"u{i}")) for i in range(6)]
-    identities = np.array([[i % 3, 4] for i in range(6)], np.uint32)
-    state = true_user.listen(true_user.start(starts), [GAME] * 6)
-    _, together = true_user.speak(state, identities, np.ones(6, bool))
-    for i in range(6):
-        one = true_user.listen(true_user.start(starts[i : i + 1]), [GAME])
-        _, alone = true_user.speak(one, identities[i : i + 1], np.ones(1, bool))
-        assert alone[0] == together[i] == together[i % 3]
+    said = [reply(true_user, start, GAME, i % 3, 4) for i, start in enumerate(starts)]
+    assert said[:3] == said[3:]
     # A longer identity is another one, trailing zeros included.
-    state = true_user.listen(true_user.start(starts[:1] * 60), [GAME] * 60)
     draws = [
-        true_user.speak(state, np.array([[i, *tail] for i in range(60)]), np.ones(60, bool))[1]
-        for tail in ((), (0,))
+        [reply(true_user, starts[0], GAME, i, *tail) for i in range(60)] for tail in ((), (0,))
     ]
     assert draws[0] != draws[1]
 
 
-def test_only_active_rows_speak_and_states_stay_valid():
-    true_user = sandbox.TrueUser(0)
-    start = true_user.start([opened(user(name="a")), opened(user(name="b"))])
-    heard = true_user.listen(start, [PLAN, None])
-    spoken, said = true_user.speak(heard, np.zeros((2, 1), np.uint32), np.array([True, False]))
-    assert said[1] is None
-    assert spoken[1] is heard[1] is start[1]
-    assert len(start[0].dialogue.turns) == 1
-    assert len(spoken[0].dialogue.turns) == 3
-    assert true_user.outcomes(spoken, np.array([False, True]))[0] is None
-
-    forked = true_user.fork(spoken, np.array([1, 0, 0]))
-    assert [row.dialogue.condition.id for row in forked] == ["b", "a", "a"]
-    pool = true_user.empty(3)
-    stored = true_user.store(pool, np.array([2, 0]), forked, np.array([0, 1]))
-    assert pool == [None] * 3
-    assert stored == [forked[1], None, forked[0]]
-    with pytest.raises(ValueError, match="row 1 of the user's state is empty"):
-        true_user.listen(stored, [None, PLAN, None])
+def test_forks_go_on_independently_and_from_the_same_state():
+    one = sandbox.TrueUser(0).begin(opened(user(patience=3)))
+    one.hear(PLAN)
+    said = run_one(one.speak((0,)))
+    before, mood = one.dialogue, one.mood
+    fork, other = run_one(one.fork(2))
+    fork.hear(GAME)
+    run_one(fork.speak((1,)))
+    assert [turn.text for turn in fork.dialogue.turns[:-1]] == [
+        *(turn.text for turn in before.turns),
+        GAME,
+    ]
+    assert before.turns[-1].text == said.text
+    assert (one.dialogue, one.mood) == (other.dialogue, other.mood) == (before, mood)
 
 
 def test_the_state_of_a_started_dialogue_is_the_one_that_was_played():
-    true_user, starts = (
-        sandbox.TrueUser(0),
-        [opened(user(patience=3, name=f"u{i}")) for i in range(40)],
-    )
-    everyone = np.ones(len(starts), bool)
+    true_user = sandbox.TrueUser(0)
+    starts = [opened(user(patience=3, name=f"u{i}")) for i in range(40)]
     for dialogue, engagement in play(starts, groping, seed=5, max_turns=2):
-        (reading,) = true_user.outcomes(true_user.start([dialogue]), everyone[:1])
+        reading = run_one(true_user.begin(dialogue).outcome())
         assert reading.engagement == engagement
         assert reading.released == float(reading.value == 1)
 
 
 def test_the_user_opens_and_ends_the_dialogue():
     true_user, condition = sandbox.TrueUser(2), user(distress=3)
-    state, (first,) = true_user.speak(
-        true_user.start([Dialogue("d", condition, ())]), np.array([[8]]), np.ones(1, bool)
-    )
+    guest = true_user.begin(Dialogue("d", condition, ()))
+    first = run_one(guest.speak((8,)))
     assert first.text == true_user.opening(condition, (8,))
     assert not first.ended
     ends = set()
     for i in range(30):
-        _, (said,) = true_user.speak(
-            true_user.listen(state, [PLAN]), np.array([[i]]), np.ones(1, bool)
-        )
+        said = reply(true_user, guest.dialogue, PLAN, i)
         assert said.num_tokens == len(said.text.split())
         ends.add(said.ended)
     assert ends == {True, False}
     # Out of patience: the user leaves, no better than before.
-    state = true_user.listen(true_user.start([opened(user(patience=1))]), [IDLE])
-    state, (said,) = true_user.speak(state, np.array([[0]]), np.ones(1, bool))
-    assert said.ended
-    (reading,) = true_user.outcomes(state, np.ones(1, bool))
+    guest = true_user.begin(opened(user(patience=1)))
+    guest.hear(IDLE)
+    assert run_one(guest.speak((0,))).ended
+    reading = run_one(guest.outcome())
     assert (reading.value, reading.engagement) == (4.0, 0.0)
+    guest.hear(IDLE)
     with pytest.raises(ValueError, match="nothing to say in dialogue 'u': it is over"):
-        true_user.speak(true_user.listen(state, [IDLE]), np.array([[1]]), np.ones(1, bool))
+        run_one(guest.speak((1,)))
     with pytest.raises(ValueError, match="the policy is to move"):
-        true_user.speak(true_user.start([opened(user())]), np.array([[1]]), np.ones(1, bool))
+        run_one(true_user.begin(opened(user())).speak((1,)))
 
 
 # The corpus
