@@ -1,6 +1,6 @@
-"""A scenario of your own, a help desk, from its dialogues to an aligned policy, in minutes."""
+"""A custom scenario, a help desk, from dialogues to an aligned policy in minutes."""
 
-# %% What the two sides are told, and how a dialogue can turn out
+# %% The scenario: prompts and outcomes
 import itertools
 import json
 import re
@@ -17,7 +17,7 @@ from ixjax.training import DPOConfig, SFTConfig
 
 
 class HelpDesk:
-    """A customer whose device fails; at the end they rate the help with 1 to 3 stars."""
+    """A customer whose device fails, and who finally rates the help with 1 to 3 stars."""
 
     name, policy_opens, outcome_unit = "help_desk", False, "stars"
     policy_prompt = "You work at a help desk. Solve the customer's problem."
@@ -45,7 +45,7 @@ class HelpDesk:
 
 register_scenario("help_desk", HelpDesk())
 
-# %% Dialogues: help that is kind and to the point is worth three stars
+# %% Dialogues: kind and correct help earns three stars
 devices, moods = ("router", "printer", "phone", "screen", "camera", "radio"), ("calm", "angry")
 answers = (("i am sorry . hold the power key", 3), ("hold the power key", 2), ("read the book", 1))
 folder = Path(tempfile.mkdtemp())
@@ -56,7 +56,7 @@ with (folder / "dialogues.jsonl").open("w") as file:
         record = {"id": f"d{i}", "condition": {"device": device, "mood": mood}, "turns": turns}
         file.write(json.dumps(record | {"outcome": {"value": stars}}) + "\n")
 
-# %% Fine-tune, search, take pairs, align, evaluate: finished stages are not done again
+# %% All stages: fine-tune, search, align, evaluate
 settings = RunConfig(
     scenario="help_desk",
     out=str(folder / "run"),
@@ -71,7 +71,7 @@ settings = RunConfig(
 )
 done = run_all(open_run(settings), SilentReporter())
 
-# %% What it bought, with a simulator that the search never met
+# %% The gain, with the held-out simulator
 print("pairs from trees:", done["search"]["pairs"]["imcts"])
 for cell in done["evaluate"]["cells"]:
     if cell["user"] == "simulator_heldout" and cell["method"] in ("sft", "dpo_imcts"):

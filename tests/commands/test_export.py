@@ -232,7 +232,7 @@ def test_an_adapter_alone_is_in_pefts_form(adapted, command, tmp_path):
     assert ChatTemplate.from_tokenizer(AutoTokenizer.from_pretrained(folder)).additive
     code, _, error = command("export", *out, "--to", folder, "--overwrite")
     assert code == 2
-    assert f"{folder}: " in error
+    assert re.search("model.* adapter", error)
 
 
 @pytest.mark.parametrize(

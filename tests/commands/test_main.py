@@ -122,9 +122,6 @@ def test_settings_of_stages_that_are_yet_to_be_done_may_change(tmp_path, capsys)
         (("--sft.lora.rank", "2"), "sft.lora.rank is 2"),
         (("--sampling.max-new-tokens", "5000"), "sampling.max_new_tokens is 5000"),
         (("--scenario", "sandbx"), "'sandbox'"),
-        (("--scenario", "esc"), "--data.path"),
-        (("--scenario", "esc", "--data.path", "/nonexistent"), "/nonexistent: no such file"),
-        (("--data.path", "/nonexistent"), "data.path is '/nonexistent'"),
         (("--distributed.coordinator", "host:1"), "--distributed.coordinator is host:1; expected "),
         (("--pairs.min-margin", "2"), "--pairs.min-margin is 2.0; "),
     ],
@@ -291,6 +288,20 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path, capsys):
     assert code == 2
     assert "not a run directory" in error
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--scenario", "esc"), "--data.path"),
+        (("--scenario", "esc", "--data.path", "/nonexistent"), "/nonexistent: no such file"),
+        (("--data.path", "/nonexistent"), "data.path is '/nonexistent'"),
+    ],
+)
+def test_a_corpus_that_cannot_be_read_is_refused(tmp_path, capsys, flags, message):
+    code, error = prepare(capsys, tmp_path / "run", *flags)
+    assert code == 2
+    assert message in error
 
 
 def test_a_bad_corpus_line_is_named(tmp_path, capsys):
