@@ -42,7 +42,7 @@ def test_one_device_is_a_mesh_of_one():
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (-2, 1, 1), (-1, -1, 1)])
 def test_impossible_sizes_are_refused(sizes):
-    with pytest.raises(ValueError, match="mesh is data=.*at most one of them -1"):
+    with pytest.raises(ValueError, match=r"mesh is data=.*at most one of them -1"):
         MeshConfig(*sizes)
 
 

@@ -1,4 +1,4 @@
-"""Decoders: their shape, their weights, Hugging Face checkpoints in and out."""
+"""Decoders: configuration, weights, Hugging Face checkpoints, LoRA adapters."""
 
 from ixjax.models.attention import attend_pieces, in_window, select
 from ixjax.models.config import LoraArguments, LoraConfig, ModelArguments, ModelConfig

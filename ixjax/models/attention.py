@@ -1,4 +1,4 @@
-"""Attention over keys that lie in several arrays, and over whole sequences with a causal mask.
+"""Attention over keys in several arrays, and over whole sequences with a causal mask.
 
 Axes: B sequences, T positions, H/K query/KV heads, D head size, n keys.
 """
@@ -14,31 +14,30 @@ import jax.numpy as jnp
 
 from ixjax.models.config import ModelConfig
 
-# Whether a layer sees its window alone: known where layers are unrolled, traced where scanned.
+# Whether a layer sees only its window: a bool if layers are unrolled, traced if they are scanned.
 Local = bool | jax.Array
 
-MASKED = -1e30  # finite, so that without any visible key the values' mean comes out and not NaN
-# Of a long sequence, so many queries are put to the keys in front of them at once; a sequence is
-# cut into so many parts at most, each of which is compiled.
+MASKED = -1e30  # finite, so that without a visible key the result is the mean of values, not NaN
+# Least queries of one part of a sequence, and most parts of a sequence; every part is compiled.
 QUERIES, PARTS = 128, 8
 
 
 def select(local: Local, near: jax.Array, everything: jax.Array) -> jax.Array:
-    """What a local layer is given, or what another is."""
+    """Return `near` for a local layer, `everything` for another."""
     if isinstance(local, bool):
         return near if local else everything
     return jnp.where(local, near, everything)
 
 
 def in_window(config: ModelConfig, queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """`[B, T, n]` bool: keys at positions `[B, n]` that local layers see from `[B, T]`."""
+    """Return `[B, T, n]` bool: whether a local layer at `[B, T]` sees the keys at `[B, n]`."""
     if config.sliding_window is None:
         return jnp.ones((1, 1, 1), bool)
     return queries[:, :, None] - keys[:, None, :] < config.sliding_window
 
 
 def soften(scores: jax.Array, cap: float | None) -> jax.Array:
-    """Scores held within +-cap by a tanh (Gemma team 2024, "Gemma 2"); None leaves them."""
+    """Bound scores to +-cap by a tanh (Gemma team 2024, "Gemma 2"); None returns them unchanged."""
     return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
@@ -48,10 +47,10 @@ def attend_pieces(
     *,
     softcap: float | None = None,
 ) -> jax.Array:
-    """Attention over keys that lie in several arrays, as if they were concatenated.
+    """Attend to keys in several arrays, as if they were concatenated.
 
-    A KV cache, a side buffer of what was just decoded and the present tokens can then be read
-    where they are: no piece is copied.
+    A KV cache, a buffer of recently decoded tokens and the present tokens are thus read without
+    copying them into one array.
 
     Args:
         q: `[B, H, T, D]` queries, scaled.
@@ -64,12 +63,12 @@ def attend_pieces(
     """
     batch, num_heads, length, head_dim = q.shape
     num_kv_heads = pieces[0][0].shape[1]
-    # Queries that share a KV head sit in one matrix: [B, K, Q, D] with Q = (H/K) * T.
+    # Queries that share a KV head form one matrix: [B, K, Q, D] with Q = (H/K) * T.
     grouped = q.reshape(batch, num_kv_heads, -1, head_dim)
     scores = []
     for keys, _, visible in pieces:
         count, size = (keys.shape[2], keys.shape[4]) if keys.ndim == 5 else (1, keys.shape[3])
-        # Each block is a product of its own, as heads are: it is read from end to end.
+        # Each block is a separate product, like a head, so that it is read contiguously.
         s = jnp.einsum(
             "bkqd,bkdn->bkqn",
             jnp.repeat(grouped, count, axis=1),
@@ -80,7 +79,7 @@ def attend_pieces(
         seen = visible.reshape(visible.shape[0], 1, visible.shape[1], count, size)
         scores.append(jnp.where(seen.swapaxes(2, 3)[:, :, :, None], s, MASKED))
     top = functools.reduce(jnp.maximum, [s.max((2, 5), keepdims=True) for s in scores])
-    # The softmax does not depend on the shift: no gradient need go through the maximum.
+    # The softmax does not depend on the shift, so no gradient flows through the maximum.
     weights = [jnp.exp(s - jax.lax.stop_gradient(top)) for s in scores]
     total, out = 0.0, 0.0
     for weight, (_, values, _) in zip(weights, pieces, strict=True):
@@ -91,9 +90,9 @@ def attend_pieces(
             "bkjqn,bkjnd->bkqd", w.astype(v.dtype), v, preferred_element_type=jnp.float32
         )
         out = out + o
-        # Block by block, so that blocks of zeros change no bit; of the product they don't.
+        # Summed block by block, so that blocks of zeros change no bit of the sum.
         total = total + w.sum(-1).sum(2)[..., None]
-    # Divided last: [.., D] numbers instead of [.., n].
+    # The division comes last: it costs [.., D] operations instead of [.., n].
     return jnp.asarray(out / total).astype(q.dtype).reshape(batch, num_heads, length, head_dim)
 
 
@@ -105,17 +104,17 @@ def attend_causally(
     *,
     softcap: float | None = None,
 ) -> jax.Array:
-    """Attention of whole sequences, in which no token sees a later one.
+    """Attend within whole sequences; no token sees a later one.
 
-    Queries are taken in a few parts, each with the keys up to its own end: half of the scores,
-    which lie behind the diagonal, are never computed.
+    Queries are split into parts, each of which attends to the keys up to its end: most scores above
+    the diagonal are never computed.
 
     Args:
         q: `[B, H, T, D]` queries, scaled.
         k: `[B, K, T, D]`.
         v: `[B, K, T, D]`.
-        visible: (start, stop) to `[B or 1, stop - start, stop]` bool: which of the first `stop`
-            keys the queries from `start` on see.
+        visible: maps (start, stop) to `[B or 1, stop - start, stop]` bool: whether queries `start`
+            to `stop` see each of the first `stop` keys.
         softcap: see `ModelConfig.attention_softcap`.
 
     Returns:

@@ -1,8 +1,8 @@
-"""The shape of a decoder, as one frozen dataclass.
+"""The configuration of a decoder, as one frozen dataclass.
 
 `ModelConfig` is complete: two equal configs describe the same network, so it can be a static
-argument of a jitted function and a line of a manifest. `ModelArguments` is what a person sets on
-the command line: a size to train from scratch, or the folder of a checkpoint to start from.
+argument of a jitted function and a line of a manifest. `ModelArguments` holds the settings of the
+command line: a size to train from scratch, or the folder of a checkpoint to start from.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class LoraConfig:
     rank: int = 16
     """Width of the bottleneck."""
     alpha: float = 32.0
-    """What the adapter adds is multiplied by alpha / rank."""
+    """The adapter's output is multiplied by alpha / rank."""
     targets: tuple[str, ...] = LORA_TARGETS
     """Projections that have an adapter."""
     adapters: int = 1
-    """Adapters over the one base; each row of a batch chooses its own."""
+    """Number of adapters on the base; each row of a batch chooses one."""
 
     def __post_init__(self) -> None:
         """Refuse sizes and names that no adapter can have."""
@@ -52,23 +52,23 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoraArguments:
-    """Whether a training learns adapters alone, and which."""
+    """Adapters that a training learns instead of all weights."""
 
     rank: int = 0
-    """Width of the bottleneck; 0: no adapters, all weights learn."""
+    """Width of the bottleneck; 0: no adapters, all weights are trained."""
     alpha: float = 32.0
-    """What an adapter adds is multiplied by alpha / rank."""
+    """The adapter's output is multiplied by alpha / rank."""
     targets: tuple[str, ...] = LORA_TARGETS
     """Projections that have an adapter."""
 
     def __post_init__(self) -> None:
         """Refuse sizes and names that no adapter can have."""
         if self.rank < 0:
-            raise ValueError(f"rank is {self.rank}; it must be 0 (no adapters) or more")
+            raise ValueError(f"rank is {self.rank}; expected 0 (no adapters) or more")
         LoraConfig(max(self.rank, 1), self.alpha, self.targets)
 
     def to_config(self) -> LoraConfig | None:
-        """One adapter of this size; None where all weights learn."""
+        """Return the config of one adapter; None if all weights are trained."""
         return LoraConfig(self.rank, self.alpha, self.targets) if self.rank else None
 
 
@@ -76,7 +76,7 @@ class LoraArguments:
 class ModelConfig:
     """A decoder of the Llama kind: RMSNorm, RoPE, grouped-query attention, a gated MLP.
 
-    What other families add to Llama are fields here, off by default.
+    The features of other families are fields, off by default.
     """
 
     vocab_size: int
@@ -96,21 +96,21 @@ class ModelConfig:
     max_length: int = 512
     """Longest context in tokens that the model is trained on and the KV cache is sized for."""
     max_positions: int | None = dataclasses.field(default=None, metadata=NO_EFFECT)
-    """Longest context that the checkpoint it was read from names; None: max_length."""
+    """Longest context that the checkpoint's config.json names; None: max_length."""
     activation: Activation = "silu"
-    """Of the MLP's gate: SwiGLU, or Gemma's GELU (tanh form)."""
+    """Activation of the MLP's gate: SwiGLU, or Gemma's GELU (tanh form)."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     rope_scaling: tuple[float, float, float, int] | None = None
     """Llama 3 scaling: (factor, low_freq_factor, high_freq_factor, original_max_length)."""
     rope_factor: float = 1.0
-    """Linear scaling: positions are divided by it (Gemma 3's global layers)."""
+    """Linear scaling: divisor of positions (Gemma 3's global layers)."""
     local_rope_theta: float | None = None
-    """Base of the rotary frequencies of local layers, unscaled; None: as in the others."""
+    """Base of the rotary frequencies of local layers, unscaled; None: as in other layers."""
     sliding_window: int | None = None
     """Tokens that a local layer sees, the present one included; None: no layer is local."""
     local_layers: tuple[bool, ...] = ()
-    """Which of the layers are local; empty: all, where there is a window."""
+    """Whether each layer is local; empty: all are, if there is a window."""
     norm_eps: float = 1e-5
     """Epsilon of every RMSNorm."""
     norm_offset: float = 0.0
@@ -118,9 +118,9 @@ class ModelConfig:
     qk_norm: bool = False
     """Whether queries and keys are normed, head by head, before they are rotated (Qwen3)."""
     post_norms: bool = False
-    """Whether attention and MLP are normed again before they are added (Gemma)."""
+    """Whether the outputs of attention and MLP are normed before they are added (Gemma)."""
     query_pre_attn_scalar: float | None = None
-    """Scores are divided by its square root; None: by that of head_dim (Gemma)."""
+    """Scores are divided by its square root; None: by the square root of head_dim (Gemma)."""
     attention_softcap: float | None = None
     """Attention scores s become cap * tanh(s / cap) (Gemma 2)."""
     logits_softcap: float | None = None
@@ -132,9 +132,9 @@ class ModelConfig:
     attention_bias: bool = False
     """Whether the q, k and v projections have a bias (Qwen2)."""
     lora: LoraConfig | None = None
-    """Adapters beside the weights."""
+    """Adapters on the projections; None: none."""
     param_dtype: DType = "float32"
-    """Type that parameters are stored in."""
+    """Type of stored parameters."""
     compute_dtype: DType = "float32"
     """Type of activations and matrix products; norms, softmax and logits stay float32."""
 
@@ -143,16 +143,16 @@ class ModelConfig:
         _at_least_one(self, *SIZES, "vocab_size", "head_dim")
         _check_heads(self.num_heads, self.num_kv_heads, self.head_dim)
         if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window is {self.sliding_window}; it must be at least 1")
+            raise ValueError(f"sliding_window is {self.sliding_window}; expected 1 or more")
         if self.local_layers and len(self.local_layers) != self.num_layers:
             raise ValueError(
-                f"local_layers lists {len(self.local_layers)} layers; num_layers is "
-                f"{self.num_layers}"
+                f"local_layers lists {len(self.local_layers)} layers; expected {self.num_layers} "
+                "(num_layers)"
             )
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """What `dataclasses.asdict` and a JSON file made of a config.
+        """Return a config from the JSON of `dataclasses.asdict`.
 
         Raises:
             TypeError: an unknown or missing field.
@@ -168,14 +168,14 @@ class ModelConfig:
 
     @property
     def is_local(self) -> tuple[bool, ...]:
-        """`[L]`: which layers see the last `sliding_window` tokens alone."""
+        """`[L]`: whether each layer sees only the last `sliding_window` tokens."""
         if self.sliding_window is None:
             return (False,) * self.num_layers
         return self.local_layers or (True,) * self.num_layers
 
     @property
     def num_parameters(self) -> int:
-        """Weights of the network, tied embeddings counted once and adapters left out."""
+        """Number of weights; tied embeddings count once, adapters do not count."""
         h = self.hidden_size
         q, k = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         block = h * (2 * q + 2 * k) + 3 * h * self.intermediate_size
@@ -204,7 +204,7 @@ class ModelArguments:
     max_length: int = 512
     """Longest context in tokens; older turns of a longer dialogue are dropped whole."""
     param_dtype: DType = "float32"
-    """Type that parameters are stored in; optimiser state is float32."""
+    """Type of stored parameters; optimiser state is float32."""
     compute_dtype: DType = "float32"
     """Type of activations and matrix products."""
 
@@ -213,13 +213,13 @@ class ModelArguments:
         _at_least_one(self, *SIZES)
         if self.hidden_size % self.num_heads:
             raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be a multiple of num_heads "
+                f"hidden_size is {self.hidden_size}; expected a multiple of num_heads "
                 f"({self.num_heads})"
             )
         _check_heads(self.num_heads, self.num_kv_heads, self.hidden_size // self.num_heads)
 
     def to_config(self, vocab_size: int) -> ModelConfig:
-        """The network to train from scratch, for a tokenizer of `vocab_size` tokens."""
+        """Return the config of a network to train from scratch, for `vocab_size` tokens."""
         return ModelConfig(
             vocab_size=vocab_size,
             hidden_size=self.hidden_size,
@@ -237,13 +237,13 @@ class ModelArguments:
 def _at_least_one(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
+            raise ValueError(f"{name} is {getattr(config, name)}; expected 1 or more")
 
 
 def _check_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
     if num_heads % num_kv_heads:
         raise ValueError(
-            f"num_heads ({num_heads}) must be a multiple of num_kv_heads ({num_kv_heads})"
+            f"num_heads is {num_heads}; expected a multiple of num_kv_heads ({num_kv_heads})"
         )
     if head_dim % 2:
-        raise ValueError(f"head_dim is {head_dim}; rotary embedding needs an even number")
+        raise ValueError(f"head_dim is {head_dim}; expected an even number (rotary embedding)")

@@ -1,9 +1,9 @@
-"""What a decoder costs in arithmetic: floating-point operations of reading and of training.
+"""Floating-point operations of a decoder: prefill, decode and training.
 
 A product of a token with a matrix of n weights is 2 n operations; its backward pass is two such
 products, one for the token's gradient and one for the matrix's. Attention adds 4 H D a layer for
 each key that a token sees, under a causal mask about half the row. Norms, activations and the
-softmax are left out, as is usual.
+softmax are not counted, as is usual.
 
 References:
     Kaplan et al. 2020, `Scaling Laws <https://arxiv.org/abs/2001.08361>`_, section 2.1;
@@ -20,19 +20,19 @@ from ixjax.models.transformer import Remat, weight_specs
 
 
 def block_weights(config: ModelConfig) -> int:
-    """Weights of all blocks that a token is multiplied with, adapters left out."""
+    """Return the number of weights in the blocks' matrices, without adapters."""
     return _matrices(config, lora=False)
 
 
 def forward_flops(
     config: ModelConfig, tokens: float, length: float, *, scored: float | None = None
 ) -> float:
-    """Operations to read tokens.
+    """Return the operations of a forward pass over tokens.
 
     Args:
-        config: of the decoder.
-        tokens: how many are read.
-        length: of the sequences that they are read in, each from its beginning.
+        config: the decoder.
+        tokens: number of tokens.
+        length: tokens of one sequence; every sequence starts at its first token.
         scored: tokens that the LM head is applied to; default all.
     """
     return (
@@ -43,7 +43,7 @@ def forward_flops(
 
 
 def decode_flops(config: ModelConfig, tokens: float, context: float) -> float:
-    """Operations to sample tokens, each behind so many others in the mean."""
+    """Return the operations to sample tokens after a mean of `context` others."""
     weights = block_weights(config) + _matrices(config, lora=True)
     keys = sum(_window(config, local, context) for local in config.is_local)
     seen = 4 * config.num_heads * config.head_dim * keys
@@ -58,18 +58,17 @@ def training_flops(
     scored: float | None = None,
     remat: Remat = "none",
 ) -> float:
-    """Operations to train on tokens: the forward pass, and twice as many backwards.
+    """Return the operations to train on tokens: the forward pass, and twice as many backward.
 
-    With adapters the base is frozen and the gradient of its matrices is not computed. With `remat`
-    the model's operations and those that are done again; utilisation of the model's own
-    (MFU) is told without.
+    With adapters the base is frozen, and the gradient of its matrices is not computed. With `remat`
+    the recomputed operations count too; model FLOPs utilisation (MFU) uses `remat="none"`.
 
     Args:
-        config: of the decoder.
-        tokens: how many are trained on, prompts included.
-        length: of the sequences.
+        config: the decoder.
+        tokens: number of tokens, prompts included.
+        length: tokens of one sequence.
         scored: tokens that the LM head is applied to; default all.
-        remat: what of the blocks is computed again.
+        remat: parts of the blocks that are recomputed.
     """
     base, adapters = block_weights(config), _matrices(config, lora=True)
     passes = 3 if config.lora is None else 2
@@ -81,24 +80,24 @@ def training_flops(
 
 
 def attention_flops(config: ModelConfig, length: float) -> float:
-    """Operations of all layers for a token's attention, in the mean of a sequence's tokens."""
+    """Return the operations of all layers for a token's attention, as a mean over a sequence."""
     keys = sum(_mean_keys(config, local, length) for local in config.is_local)
     return 4 * config.num_heads * config.head_dim * keys
 
 
 def head_flops(config: ModelConfig, scored: float) -> float:
-    """Operations of the LM head."""
+    """Return the operations of the LM head."""
     return 2 * scored * config.vocab_size * config.hidden_size
 
 
 def kv_bytes(config: ModelConfig) -> int:
-    """Bytes of the keys and values that one token leaves in a cache, over all layers."""
+    """Return the bytes of one token's keys and values in a cache, over all layers."""
     size = {"float32": 4}.get(config.compute_dtype, 2)
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * size
 
 
 def _matrices(config: ModelConfig, *, lora: bool) -> int:
-    """Weights of the blocks' matrices, or of the adapters beside them, which are multiplied too."""
+    """Return the number of weights in the blocks' matrices, or in their adapters."""
     return sum(
         math.prod(spec.shape)
         for name, spec in weight_specs(config).items()
@@ -107,13 +106,13 @@ def _matrices(config: ModelConfig, *, lora: bool) -> int:
 
 
 def _window(config: ModelConfig, local: bool, keys: float) -> float:
-    """Keys that a layer sees of so many."""
+    """Return the number of keys that a layer sees, of `keys`."""
     if not local or config.sliding_window is None:
         return keys
     return min(keys, config.sliding_window)
 
 
 def _mean_keys(config: ModelConfig, local: bool, length: float) -> float:
-    """Keys that a token sees, itself included, in the mean: the i-th sees min(i, window)."""
+    """Return the mean number of keys that a token sees: the i-th sees min(i, window)."""
     window = _window(config, local, length)
     return window - window * (window - 1) / (2 * max(length, 1))

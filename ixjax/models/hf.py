@@ -1,10 +1,9 @@
-"""Hugging Face checkpoints in and out: config.json and safetensors, nothing that executes.
+"""Hugging Face checkpoints in and out: config.json and safetensors, without executable code.
 
-One table, `tensors`, says what differs between Hugging Face's weights and ours. A folder is checked
-whole, by its headers, before the first weight is read. Then every weight is filled from
-memory-mapped files: each device's part is read on its own and cast on the way, a stacked weight
-layer by layer into its place, so the host never holds more than one of Hugging Face's tensors.
-`ixjax.models.hf_config` reads the config.json.
+One table, `tensors`, maps Hugging Face's tensors to our weights. The headers of all files are
+checked before the first weight is read. Weights are then read from memory-mapped files: each
+device's part is read and cast separately, a stacked weight layer by layer, so that the host never
+holds more than one of Hugging Face's tensors. `ixjax.models.hf_config` reads the config.json.
 
 Format: https://huggingface.co/docs/safetensors
 """
@@ -33,8 +32,8 @@ from ixjax.models.hf_files import (
     ADAPTER_CONFIG,
     INDEX,
     WEIGHTS,
-    TensorFolder,
     Part,
+    TensorFolder,
     open_tensors,
     write_tensors,
 )
@@ -44,7 +43,7 @@ from ixjax.models.transformer import Transformer, weight_specs
 from ixjax.parallel import make_mesh
 
 SHARD_BYTES = 5_000_000_000
-WHOLE_BYTES = 2**26  # stacked weights up to this are read at once: layer by layer they compile
+WHOLE_BYTES = 2**26  # smaller stacked weights are read at once, without compiling an update
 FLOATS = ("F64", "F32", "F16", "BF16")
 HEAD = "lm_head.weight"
 
@@ -56,14 +55,14 @@ class Tensor:
     name: str
     """Full name; `{}` stands for the layer."""
     transposed: bool = False
-    """Linear weights are [out, in] there and [in, out] here."""
+    """Whether it is a linear weight: [out, in] in the file, [in, out] in the model."""
 
 
 def _linear(name: str) -> Tensor:
     return Tensor(name, transposed=True)
 
 
-# attribute path of `weight_specs` -> tensor; `tensors` adds what depends on the family
+# attribute path of `weight_specs` -> tensor; `tensors` adds the norms of the family
 _TENSORS: Mapping[str, Tensor] = {
     "embedding": Tensor("model.embed_tokens.weight"),
     "layers.attention_norm": Tensor("model.layers.{}.input_layernorm.weight"),
@@ -91,7 +90,7 @@ _PRE_AND_POST_NORMS = {
 
 
 def tensors(config: ModelConfig) -> dict[str, Tensor]:
-    """Hugging Face's tensor of each of this network's weights, by attribute path."""
+    """Return Hugging Face's tensor of each weight of this network, by attribute path."""
     named = {**_TENSORS, **(_PRE_AND_POST_NORMS if config.post_norms else _PRE_NORMS)}
     return {path: named[path] for path in weight_specs(config)}
 
@@ -108,18 +107,18 @@ def load_hf(
 
     Args:
         path: folder with config.json and safetensors, one file or several with an index.
-        mesh: where the weights go; default: the first device alone.
-        dtype: type that the weights are stored in; they are cast while they are read.
+        mesh: devices for the weights; default: the first device.
+        dtype: type of the stored weights; they are cast while they are read.
         compute_dtype: type of activations; default `dtype`.
-        max_length: longest context in tokens that caches are sized for; default the checkpoint's
-            own, 4096 at most.
+        max_length: longest context in tokens, for which caches are sized; default the
+            checkpoint's, at most 4096.
 
     Returns:
-        The decoder, every weight in its shards.
+        The decoder, with every weight sharded.
 
     Raises:
-        InputError: the folder is not such a checkpoint, or one of a model that we would not
-            compute as transformers does. Names the file and the field or tensor.
+        InputError: the folder is not such a checkpoint, or `Transformer` would not compute its
+            model as transformers does. Names the file and the field or tensor.
     """
     folder = _model_folder(path)
     config = read_config(
@@ -138,14 +137,14 @@ def load_hf(
 
 
 def check_hf(path: str | Path, *, max_length: int | None = None) -> ModelConfig:
-    """Refuse what `load_hf` would, by config.json and the headers of the weights alone.
+    """Check a folder as `load_hf` does, by config.json and the headers of the weights alone.
 
     Args:
         path: folder with config.json and safetensors.
         max_length: as in `load_hf`.
 
     Returns:
-        The network that the folder describes.
+        The config of the folder's model.
 
     Raises:
         InputError: as `load_hf`.
@@ -158,26 +157,26 @@ def check_hf(path: str | Path, *, max_length: int | None = None) -> ModelConfig:
 
 
 def _model_folder(path: str | Path) -> Path:
-    """A folder that may hold one whole model."""
+    """Return the folder; refuse a missing one, and one with an adapter."""
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder; expected a Hugging Face checkpoint (config.json and "
-            f"*.safetensors), as `hf download NAME --local-dir FOLDER` writes it"
+            "*.safetensors). Download one with `hf download NAME --local-dir FOLDER`"
         )
     adapter, alone = folder / ADAPTER_CONFIG, not (folder / CONFIG).exists()
     if adapter.exists():
-        what = "an adapter without its base" if alone else "an adapter beside a model"
+        found = "an adapter without its base" if alone else "an adapter next to a model"
         raise InputError(
-            f"{adapter}: {what}; expected a folder of a whole model: put the adapter on the base "
-            "in Python and save both as one (load_adapter, merge_lora, save_hf of ixjax.models)"
-            + ("" if alone else ", or move the adapter to a folder of its own")
+            f"{adapter}: found {found}; expected a folder of one model. Merge the adapter into its "
+            "base and save both in Python (load_adapter, merge_lora, save_hf of ixjax.models)"
+            + ("" if alone else ", or move the adapter to another folder")
         )
     return folder
 
 
 def _open_whole(folder: Path, config: ModelConfig, files: contextlib.ExitStack) -> TensorFolder:
-    """The folder's weights, once their headers are known to be those of this network."""
+    """Open the folder's weights after a check of their headers against the config."""
     check_end_tokens(folder, config.vocab_size)
     checkpoint = open_tensors(folder, files)
     _check(checkpoint, config)
@@ -194,22 +193,25 @@ def save_hf(
 ) -> None:
     """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
-    The host holds one tensor at a time. Of several processes the first one writes.
+    The host holds one tensor at a time. With several processes, the first one writes.
 
     Args:
         model: the decoder; weights keep their type.
-        path: the folder, made where it is missing; weights that it held before are replaced.
-        tokenizer: saved beside the model; its special tokens are named in config.json.
+        path: the folder, created if missing; weights in it are replaced.
+        tokenizer: saved with the model; its special tokens are named in config.json.
         end_ids: tokens at which transformers' `generate` stops, such as `ChatTemplate.end_ids`;
             default the tokenizer's eos. Some templates close a turn with another token.
-        shard_bytes: a file is closed before it outgrows this.
+        shard_bytes: largest size of a file.
 
     Raises:
-        ValueError: transformers has no architecture that computes this network, or it has
-            adapters (`merge_lora` and `save_adapter` of `ixjax.models` export those).
+        ValueError: transformers has no architecture that computes this network, or the model has
+            adapters (`merge_lora` and `save_adapter` of `ixjax.models` export them).
     """
     if model.config.lora is not None:
-        raise ValueError("the model has adapters; merge them first, or save them (save_adapter)")
+        raise ValueError(
+            "the model has adapters; expected none. Merge them (merge_lora) or save them alone "
+            "(save_adapter)"
+        )
     folder = Path(path)
     described = to_json(model.config, tokenizer, end_ids)
     values = _exported(model)
@@ -219,12 +221,12 @@ def save_hf(
             _write_weights(folder, model.config, values, shard_bytes)
     finally:
         if jax.process_count() > 1:
-            # Every process gives its part of every tensor, also where one can't be written.
+            # Every process must take part in the transfer of every tensor, after an error too.
             collections.deque(values, maxlen=0)
     if not is_first():
         return
     write_json(folder / CONFIG, described)
-    # Written though config.json has the same: one that the folder held before would win.
+    # It repeats config.json, since an older file in the folder would override config.json.
     write_json(folder / GENERATION, {name: described[name] for name in SPECIAL_IDS})
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -233,7 +235,7 @@ def save_hf(
 def _write_weights(
     folder: Path, config: ModelConfig, values: Iterator[np.ndarray], shard_bytes: int
 ) -> None:
-    """Files of weights and their index; what the folder had of them before goes."""
+    """Write files of weights and their index; remove older ones."""
     shards, dtype = _plan_shards(config, shard_bytes), jax.numpy.dtype(config.param_dtype)
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     names = names if len(names) > 1 else [WEIGHTS]
@@ -249,7 +251,7 @@ def _write_weights(
 
 
 def _layout(config: ModelConfig) -> Iterator[tuple[str, str, int | None, tuple[int, ...]]]:
-    """Hugging Face's tensors for this shape: (their name, our path, layer, their shape)."""
+    """Yield Hugging Face's tensors of this network: (their name, our path, layer, their shape)."""
     specs = weight_specs(config)
     for path, tensor in tensors(config).items():
         stacked = path.startswith("layers.")
@@ -260,7 +262,7 @@ def _layout(config: ModelConfig) -> Iterator[tuple[str, str, int | None, tuple[i
 
 
 def _check(checkpoint: TensorFolder, config: ModelConfig) -> None:
-    """Refuse missing, surplus, misshapen and quantised tensors by their headers."""
+    """Refuse missing, surplus, misshapen and quantised tensors, from the headers."""
     expected = {name: shape for name, _, _, shape in _layout(config)}
     source = checkpoint.source
     for name, shape in expected.items():
@@ -283,24 +285,24 @@ def _check(checkpoint: TensorFolder, config: ModelConfig) -> None:
     if surplus:
         name = min(surplus)
         raise InputError(
-            f"{checkpoint.file(name)}: tensor {name} is not part of the model that {CONFIG} "
-            f"describes ({len(surplus)} such)"
+            f"{checkpoint.file(name)}: tensor {name} is not part of the model in {CONFIG} "
+            f"({len(surplus)} such tensors)"
         )
 
 
 def _check_tied(checkpoint: TensorFolder) -> None:
-    """Some exports repeat the tied embedding as the head; another head would be lost silently."""
+    """Refuse a head that differs from the tied embedding: only a repeated one may be skipped."""
     if not checkpoint.equal(_TENSORS["embedding"].name, HEAD):
         raise InputError(
-            f"{checkpoint.file(HEAD)}: tensor {HEAD} differs from the embedding, but {CONFIG} has "
-            f"tie_word_embeddings true; set it to false"
+            f"{checkpoint.file(HEAD)}: tensor {HEAD} differs from the embedding; expected equal "
+            f"values, since {CONFIG} has tie_word_embeddings true. Set it to false"
         )
 
 
 def _place(
     checkpoint: TensorFolder, path: str, config: ModelConfig, sharding: NamedSharding
 ) -> jax.Array:
-    """One of our weights, read into its shards."""
+    """Read one of our weights into its shards."""
     tensor, spec = tensors(config)[path], weight_specs(config)[path]
     dtype = jax.numpy.dtype(config.param_dtype)
     read = functools.partial(checkpoint.read, transposed=tensor.transposed)
@@ -314,14 +316,14 @@ def _place(
 
     if math.prod(spec.shape) * dtype.itemsize <= WHOLE_BYTES:
         return _from_parts(spec.shape, dtype, sharding, read_layers)
-    # The layer axis is never sharded, so that a layer lies as its slice of the whole does.
+    # The layer axis is never sharded, so a layer has the sharding of its slice.
     layer_sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
     empty, put = _in_place(spec.shape, dtype, sharding)
     whole = empty()
     for layer in range(config.num_layers):
         fill = functools.partial(read, tensor.name.format(layer))
         value = _from_parts(spec.shape[1:], dtype, layer_sharding, fill)
-        # Waited for, or layers that are still on their way would pile up on the host.
+        # Without the wait, layers in transfer would accumulate on the host.
         whole = put(whole, value, layer).block_until_ready()
     return whole
 
@@ -332,7 +334,7 @@ def _from_parts(
     sharding: NamedSharding,
     fill: Callable[[Part, np.ndarray], None],
 ) -> jax.Array:
-    """An array of which `fill(part, out)` writes the part of each device."""
+    """Return an array in which `fill(part, out)` writes the part of each device."""
 
     @functools.cache  # devices that hold the same part share one read
     def read(part: Part) -> np.ndarray:
@@ -351,7 +353,7 @@ def _from_parts(
 def _in_place(
     shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding
 ) -> tuple[Callable[[], jax.Array], Callable[[jax.Array, jax.Array, int], jax.Array]]:
-    """Two functions: one makes a stacked weight of zeros, one writes a layer into it, in place."""
+    """Return two functions: make a stacked weight of zeros, and write a layer into it in place."""
 
     def empty() -> jax.Array:
         return jax.numpy.zeros(shape, dtype)
@@ -366,7 +368,7 @@ def _in_place(
 
 
 def _plan_shards(config: ModelConfig, limit: int) -> list[dict[str, tuple[int, ...]]]:
-    """Tensors (name and shape) of each file, filled in order up to `limit` bytes."""
+    """Return the tensors (name and shape) of each file, filled in order up to `limit` bytes."""
     item_bytes = jax.numpy.dtype(config.param_dtype).itemsize
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     used = 0
@@ -381,7 +383,10 @@ def _plan_shards(config: ModelConfig, limit: int) -> list[dict[str, tuple[int, .
 
 
 def _exported(model: Transformer) -> Iterator[np.ndarray]:
-    """Hugging Face's tensors in the order of `_layout`, each whole on the host; all must ask."""
+    """Yield Hugging Face's tensors in the order of `_layout`, each whole on the host.
+
+    All processes must iterate.
+    """
     weights, named = weights_by_path(model), tensors(model.config)
     for _, path, layer, _ in _layout(model.config):
         weight = weights[path] if layer is None else _layer_of(weights[path], layer)

@@ -1,7 +1,7 @@
 """config.json of transformers 4 and 5, read into a `ModelConfig` and written back.
 
 `FAMILIES` lists the architectures that `ixjax.models.transformer` computes and the settings that
-would change the network: a value that we do not compute is refused by name, never ignored.
+would change the network: an unsupported value is refused by name, never ignored.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ixjax.io import InputError, read_json
+from ixjax.io import InputError, read_object
 from ixjax.models.config import DType, ModelConfig
 
 CONFIG = "config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 FULL, SLIDING = "full_attention", "sliding_attention"
-LONGEST_DEFAULT = 4096  # published lengths (131072) would size every KV cache row for them
+LONGEST_DEFAULT = 4096  # published lengths (131072) would size every KV cache for them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Family:
 
     model_type: str
     shape: Mapping[str, Any]
-    """Fields of `ModelConfig` that make this family; all others of `FAMILY_FIELDS` are default."""
+    """Fields of `ModelConfig` of this family; all others of `FAMILY_FIELDS` are default."""
     must_be: Mapping[str, Any]
-    """Settings that would change the network: the value we compute, also when absent."""
+    """Settings that would change the network: the only supported value, and the default."""
     absent: Mapping[str, Any]
-    """What transformers takes for other settings that a config.json leaves out."""
+    """Defaults of transformers for other settings that a config.json leaves out."""
     windows: bool = True
     """Whether its layers can have a sliding window."""
 
@@ -136,7 +136,7 @@ class _Fields:
         return value
 
     def nested(self, name: str) -> _Fields | None:
-        """The object under `name`; None where it is absent, null or empty."""
+        """Return the object under `name`; None if it is absent, null or empty."""
         value = self.values.get(name)
         if value is not None and not isinstance(value, dict):
             raise self.error(name, "an object")
@@ -154,25 +154,33 @@ def read_config(
     compute_dtype: DType | None = None,
     max_length: int | None = None,
 ) -> ModelConfig:
-    """A config.json of transformers 4 or 5 as a `ModelConfig`; arguments as in `load_hf`.
+    """Return the `ModelConfig` of a config.json of transformers 4 or 5; arguments as in `load_hf`.
 
     Raises:
-        InputError: a field is missing or wrong, or asks for what `Transformer` does not compute.
+        InputError: a field is missing or wrong, or `Transformer` does not support its value.
     """
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a JSON object, found a {type(values).__name__}")
+    values = read_object(path)
     fields = _Fields(str(path), values)
     family = _family(fields)
     fields = _Fields(str(path), {**family.absent, **values})
     longest = fields.integer("max_position_embeddings", LONGEST_DEFAULT)
     if max_length is not None and max_length > longest:
         raise InputError(
-            f"{path}: max_position_embeddings is {longest}; max_length={max_length} exceeds it"
+            f"{path}: max_position_embeddings is {longest}; expected max_length={max_length} or "
+            "more. Set a smaller --model.max-length"
         )
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     if fields.values.get("head_dim") is None and hidden % heads:
         raise fields.error("num_attention_heads", f"a divisor of hidden_size ({hidden})")
+    kv_heads = fields.integer("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise fields.error("num_key_value_heads", f"a divisor of num_attention_heads ({heads})")
+    head_dim = fields.integer("head_dim", max(hidden // heads, 1))
+    if head_dim % 2:
+        raise InputError(
+            f"{path}: head_dim (default hidden_size / num_attention_heads) is {head_dim}; expected "
+            "an even number (rotary embedding)"
+        )
     layers = fields.integer("num_hidden_layers")
     window, local_layers = _window(fields, family, layers)
     try:
@@ -181,8 +189,8 @@ def read_config(
             hidden_size=hidden,
             num_layers=layers,
             num_heads=heads,
-            num_kv_heads=fields.integer("num_key_value_heads", heads),
-            head_dim=fields.integer("head_dim", max(hidden // heads, 1)),
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
             intermediate_size=fields.integer("intermediate_size"),
             max_length=min(longest, LONGEST_DEFAULT) if max_length is None else max_length,
             max_positions=longest if "max_position_embeddings" in values else None,
@@ -205,7 +213,7 @@ def read_config(
 
 
 def _family(fields: _Fields) -> Family:
-    """The architecture, once every setting that would change the network is as we compute it."""
+    """Return the architecture; refuse settings that would change the network."""
     names = fields.values.get("architectures")
     name = names[0] if isinstance(names, list) and len(names) == 1 else None
     if not isinstance(name, str) or name not in FAMILIES:
@@ -217,12 +225,12 @@ def _family(fields: _Fields) -> Family:
     if fields.values.get("quantization_config"):
         raise fields.error("quantization_config", "none: weights must be plain floating point")
     if fields.values.get("use_bidirectional_attention"):
-        raise fields.error("use_bidirectional_attention", "false: a decoder sees the past alone")
+        raise fields.error("use_bidirectional_attention", "false: a decoder sees only the past")
     return family
 
 
 def _window(fields: _Fields, family: Family, layers: int) -> tuple[int | None, tuple[bool, ...]]:
-    """Sliding window in tokens, and which layers have it (empty: all of them)."""
+    """Return the sliding window in tokens, and whether each layer has it (empty: all have)."""
     types = fields.values.get("layer_types") or _default_layer_types(fields, family, layers)
     known = [FULL, SLIDING] if family.windows else [FULL]
     fits = isinstance(types, list) and len(types) == layers and all(kind in known for kind in types)
@@ -237,10 +245,10 @@ def _window(fields: _Fields, family: Family, layers: int) -> tuple[int | None, t
 
 
 def _default_layer_types(fields: _Fields, family: Family, layers: int) -> list[str]:
-    """The rule by which each family's config class fills `layer_types` in."""
+    """Return the default `layer_types` of each family's config class."""
     if family.model_type == "mistral":
         full = [fields.values.get("sliding_window") is None] * layers
-    elif "max_window_layers" in family.absent:  # Qwen: the upper layers, where it is switched on
+    elif "max_window_layers" in family.absent:  # Qwen: the upper layers, if it is switched on
         used = fields.flag("use_sliding_window", default=False)
         first = fields.integer("max_window_layers") if used else layers
         full = [layer < first for layer in range(layers)]
@@ -253,10 +261,10 @@ def _default_layer_types(fields: _Fields, family: Family, layers: int) -> list[s
 
 
 def _rope(fields: _Fields) -> dict[str, Any]:
-    """Rotary fields, from `rope_parameters` (5) or `rope_theta` and `rope_scaling` (4)."""
+    """Return the rotary fields, from `rope_parameters` (5) or `rope_theta`, `rope_scaling` (4)."""
     local_theta = fields.optional_number("rope_local_base_freq")
     theta = fields.number("rope_theta", 10000.0)
-    _check_rotation(fields)  # transformers takes it into rope_parameters
+    _check_rotation(fields)  # transformers moves it into rope_parameters
     rope = fields.nested("rope_scaling") or fields.nested("rope_parameters")
     if rope is not None and (FULL in rope.values or SLIDING in rope.values):
         local = rope.nested(SLIDING)
@@ -270,7 +278,7 @@ def _rope(fields: _Fields) -> dict[str, Any]:
 
 
 def _scaling(rope: _Fields, theta: float) -> dict[str, Any]:
-    """Base and scaling of the layers that see everything."""
+    """Return base and scaling of the global layers."""
     found: dict[str, Any] = {"rope_theta": rope.number("rope_theta", theta)}
     _check_rotation(rope)
     key = "rope_type" if "rope_type" in rope.values else "type"
@@ -295,10 +303,10 @@ def _check_rotation(fields: _Fields) -> None:
 
 
 def architecture(config: ModelConfig) -> str:
-    """The name under which transformers computes this network.
+    """Return the name of the architecture of transformers that computes this network.
 
     Raises:
-        ValueError: it has none.
+        ValueError: there is none.
     """
     plain = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
     for name, family in FAMILIES.items():
@@ -310,11 +318,11 @@ def architecture(config: ModelConfig) -> str:
 
 
 def to_json(config: ModelConfig, tokenizer: Any, end_ids: Sequence[int] = ()) -> dict[str, Any]:
-    """The config.json of a model, in the form of transformers 4, which 5 reads as well.
+    """Return the config.json of a model in the form of transformers 4, which 5 reads too.
 
     Args:
         config: the network.
-        tokenizer: whose special tokens it is to name, or None.
+        tokenizer: gives the special tokens; None: they are null.
         end_ids: tokens that end generation; default the tokenizer's eos.
     """
     name = architecture(config)
@@ -337,7 +345,7 @@ def to_json(config: ModelConfig, tokenizer: Any, end_ids: Sequence[int] = ()) ->
         **_rope_json(config),
         **(_window_json(config, family) if family.windows else {}),
         **(_gemma_json(config) if config.post_norms else {}),
-        # Null without a tokenizer: the classes' defaults (1 and 2) would be ordinary tokens here.
+        # Null without a tokenizer: the classes' defaults (1 and 2) may be ordinary tokens.
         **{name: getattr(tokenizer, name, None) for name in SPECIAL_IDS},
         **({"eos_token_id": list(end_ids)} if end_ids else {}),
     }
@@ -364,7 +372,7 @@ def _rope_json(config: ModelConfig) -> dict[str, Any]:
 def _window_json(config: ModelConfig, family: Family) -> dict[str, Any]:
     local = config.is_local
     found: dict[str, Any] = {"sliding_window": config.sliding_window}
-    # All of Mistral's layers are alike; with layer_types, transformers takes it for Ministral.
+    # Mistral's layers are all alike; with layer_types, transformers reads the model as Ministral.
     if family.model_type != "mistral" or len(set(local)) > 1:
         found["layer_types"] = [SLIDING if here else FULL for here in local]
     if "max_window_layers" in family.absent:

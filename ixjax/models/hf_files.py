@@ -1,7 +1,7 @@
 """The tensors of a Hugging Face folder: safetensors, one file or several with an index.
 
-Files are memory-mapped: of each only the header is read until a part of a tensor is asked for, and
-then a few rows at a time.
+Files are memory-mapped: opening one reads its header, and a part of a tensor is read a few rows at
+a time.
 
 Format: https://huggingface.co/docs/safetensors
 """
@@ -25,9 +25,10 @@ from ixjax.io import InputError, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"  # of PEFT's; marks a folder that holds an adapter
-# Rows read at once. 16 of float32, transposed, fill whole cache lines; more fall out of the cache
-# before they are written (measured: 64 rows take twice as long, a whole matrix four times).
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's; marks a folder with an adapter
+# Rows read at once. 16 rows of float32, transposed, fill whole cache lines; more are evicted from
+# the cache before they are written (measured: 64 rows take twice as long, a whole matrix four
+# times).
 BLOCK_ROWS, BLOCK_BYTES = 16, 2**18
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # NumPy's name -> safetensors'
 RECOMPUTED = ".rotary_emb.inv_freq"  # a buffer that old Llama exports carry
@@ -36,44 +37,44 @@ Part = tuple[tuple[int, int], ...]  # (start, stop) along each axis
 
 
 class TensorFolder:
-    """Tensors of a folder by name. Only headers are read until a part is asked for."""
+    """Tensors of a folder by name; values are read on request."""
 
     def __init__(self, source: Path):
         self.source = source
         self._tensors: dict[str, tuple[Path, Any]] = {}
 
     def add(self, file: Path, handle: Any, names: Iterable[str]) -> None:
-        """Know these tensors of an open file.
+        """Add these tensors of an open file.
 
         Raises:
-            InputError: one of them is not in it.
+            InputError: the file lacks one of them.
         """
         present = set(handle.keys())
         for name in names:
             if name not in present:
-                raise InputError(f"{file}: tensor {name} is missing; {self.source} says it is here")
+                raise InputError(f"{file}: tensor {name} is missing; {self.source} lists it here")
             if not name.endswith(RECOMPUTED):
                 self._tensors[name] = (file, handle.get_slice(name))
 
     @property
     def names(self) -> set[str]:
-        """All tensors that are known."""
+        """Names of all tensors."""
         return set(self._tensors)
 
     def file(self, name: str) -> Path:
-        """Where a tensor lies."""
+        """Return the file of a tensor."""
         return self._tensors[name][0]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, by its file's header."""
+        """Return a tensor's shape, from its file's header."""
         return tuple(self._tensors[name][1].get_shape())
 
     def dtype(self, name: str) -> str:
-        """Of a tensor, as safetensors calls it."""
+        """Return a tensor's type, by safetensors' name."""
         return self._tensors[name][1].get_dtype()
 
     def blocks(self, name: str, part: Part) -> Iterator[tuple[slice, np.ndarray]]:
-        """A part of a tensor, a few rows at a time: (which of the part's rows, their values)."""
+        """Yield a part of a tensor a few rows at a time: (rows of the part, their values)."""
         tensor = self._tensors[name][1]
         (start, stop), *rest = part
         row_bytes = 8 * math.prod(end - begin for begin, end in rest)
@@ -84,13 +85,13 @@ class TensorFolder:
             yield slice(rows.start - start, rows.stop - start), values
 
     def read(self, name: str, part: Part, out: np.ndarray, *, transposed: bool) -> None:
-        """Fill `out` with a part of a tensor, cast; with `transposed`, of its transpose."""
+        """Fill `out` with a part of a tensor (of its transpose if `transposed`), cast."""
         part, out = (part[::-1], out.T) if transposed else (part, out)
         for rows, values in self.blocks(name, part):
             out[rows] = values
 
     def equal(self, one: str, other: str) -> bool:
-        """Whether two tensors hold the same values."""
+        """Return whether two tensors hold the same values."""
         if self.shape(one) != self.shape(other):
             return False
         part = tuple((0, size) for size in self.shape(one))
@@ -99,10 +100,10 @@ class TensorFolder:
 
 
 def open_tensors(folder: Path, files: contextlib.ExitStack) -> TensorFolder:
-    """Open a folder's files, to be closed with `files`.
+    """Open a folder's files, which `files` closes.
 
     Raises:
-        InputError: they are not there, not whole, pickled, or not what the index says.
+        InputError: a file is missing, damaged, pickled, or differs from the index.
     """
     if (folder / WEIGHTS).is_file():
         handle = _open_file(folder / WEIGHTS, files)
@@ -114,11 +115,13 @@ def open_tensors(folder: Path, files: contextlib.ExitStack) -> TensorFolder:
     index = read_json(folder / INDEX)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{folder / INDEX}: weight_map is missing; expected tensor: file")
+        raise InputError(f"{folder / INDEX}: weight_map is missing; expected tensor -> file")
     checkpoint = TensorFolder(folder / INDEX)
     for name in sorted({str(name) for name in weight_map.values()}):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{folder / INDEX}: {name!r} is not a *.safetensors of this folder")
+            raise InputError(
+                f"{folder / INDEX}: weight_map names {name!r}; expected a *.safetensors here"
+            )
         handle = _open_file(folder / name, files)
         checkpoint.add(folder / name, handle, [t for t, file in weight_map.items() if file == name])
         unlisted = sorted(
@@ -127,21 +130,22 @@ def open_tensors(folder: Path, files: contextlib.ExitStack) -> TensorFolder:
         if unlisted:
             raise InputError(
                 f"{folder / name}: tensor {unlisted[0]} is not listed by {INDEX} "
-                f"({len(unlisted)} such)"
+                f"({len(unlisted)} such tensors)"
             )
     return checkpoint
 
 
 def _instead(folder: Path) -> str:
-    """What a folder without safetensors has, and how to make them of it."""
+    """Describe the weights of a folder without WEIGHTS and INDEX, and the remedy."""
     shards = sorted(p.name for p in folder.glob("*.safetensors"))
     if shards:
-        return f"{', '.join(shards)}, but no index that says what is in them; get {INDEX}, too"
+        return f"{', '.join(shards)}, but no index of them. Download {INDEX} too"
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     if not pickled:
         return "none"
     return (
-        f"only {pickled[0]}, which is not read: pickles execute code. If you trust it, convert it: "
+        f"only {pickled[0]}; pickles are not read, since they execute code. If you trust it, "
+        "convert it: "
         f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"
         f".save_pretrained({str(folder)!r})"
     )
@@ -154,14 +158,14 @@ def _open_file(file: Path, files: contextlib.ExitStack) -> Any:
 
 @contextlib.contextmanager
 def checked_file(file: Path, *, missing: str) -> Iterator[None]:
-    """A block that reads a file of tensors.
+    """Raise `InputError` for the errors of a block that reads a file of tensors.
 
     Args:
-        file: which.
-        missing: what is to be said where there is none.
+        file: the file.
+        missing: reason or remedy if the file is missing.
 
     Raises:
-        InputError: in place of the errors of a file that is not there or not whole.
+        InputError: the file is missing or damaged.
     """
     try:
         yield
@@ -174,15 +178,15 @@ def checked_file(file: Path, *, missing: str) -> Iterator[None]:
 def write_tensors(
     file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, values: Iterator[np.ndarray]
 ) -> None:
-    """Write a file of tensors of one type that is there whole, or as it was before.
+    """Write a file of tensors of one type atomically.
 
-    Unlike safetensors' own writer it holds one tensor at a time.
+    Unlike safetensors' writer, it holds one tensor at a time.
 
     Args:
-        file: where to.
-        shapes: of the tensors, by their names.
-        dtype: of the tensors.
-        values: the tensors, in the order of `shapes`; no more are taken.
+        file: the file.
+        shapes: shapes of the tensors by name.
+        dtype: type of the tensors.
+        values: the tensors in the order of `shapes`; no further ones are consumed.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -191,7 +195,7 @@ def write_tensors(
         header[name] = {"dtype": DTYPES[dtype.name], "shape": shape, "data_offsets": [at, end]}
         at = end
     described = json.dumps(header).encode()
-    described += b" " * (-len(described) % 8)  # the data begin at a multiple of 8 bytes
+    described += b" " * (-len(described) % 8)  # the data start at a multiple of 8 bytes
     partial = file.with_name(f".{file.name}.partial")
     with partial.open("wb") as out:
         out.write(len(described).to_bytes(8, "little") + described)
@@ -203,7 +207,7 @@ def write_tensors(
 
 
 def save_whole(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a file of tensors that is there whole, or as it was before."""
+    """Write a file of tensors atomically."""
     partial = file.with_name(f".{file.name}.partial")
     save_file(dict(tensors), partial, metadata={"format": "pt"})
     os.replace(partial, file)

@@ -1,7 +1,7 @@
-"""What a Hugging Face folder says about generation: end tokens, and how long a turn may be.
+"""Generation settings of a Hugging Face folder: end tokens, and the longest turn.
 
-Training and search take their end tokens from the chat template. But a folder whose end tokens
-can't be read, or are none of its tokens, is damaged, and a person should learn of it here.
+Training and search take their end tokens from the chat template. A folder whose end tokens can't
+be read, or are out of its vocabulary, is damaged and refused here.
 """
 
 from __future__ import annotations
@@ -9,29 +9,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ixjax.io import InputError, read_json
+from ixjax.io import InputError, read_json, read_object
 from ixjax.models.hf_config import CONFIG, read_config
 
 GENERATION = "generation_config.json"
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
-    """The generation_config.json of a folder; empty where it has none.
+    """Return the generation_config.json of a folder; empty if there is none.
 
     Raises:
-        InputError: it is no JSON object.
+        InputError: it is not a JSON object.
     """
     path = folder / GENERATION
-    if not path.exists():
-        return {}
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a JSON object, found a {type(values).__name__}")
-    return values
+    return read_object(path) if path.exists() else {}
 
 
 def check_end_tokens(folder: Path, vocab_size: int) -> None:
-    """Refuse end tokens that are none of the model's.
+    """Refuse end tokens that are not in the model's vocabulary.
 
     Raises:
         InputError: names the file and the token.
@@ -43,22 +38,22 @@ def check_end_tokens(folder: Path, vocab_size: int) -> None:
             token = isinstance(end, int) and not isinstance(end, bool)
             if end is not None and not (token and 0 <= end < vocab_size):
                 raise InputError(
-                    f"{folder / name}: eos_token_id is {ends!r}; expected tokens of a vocabulary "
-                    f"of {vocab_size} (0 to {vocab_size - 1})"
+                    f"{folder / name}: eos_token_id is {ends!r}; expected tokens from 0 to "
+                    f"{vocab_size - 1} (vocab_size is {vocab_size})"
                 )
 
 
 def turn_tokens(folder: Path, default: int) -> int:
-    """The longest turn of a folder's model: what it says itself, at most half of its context.
+    """Return the longest turn of a folder's model: its `max_new_tokens`, at most half its context.
 
     Args:
-        folder: whose; one that can't be read is refused by whoever loads it.
-        default: where it does not say.
+        folder: the model's folder; loading it later refuses an unreadable one.
+        default: the longest turn if the folder names none.
     """
     try:
         longest = read_config(folder / CONFIG).max_length
-        said = read_generation(folder).get("max_new_tokens")
+        named = read_generation(folder).get("max_new_tokens")
     except InputError:
         return default
-    wanted = said if isinstance(said, int) and said >= 1 else default
+    wanted = named if isinstance(named, int) and named >= 1 else default
     return min(wanted, max(longest // 2, 1))

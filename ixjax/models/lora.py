@@ -1,7 +1,7 @@
-"""LoRA adapters: beside a base, merged into it, and in and out of PEFT's format.
+"""LoRA adapters: added to a base, merged into it, read and written in PEFT's format.
 
-The adapters of a model lie stacked in its blocks (`ixjax.models.transformer.low_rank`), so that
-policy and simulator can share one base and one batch, each row with its own adapter.
+A model's adapters are stacked in its blocks (`ixjax.models.transformer.low_rank`), so that policy
+and simulator share one base and one batch, and each row chooses its adapter.
 
 References: Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models";
 https://huggingface.co/docs/peft (adapter_config.json, adapter_model.safetensors).
@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file
 
 from ixjax.distributed import is_first, to_host
-from ixjax.io import InputError, read_json, write_json
+from ixjax.io import InputError, read_object, write_json
 from ixjax.models.config import LORA_TARGETS, LoraConfig, ModelConfig
 from ixjax.models.hf import tensors
 from ixjax.models.hf_files import ADAPTER_CONFIG, checked_file, save_whole
@@ -37,7 +37,7 @@ from ixjax.models.sharding import (
 from ixjax.models.transformer import Transformer, weight_specs
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# Settings of PEFT that would change what an adapter computes, by the value that we compute.
+# Settings of PEFT that would change an adapter's output, with their supported values.
 MUST_BE = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
@@ -51,8 +51,8 @@ MUST_BE = {
     "target_parameters": (None, []),
     "trainable_token_indices": (None, []),
     "lora_bias": (False, None),
-    # The others (pissa, olora, ...) take from the base what they give to the adapter, and PEFT does
-    # so again whenever it loads one.
+    # Other values (pissa, olora, ...) subtract the initial adapter from the base, and PEFT repeats
+    # that when it loads an adapter.
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
     "layer_replication": (None, []),
     "alora_invocation_tokens": (None, []),
@@ -67,16 +67,16 @@ MUST_BE = {
 def add_lora(
     model: Transformer, lora: LoraConfig, *, seed: int, mesh: Mesh | None = None
 ) -> Transformer:
-    """The same base with new adapters, which change nothing until they are trained.
+    """Return the same base with new adapters, which change nothing until they are trained.
 
     Args:
         model: a decoder without adapters; its weights are shared, not copied.
         lora: size and number of the adapters.
-        seed: of their first matrices; the second ones are zero.
-        mesh: where the adapters go; default: where the model lies.
+        seed: seed of their first matrices; the second ones are zero.
+        mesh: devices for the adapters; default: the model's.
 
     Returns:
-        A decoder of the same weights, and adapters beside them.
+        A decoder with the same weights and adapters.
 
     Raises:
         ValueError: the model has adapters already.
@@ -90,9 +90,9 @@ def add_lora(
 
 
 def merge_lora(model: Transformer, adapter: int = 0) -> Transformer:
-    """A decoder without adapters that computes what the base does with one of them.
+    """Return a decoder without adapters that computes the same as the base with one of them.
 
-    Sums are taken in float32 and rounded to the base's type once.
+    Sums are computed in float32 and rounded once to the base's type.
 
     Raises:
         ValueError: the model has no such adapter.
@@ -109,11 +109,11 @@ def merge_lora(model: Transformer, adapter: int = 0) -> Transformer:
 
 
 def new_adapter(model: Transformer, lora: LoraConfig | None, *, seed: int) -> Transformer:
-    """What a training of adapters starts from: what the model computes now, and an empty adapter.
+    """Return the start of a training of adapters: the same function with a new, zero adapter.
 
     Args:
-        model: an adapter that it has is merged into its base.
-        lora: of the new one; None: the model as it is.
+        model: a decoder; an adapter that it has is merged into its base.
+        lora: size of the new adapter; None returns the model unchanged.
         seed: see `add_lora`.
     """
     if lora is None:
@@ -122,26 +122,28 @@ def new_adapter(model: Transformer, lora: LoraConfig | None, *, seed: int) -> Tr
 
 
 def stack_adapters(models: Sequence[Transformer]) -> Transformer:
-    """One base with the adapters of all `models`, in their order; its weights are the first's.
+    """Return one base, the first model's, with the adapters of all `models` in their order.
 
     Raises:
-        ValueError: no model is given, one has no adapter, or they differ in anything else than
-            their adapters' weights.
+        ValueError: no model is given, a model has no adapter, or models differ in more than their
+            adapters' weights.
     """
     if not models:
-        raise ValueError("stack_adapters needs at least one model")
+        raise ValueError("models is empty; expected at least one model")
     loras = [_lora_of(model) for model in models]
     plain = {_without_count(model.config) for model in models}
     if len(plain) > 1:
-        raise ValueError("models that share a base must have equal configs, their adapters' too")
-    everyone = [weights_by_path(model) for model in models]
-    stacked = dict(everyone[0])
-    for name, first in everyone[0].items():
-        alike = [weights[name] for weights in everyone]
+        raise ValueError(
+            f"models have {len(plain)} configs; expected equal configs, adapters included"
+        )
+    by_path = [weights_by_path(model) for model in models]
+    stacked = dict(by_path[0])
+    for name, first in by_path[0].items():
+        values = [weights[name] for weights in by_path]
         if "_lora_" in name:
-            stacked[name] = jnp.concatenate(alike, axis=1)
-        elif not all(other is first or jnp.array_equal(other, first) for other in alike):
-            raise ValueError(f"{name} differs between the models: their adapters have other bases")
+            stacked[name] = jnp.concatenate(values, axis=1)
+        elif not all(value is first or jnp.array_equal(value, first) for value in values):
+            raise ValueError(f"{name} differs between the models; expected adapters of one base")
     lora = dataclasses.replace(loras[0], adapters=sum(lora.adapters for lora in loras))
     return model_of(dataclasses.replace(models[0].config, lora=lora), stacked)
 
@@ -153,9 +155,9 @@ def save_adapter(
 
     Args:
         model: a decoder with adapters; weights keep their type.
-        path: the folder, made where it is missing.
-        adapter: which of them.
-        base: name or folder of the base checkpoint, for whoever loads it by the adapter alone.
+        path: the folder, created if missing.
+        adapter: index of the adapter.
+        base: name or folder of the base checkpoint, for PEFT's automatic loading of the base.
 
     Raises:
         ValueError: the model has no such adapter.
@@ -188,19 +190,19 @@ def save_adapter(
 
 
 def load_adapter(model: Transformer, path: str | Path, *, mesh: Mesh | None = None) -> Transformer:
-    """A base with one adapter of PEFT's format beside it.
+    """Return a base with one adapter in PEFT's format.
 
     Args:
         model: a decoder without adapters; its weights are shared, not copied.
         path: folder with adapter_config.json and adapter_model.safetensors.
-        mesh: where the adapters go; default: where the model lies.
+        mesh: devices for the adapter; default: the model's.
 
     Returns:
-        A decoder of the same weights, and the adapter beside them, in their type.
+        A decoder with the same weights, and the adapter in their type.
 
     Raises:
-        InputError: the folder holds no such adapter, or none for this base. Names the file and
-            the field or tensor.
+        InputError: the folder is not such an adapter, or its adapter does not fit this base. Names
+            the file and the field or tensor.
         ValueError: the model has adapters already.
     """
     folder = Path(path)
@@ -227,23 +229,21 @@ def load_adapter(model: Transformer, path: str | Path, *, mesh: Mesh | None = No
         values[ours][layer, 0] = tensor.T
     if found:
         raise InputError(
-            f"{file}: tensor {min(found)} belongs to no projection that we adapt "
-            f"({len(found)} such)"
+            f"{file}: tensor {min(found)} belongs to no projection of target_modules "
+            f"({len(found)} such tensors)"
         )
     return _with_weights(model, config, values, mesh)
 
 
 def _read_lora(path: Path, base: ModelConfig) -> LoraConfig:
-    settings = read_json(path)
-    if not isinstance(settings, dict):
-        raise InputError(f"{path}: expected a JSON object, found a {type(settings).__name__}")
+    settings = read_object(path)
 
     def error(name: str, expected: str) -> InputError:
         return InputError(f"{path}: {name} is {settings.get(name)!r}; expected {expected}")
 
     for name, accepted in MUST_BE.items():
         if name in settings and settings[name] not in accepted:
-            raise error(name, f"{accepted[0]!r}: with another, PEFT computes what we do not")
+            raise error(name, f"{accepted[0]!r}, the only supported computation")
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise error("r", "a positive integer")
@@ -259,9 +259,9 @@ def _read_lora(path: Path, base: ModelConfig) -> LoraConfig:
 
 
 def _targets(modules: Any, base: ModelConfig) -> tuple[str, ...]:
-    """Our targets for PEFT's module names, whole (`model.layers.0.mlp.up_proj`) or their ends.
+    """Return our targets for PEFT's module names: full (`model.layers.0.mlp.up_proj`) or suffixes.
 
-    Empty where a module is none of ours, or one has adapters in some layers alone.
+    Empty if a module is no projection, or is adapted in some layers only.
     """
     if modules == "all-linear":
         return LORA_TARGETS
@@ -279,20 +279,20 @@ def _targets(modules: Any, base: ModelConfig) -> tuple[str, ...]:
         module: {name for of in names.values() for name in of if f".{name}".endswith(f".{module}")}
         for module in modules
     }
-    everyone = set().union(*adapted.values())
-    whole = tuple(target for target, of in names.items() if everyone.issuperset(of))
-    partly = everyone - {name for target in whole for name in names[target]}
+    covered = set().union(*adapted.values())
+    whole = tuple(target for target, of in names.items() if covered.issuperset(of))
+    partly = covered - {name for target in whole for name in names[target]}
     return () if partly or not all(adapted.values()) else whole
 
 
 def _modules(config: ModelConfig) -> dict[str, str]:
-    """Our target -> name of Hugging Face's module, such as q_proj."""
+    """Map our targets to names of Hugging Face's modules, such as q_proj."""
     named = tensors(dataclasses.replace(config, lora=None))
     return {target: named[f"layers.{target}"].name.split(".")[-2] for target in LORA_TARGETS}
 
 
 def _layout(config: ModelConfig) -> Iterator[tuple[str, str, int, tuple[int, int]]]:
-    """PEFT's tensors of one adapter: (their name, our path, layer, their shape)."""
+    """Yield PEFT's tensors of one adapter: (their name, our path, layer, their shape)."""
     named, specs = tensors(dataclasses.replace(config, lora=None)), weight_specs(config)
     for name in _lora_paths(config):
         target, side = name.rsplit("_lora_", 1)
@@ -311,7 +311,7 @@ def _lora_of(model: Transformer, adapter: int = 0) -> LoraConfig:
     lora = model.config.lora
     if lora is None or not 0 <= adapter < lora.adapters:
         count = 0 if lora is None else lora.adapters
-        raise ValueError(f"there is no adapter {adapter}; the model has {count}")
+        raise ValueError(f"adapter is {adapter}; expected one of the model's {count} adapters")
     return lora
 
 
@@ -322,14 +322,14 @@ def _without_count(config: ModelConfig) -> ModelConfig:
 
 def _with_lora(model: Transformer, lora: LoraConfig) -> ModelConfig:
     if model.config.lora is not None:
-        raise ValueError("the model has adapters already; merge them first (merge_lora)")
+        raise ValueError("the model has adapters; expected none. Merge them first (merge_lora)")
     return dataclasses.replace(model.config, lora=lora)
 
 
 def _with_weights(
     model: Transformer, config: ModelConfig, adapters: Mapping[str, Any], mesh: Mesh | None
 ) -> Transformer:
-    """The model's own weights with those of adapters beside them, each put where it belongs."""
+    """Return a model of the given model's weights and of adapters, which are placed on the mesh."""
     mesh = mesh_of(model) if mesh is None else mesh
     shardings = nnx.to_flat_state(param_shardings(config, mesh))
     where = {path_name(path): leaf.get_value() for path, leaf in shardings}

@@ -1,6 +1,6 @@
-"""What of a model lies on one device: `weight_specs` read through the rules, in bytes.
+"""Bytes of a model on one device: `weight_specs` under the sharding rules.
 
-The mesh may be abstract (`ixjax.parallel.abstract_mesh`), of devices that do not exist.
+The mesh may be abstract (`ixjax.parallel.abstract_mesh`), so that the devices need not exist.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from ixjax.models.sharding import param_shardings, path_name
 from ixjax.models.transformer import WeightSpec, weight_specs
 from ixjax.parallel import AnyMesh
 
-MOMENTS = 2  # of AdamW, each of a parameter's shape, lying as it does
-FLOAT32_BYTES = 4  # of moments and gradients, whatever the parameters are
+MOMENTS = 2  # of AdamW, each with the shape and sharding of its parameter
+FLOAT32_BYTES = 4  # of a number in moments and gradients, for every type of parameter
 
 
 @dataclasses.dataclass(frozen=True)
 class PlacedWeight:
-    """One weight and where it lies.
+    """One weight and its placement.
 
     name: attribute path.
-    shape: of the whole.
+    shape: unsharded shape.
     axes: logical axes.
-    mesh_axes: mesh axes of each dimension, None where it is whole.
-    device_numbers: in the largest share.
-    device_bytes: of the largest share.
-    trained: whether it learns.
+    mesh_axes: mesh axes of each dimension; None for a dimension that is not split.
+    device_numbers: numbers in the largest shard.
+    device_bytes: bytes of the largest shard.
+    trained: whether it is trained.
     """
 
     name: str
@@ -46,40 +46,40 @@ class PlacedWeight:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where every weight of a model lies on a mesh."""
+    """The placement of every weight of a model on a mesh."""
 
     weights: tuple[PlacedWeight, ...]
 
     @property
     def weight_bytes(self) -> int:
-        """Weights on one device."""
+        """Bytes of all weights on one device."""
         return sum(weight.device_bytes for weight in self.weights)
 
     @property
     def trained_bytes(self) -> int:
-        """Those that learn."""
+        """Bytes of the trained weights on one device."""
         return sum(weight.device_bytes for weight in self.weights if weight.trained)
 
     @property
     def gradient_bytes(self) -> int:
-        """Their gradients, in float32."""
+        """Bytes of the gradients on one device, in float32."""
         return FLOAT32_BYTES * sum(w.device_numbers for w in self.weights if w.trained)
 
     @property
     def state_bytes(self) -> int:
-        """AdamW's moments on one device, in float32."""
+        """Bytes of AdamW's moments on one device, in float32."""
         return MOMENTS * self.gradient_bytes
 
 
 def describe_sharding(
     config: ModelConfig, mesh: AnyMesh, *, trained: Collection[str] | None = None
 ) -> Placement:
-    """Each weight with its logical axes, its mesh axes and its bytes on one device.
+    """Return each weight with its logical axes, its mesh axes and its bytes on one device.
 
     Args:
-        config: of the model.
+        config: the model.
         mesh: real or abstract.
-        trained: paths of the weights that learn; default all, or adapters where there are any.
+        trained: paths of the trained weights; default all, or the adapters if there are any.
     """
     if trained is None:
         trained = [n for n in weight_specs(config) if config.lora is None or "_lora_" in n]
@@ -105,9 +105,9 @@ def describe_sharding(
 
 
 def device_share(config: ModelConfig, mesh: AnyMesh) -> ModelConfig:
-    """The network as one device computes it: its part of heads, MLP and vocabulary.
+    """Return the network that one device computes: its part of heads, MLP and vocabulary.
 
-    What `tensor` does not divide stays whole (see `ixjax.parallel.partition_spec`).
+    A size that `tensor` does not divide is not split (see `ixjax.parallel.partition_spec`).
     """
     parts = mesh.shape["tensor"]
 
@@ -119,7 +119,7 @@ def device_share(config: ModelConfig, mesh: AnyMesh) -> ModelConfig:
         config,
         vocab_size=share(config.vocab_size),
         num_heads=heads,
-        # Whole KV heads on a device that has some of the query heads: those that they read.
+        # If KV heads are not split, a device uses those of its query heads alone.
         num_kv_heads=math.gcd(heads, share(config.num_kv_heads)),
         intermediate_size=share(config.intermediate_size),
     )

@@ -14,14 +14,14 @@ Angles = tuple[jax.Array, jax.Array]  # cosines and sines, each [B, 1, T, D/2]
 
 
 class Rotary(NamedTuple):
-    """Angles of every position, for layers that see all and for local ones."""
+    """Angles of every position, for global and for local layers."""
 
     all: Angles
     local: Angles
 
 
 def rotary_angles(config: ModelConfig, positions: jax.Array) -> Rotary:
-    """Cosines and sines of `[B, T]` positions, in float32 (bfloat16 rounds 257)."""
+    """Return cosines and sines of `[B, T]` positions, in float32 (bfloat16 rounds 257)."""
 
     def frequencies(theta: float) -> jax.Array:
         half = config.head_dim // 2
@@ -43,7 +43,7 @@ def rotary_angles(config: ModelConfig, positions: jax.Array) -> Rotary:
 def scale_frequencies(
     frequencies: jax.Array, scaling: tuple[float, float, float, int]
 ) -> jax.Array:
-    """Llama 3.1's rotary scaling: long wavelengths are stretched by `factor`, short ones kept."""
+    """Scale frequencies as Llama 3.1: stretch long wavelengths by `factor`, keep short ones."""
     factor, low_freq_factor, high_freq_factor, original = scaling
     turns = original * frequencies / (2 * math.pi)
     keep = jnp.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0, 1.0)
@@ -51,7 +51,7 @@ def scale_frequencies(
 
 
 def rotate(x: jax.Array, angles: Angles, *, scale: float = 1.0) -> jax.Array:
-    """Rotary embedding of `[B, heads, T, D]`, halves paired as in Hugging Face's Llama.
+    """Rotate `[B, heads, T, D]` by position, halves paired as in Hugging Face's Llama.
 
     The result is scaled before it is rounded to x's dtype.
     """

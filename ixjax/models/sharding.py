@@ -1,4 +1,4 @@
-"""Where each weight lies: `weight_specs` read through the rules of `ixjax.parallel`."""
+"""Shardings of a model: `weight_specs` under the rules of `ixjax.parallel`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ixjax.parallel import AnyMesh, make_mesh, partition_spec
 
 
 def param_shardings(config: ModelConfig, mesh: AnyMesh) -> nnx.State:
-    """A sharding for each parameter, in the tree that `nnx.split(model)[1]` has."""
+    """Return a sharding for each parameter, in the structure of `nnx.split(model)[1]`."""
     specs = weight_specs(config)
-    # A head is not cut in two: its halves are rotated together.
+    # A head is never split: its halves are rotated together.
     counts = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
 
     def sharding(path: tuple, _: object) -> NamedSharding:
@@ -32,37 +32,37 @@ def param_shardings(config: ModelConfig, mesh: AnyMesh) -> nnx.State:
 
 
 def mesh_of(model: Transformer) -> Mesh:
-    """The mesh that a model lies on; of its one device where it was put there by itself."""
+    """Return the mesh of a model; a mesh of one device for a model without a named sharding."""
     weight = model.embedding[...]
     mesh = getattr(weight.sharding, "mesh", None)
     return mesh if isinstance(mesh, Mesh) else make_mesh(devices=list(weight.devices()))
 
 
 def path_name(path: tuple) -> str:
-    """A path of NNX's under the name that `weight_specs` has for it."""
+    """Return the name in `weight_specs` of an NNX path."""
     return ".".join(map(str, path))
 
 
 def abstract_params(config: ModelConfig) -> nnx.State:
-    """The parameter tree with `jax.ShapeDtypeStruct` leaves."""
+    """Return the parameter tree with `jax.ShapeDtypeStruct` leaves."""
     return nnx.state(Transformer(config), nnx.Param)
 
 
 def weights_by_path(model: Transformer) -> dict[str, jax.Array]:
-    """The model's arrays under the attribute paths of `weight_specs`."""
+    """Return the model's arrays by the attribute paths of `weight_specs`."""
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {path_name(path): variable.get_value() for path, variable in params}
 
 
 def cast(model: Transformer, dtype: DType) -> Transformer:
-    """The model with parameters and computation of another type."""
+    """Return the model with parameters and computation of another type."""
     config = dataclasses.replace(model.config, param_dtype=dtype, compute_dtype=dtype)
     weights = weights_by_path(model)
     return model_of(config, {path: weight.astype(dtype) for path, weight in weights.items()})
 
 
 def model_of(config: ModelConfig, weights: Mapping[str, jax.Array]) -> Transformer:
-    """A model made of arrays under the attribute paths of `weight_specs`; nothing is copied."""
+    """Return a model of arrays by the attribute paths of `weight_specs`, without copies."""
 
     def weight(path: tuple, variable: nnx.Variable) -> nnx.Variable:
         return variable.replace(weights[path_name(path)])
@@ -72,14 +72,14 @@ def model_of(config: ModelConfig, weights: Mapping[str, jax.Array]) -> Transform
 
 
 def init_model(config: ModelConfig, *, seed: int, mesh: Mesh) -> Transformer:
-    """Draw a new model straight into its shards."""
+    """Draw a new model directly into its shards."""
     params = _drawing(config, mesh)(jax.random.key(seed))
     return nnx.merge(nnx.graphdef(Transformer(config)), params)
 
 
 @functools.lru_cache
 def _drawing(config: ModelConfig, mesh: Mesh) -> Callable[[jax.Array], nnx.State]:
-    """The jitted initialiser of one shape; models that differ in their seed share it."""
+    """Return the jitted initialiser of a config; models that differ in their seed share it."""
 
     def draw(key: jax.Array) -> nnx.State:
         return nnx.state(Transformer(config, rngs=nnx.Rngs(params=key)), nnx.Param)

@@ -1,10 +1,10 @@
-"""A decoder-only transformer in Flax NNX: Llama, and what other families add to it as fields.
+"""A decoder-only transformer in Flax NNX: Llama, with the features of other families as fields.
 
 One table, `weight_specs`, describes every weight: shape, logical axes, initialiser. Parameters,
-their shardings and the abstract tree that a checkpoint is restored into all derive from it.
+their shardings and the abstract tree that a checkpoint is restored into derive from it.
 Blocks are stacked along a leading axis and scanned, so that compile time does not grow with depth.
-A block does not know where its keys come from: it is handed an `attend` function. Teacher forcing
-(here) and the generation engine (`ixjax.generation.passes`) share every line but that function.
+A block takes an `attend` function, which supplies its keys. Teacher forcing (here) and the
+generation engine (`ixjax.generation.passes`) share all other code.
 
 Axes: B sequences, T positions, V vocabulary, L layers, H/K query/KV heads, D head size.
 References: Touvron et al. 2023 (Llama 2); Su et al. 2021 (RoPE); Ainslie et al. 2023 (GQA).
@@ -30,22 +30,22 @@ from ixjax.models.rotary import Angles, Rotary, rotary_angles, rotate
 from ixjax.parallel import constrain
 
 # (layer_cache, local, q [B, H, T, D] scaled, k [B, K, T, D], v [B, K, T, D]) to
-# (out [B, H, T, D], whatever of it is to be kept).
+# (out [B, H, T, D], values to keep).
 Attend = Callable[[Any, Local, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 HIDDEN_AXES = ("rows", None, None)  # of hidden states [B, T, hidden]
-# What of a block is kept for its gradient: all, the products with its weights, or its input alone.
+# Values of a block that are kept for its gradient: all, products with weights, or its input.
 Remat = Literal["none", "dots", "full"]
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-FULL_UNROLL_LAYERS = 8  # up to here unrolling costs little to compile and saves cache slicing
+FULL_UNROLL_LAYERS = 8  # up to this depth unrolling compiles quickly and avoids cache slicing
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightSpec:
-    """One weight: its shape, a logical name for each axis, and how it is drawn."""
+    """One weight: its shape, a logical name for each axis, and its initialiser."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -53,14 +53,14 @@ class WeightSpec:
     """Standard deviation of the normal initialiser; None: all ones; 0: all zeros."""
 
     def draw(self, key: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """Initial value; consumes `key`."""
+        """Draw the initial value; consumes `key`."""
         if self.scale is None:
             return jnp.ones(self.shape, dtype)
         return (self.scale * jax.random.normal(key, self.shape, jnp.float32)).astype(dtype)
 
 
 def weight_specs(config: ModelConfig) -> dict[str, WeightSpec]:
-    """Every weight of the decoder by its attribute path; block weights lead with the layer axis."""
+    """Return every weight by its attribute path; the first axis of block weights is the layer."""
     c = config
     layers, hidden, mlp = c.num_layers, c.hidden_size, c.intermediate_size
     q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
@@ -108,7 +108,7 @@ def weight_specs(config: ModelConfig) -> dict[str, WeightSpec]:
 
 
 def _lora_specs(lora: LoraConfig, specs: Mapping[str, WeightSpec]) -> dict[str, WeightSpec]:
-    """`[L, adapters, in, rank]` and `[L, adapters, rank, out]`; an adapter begins as nothing."""
+    """Return `[L, adapters, in, rank]` and `[L, adapters, rank, out]`; new adapters add zero."""
     adapters: dict[str, WeightSpec] = {}
     for target in lora.targets:
         base = specs[f"layers.{target}"]
@@ -125,7 +125,7 @@ def _lora_specs(lora: LoraConfig, specs: Mapping[str, WeightSpec]) -> dict[str, 
 
 
 class LoraParam(nnx.Param):
-    """A weight of an adapter: what is trained where the base is frozen."""
+    """A weight of an adapter, trained while the base is frozen."""
 
 
 class Blocks(nnx.Module):
@@ -136,9 +136,9 @@ class Transformer(nnx.Module):
     """A decoder: token ids in, float32 logits out.
 
     Args:
-        config: its shape.
-        rngs: draws the initial weights; None leaves every parameter an abstract
-            `jax.ShapeDtypeStruct`, for whoever restores values into it.
+        config: shape of the network.
+        rngs: draws the initial weights; None: every parameter is a `jax.ShapeDtypeStruct`, to be
+            restored.
     """
 
     embedding: nnx.Param
@@ -168,16 +168,16 @@ class Transformer(nnx.Module):
         shared_to: jax.Array | None = None,
         adapters: jax.Array | None = None,
     ) -> jax.Array:
-        """Teacher-forced forward pass.
+        """Run a teacher-forced forward pass.
 
         Args:
             tokens: `[B, T]` int token ids.
-            positions: `[B, T]` position of each token in its own sequence; default 0..T-1.
+            positions: `[B, T]` position of each token in its sequence; default 0..T-1.
             segment_ids: `[B, T]` int; a token sees earlier tokens of its own segment, and of
-                those that are shared with it. 0 marks padding. Default: one segment a row.
-            shared_to: `[B, T]` int, the last segment that sees a token, which those between its
-                own and that one see too: a prompt stands once in front of several responses.
-                Default: its own segment.
+                segments shared with it. 0 marks padding. Default: one segment a row.
+            shared_to: `[B, T]` int, the last segment that sees a token; all segments from its own
+                to that one see it, so that several responses share one prompt. Default: its own
+                segment.
             adapters: `[B]` int, the adapter of each row; -1: the base alone. Default: the first.
 
         Returns:
@@ -196,14 +196,14 @@ class Transformer(nnx.Module):
         adapters: jax.Array | None = None,
         remat: Remat = "none",
     ) -> jax.Array:
-        """As `__call__`, up to the last norm: `[B, T, hidden_size]`."""
+        """Return the output of the last norm, `[B, T, hidden_size]`; arguments as `__call__`."""
         if tokens.ndim != 2:
             raise ValueError(f"tokens has shape {tokens.shape}; expected [B, T]")
         batch, length = tokens.shape
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
         if segment_ids is None and shared_to is not None:
-            raise ValueError("shared_to names segments; give segment_ids, too")
+            raise ValueError("shared_to is given without segment_ids; expected both")
         shared_to = segment_ids if shared_to is None else shared_to
         config = self.config
 
@@ -233,23 +233,23 @@ class Transformer(nnx.Module):
         rotary: Rotary | None = None,
         remat: Remat = "none",
     ) -> tuple[jax.Array, Any]:
-        """Embed, pass through all blocks, norm.
+        """Apply embedding, all blocks and the last norm.
 
         Args:
             tokens: `[B, T]` token ids.
             positions: `[B, T]` rotary positions.
             attend: attention of one block; see `Attend`.
-            cache: pytree with leading axis `L`, each block's slice goes to `attend`; with
-                `layers` a sequence of L pytrees.
-            layers: each block's weights, where they were taken apart (`unstack`) before a loop
-                over tokens, in which slices of the stacked ones would be copied every time.
+            cache: pytree with leading axis `L`, whose slices are passed to `attend`; with `layers`
+                a sequence of L pytrees.
+            layers: unstacked weights of each block (`unstack`), for loops over tokens: slices of
+                stacked weights would be copied in every iteration.
             adapters: `[B]`; see `__call__`.
-            rotary: angles of the positions, where they are at hand; default computed.
-            remat: what of a block is computed again for its gradient instead of kept.
+            rotary: precomputed angles of the positions; default computed here.
+            remat: values of a block that are recomputed for its gradient instead of kept.
 
         Returns:
-            Hidden states `[B, T, hidden_size]` and what `attend` kept, stacked to `[L, ...]`; with
-            `layers` a list of L.
+            Hidden states `[B, T, hidden_size]` and the values that `attend` kept, stacked to
+            `[L, ...]`; with `layers` a list of L.
         """
         config = self.config
         graph, params = nnx.split(self.layers)
@@ -261,7 +261,7 @@ class Transformer(nnx.Module):
                 x = x * jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
             x = constrain(x, HIDDEN_AXES)
 
-        # Known while tracing where all layers are alike, so that nothing is computed twice.
+        # Static if all layers are alike, so that only one of the two masks is computed.
         alike = len(set(config.is_local)) == 1
 
         def body(x, layer):
@@ -274,7 +274,7 @@ class Transformer(nnx.Module):
 
         if layers is None:
             if remat != "none":
-                # Unrolled blocks would be merged with their second computation, to no avail.
+                # Without it, XLA would merge an unrolled block with its recomputation.
                 prevent = config.num_layers <= FULL_UNROLL_LAYERS
                 body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=prevent)
             unroll = config.num_layers <= FULL_UNROLL_LAYERS
@@ -288,7 +288,7 @@ class Transformer(nnx.Module):
         return rms_norm(x, self.norm[...], config.norm_eps, config.norm_offset), kept
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """The LM head: `[..., hidden_size]` to float32 `[..., V]`."""
+        """Apply the LM head: `[..., hidden_size]` to float32 `[..., V]`."""
         with jax.named_scope("head"):
             weight = self.embedding[...].T if self.config.tie_embeddings else self.head[...]
             logits = linear(hidden, weight, out_dtype=jnp.float32)
@@ -303,7 +303,7 @@ def block(
     chosen: jax.Array | None,
     attend: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]],
 ) -> tuple[jax.Array, Any]:
-    """One decoder block: `[B, T, hidden]` in and out, and what `attend` kept."""
+    """Apply one decoder block; return `[B, T, hidden]` and the values that `attend` kept."""
     batch, length, _ = x.shape
     dtype = x.dtype
 
@@ -345,7 +345,7 @@ def block(
 def _chosen_adapters(
     lora: LoraConfig | None, adapters: jax.Array | None, batch: int
 ) -> jax.Array | None:
-    """`[B, 1, adapters * rank]`: alpha / rank in the columns of each row's adapter, else 0."""
+    """Return `[B, 1, adapters * rank]`: alpha / rank in columns of each row's adapter, else 0."""
     if lora is None:
         return None
     adapters = jnp.zeros(batch, jnp.int32) if adapters is None else adapters
@@ -354,10 +354,10 @@ def _chosen_adapters(
 
 
 def low_rank(y: jax.Array, a: jax.Array, b: jax.Array, chosen: jax.Array) -> jax.Array:
-    """What each row's adapter adds to a projection of `[B, T, in]`.
+    """Return the output of each row's adapter for a projection of `[B, T, in]`.
 
-    All adapters lie side by side in one product, in which `chosen` leaves each row its own: as
-    exact as choosing the matrices by row, and they are not copied once a row.
+    One product covers all adapters, and `chosen` masks the columns of the others: the result equals
+    that of gathering matrices by row, without a copy of the matrices for each row.
 
     Args:
         y: `[B, T, in]`.
@@ -365,8 +365,8 @@ def low_rank(y: jax.Array, a: jax.Array, b: jax.Array, chosen: jax.Array) -> jax
         b: `[adapters, rank, out]`.
         chosen: `[B, 1, adapters * rank]`.
     """
-    beside = jnp.swapaxes(a, 0, 1).reshape(y.shape[-1], -1)
-    narrow = linear(y, beside) * chosen.astype(y.dtype)
+    all_a = jnp.swapaxes(a, 0, 1).reshape(y.shape[-1], -1)
+    narrow = linear(y, all_a) * chosen.astype(y.dtype)
     return linear(narrow, b.reshape(-1, b.shape[-1]))
 
 
@@ -377,15 +377,15 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def unstack(tree: Any, layers: int) -> list[Any]:
-    """The `layers` slices of a pytree with that leading axis."""
+    """Return the `layers` slices of a pytree along its leading axis."""
     return [jax.tree.map(operator.itemgetter(i), tree) for i in range(layers)]
 
 
 def linear(x: jax.Array, weight: jax.Array, *, out_dtype: DTypeLike | None = None) -> jax.Array:
-    """`[..., in] @ [in, out]`, multiplied in x's dtype, given in `out_dtype` (default x's).
+    """Return `[..., in] @ [in, out]`, multiplied in x's dtype, in `out_dtype` (default x's).
 
     Leading axes are merged for the product: XLA's CPU backend computes the weight gradient of a
-    three-dimensional one 2.3 times slower.
+    three-dimensional product 2.3 times slower.
     """
     flat = x.reshape(-1, x.shape[-1])
     product = jnp.matmul(flat, weight.astype(x.dtype), preferred_element_type=out_dtype)
@@ -393,7 +393,7 @@ def linear(x: jax.Array, weight: jax.Array, *, out_dtype: DTypeLike | None = Non
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
-    """Root-mean-square norm over the last axis, in float32 (Zhang and Sennrich 2019)."""
+    """Apply the root-mean-square norm over the last axis, in float32 (Zhang and Sennrich 2019)."""
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     return (x32 * _along_last(weight.astype(jnp.float32) + offset, x.ndim)).astype(x.dtype)

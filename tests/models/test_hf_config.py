@@ -225,7 +225,9 @@ def test_length_is_the_checkpoints_within_reason_or_the_callers(copy):
     edit_config(copy, max_position_embeddings=131072)
     assert read_config(path).max_length == 4096
     assert read_config(path, max_length=100_000).max_length == 100_000
-    with pytest.raises(InputError, match="max_position_embeddings is 131072; max_length=200000"):
+    with pytest.raises(
+        InputError, match="max_position_embeddings is 131072; expected max_length=200000"
+    ):
         read_config(path, max_length=200_000)
 
 
@@ -234,9 +236,7 @@ def test_length_is_the_checkpoints_within_reason_or_the_callers(copy):
     [
         (
             {"architectures": ["GPT2LMHeadModel"]},
-            r"architectures is \['GPT2LMHeadModel'\]; expected one of the supported: "
-            "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, "
-            "Gemma2ForCausalLM, Gemma3ForCausalLM$",
+            r"architectures is \['GPT2LMHeadModel'\]; .*LlamaForCausalLM, .*, Gemma3ForCausalLM$",
         ),
         ({"architectures": None}, "architectures is nothing; expected one of"),
         ({"hidden_size": None}, "hidden_size is nothing; expected a positive integer"),
@@ -244,7 +244,9 @@ def test_length_is_the_checkpoints_within_reason_or_the_callers(copy):
         ({"num_attention_heads": True}, "num_attention_heads is True; expected a positive integer"),
         ({"rms_norm_eps": -1}, "rms_norm_eps is -1; expected a positive number"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; expected true or false"),
-        ({"num_key_value_heads": 3}, r"num_heads \(4\) must be a multiple of num_kv_heads \(3\)"),
+        ({"num_key_value_heads": 3}, r"num_key_value_heads is 3; .*num_attention_heads \(4\)"),
+        ({"head_dim": 5}, r"head_dim .*is 5; expected an even number"),
+        ({"head_dim": None, "hidden_size": 20}, r"num_attention_heads\) is 5; expected an even"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected 'silu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is .*must be plain floating"),
         ({"layer_types": ["full_attention"]}, "layer_types is .*; expected 2 of full_attention"),

@@ -78,7 +78,7 @@ def test_pickles_are_not_read_and_the_error_says_what_converts_them(copy, sharde
     if sharded:
         index = {"metadata": {}, "weight_map": dict.fromkeys(state, file)}
         (copy / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match=rf"found only {file}, which is not read") as refused:
+    with pytest.raises(InputError, match=rf"found only {file}; pickles are not read") as refused:
         load_hf(copy)
     (_, remedy) = str(refused.value).split("convert it: ")
     assert remedy.startswith("transformers.AutoModelForCausalLM.from_pretrained(")
@@ -148,7 +148,7 @@ def test_a_truncated_or_corrupt_file_is_refused(copy, sharded, damage):
     ("name", "content", "message"),
     [
         ("config.json", '{"architectures": [', r"config\.json:1: not JSON"),
-        ("config.json", "[]", r"config\.json: expected a JSON object, found a list"),
+        ("config.json", "[]", r"config\.json: expected a JSON object, found list"),
         ("model.safetensors.index.json", "{", r"index\.json:1: not JSON"),
         ("model.safetensors.index.json", "[]", r"index\.json: weight_map is missing"),
     ],
@@ -178,7 +178,10 @@ def test_a_tensor_that_the_index_does_not_list_is_refused_by_name(copy):
     ("weight_map", "message"),
     [
         ({}, "weight_map is missing"),
-        ({"model.norm.weight": "../model.safetensors"}, "is not a .* of this folder"),
+        (
+            {"model.norm.weight": "../model.safetensors"},
+            r"weight_map names '\.\./model\.safetensors'",
+        ),
         ({"model.norm.weight": "gone.safetensors"}, "gone.safetensors: no such file"),
         ({"other.weight": "part.safetensors"}, "part.safetensors: tensor other.weight is missing"),
         ({"model.norm.weight": "part.safetensors"}, "lm_head.weight is not listed by"),
@@ -200,10 +203,12 @@ def test_a_folder_is_checked_without_reading_a_weight(copy):
 
 def test_an_adapter_in_the_folder_is_never_passed_over(copy):
     (copy / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"adapter_config\.json: an adapter beside a model"):
+    with pytest.raises(InputError, match=r"adapter_config\.json: found an adapter next to a model"):
         load_hf(copy)
     (copy / "config.json").unlink()
-    with pytest.raises(InputError, match=r"adapter_config\.json: an adapter without its base"):
+    with pytest.raises(
+        InputError, match=r"adapter_config\.json: found an adapter without its base"
+    ):
         load_hf(copy)
 
 
@@ -221,9 +226,9 @@ def test_shards_without_an_index_are_named(copy):
         (
             "generation_config.json",
             '{"eos_token_id": [2, 99999]}',
-            r"generation_config\.json: eos_token_id is \[2, 99999\]; expected tokens of",
+            r"generation_config\.json: eos_token_id is \[2, 99999\];",
         ),
-        ("config.json", None, r"config\.json: eos_token_id is 99999; expected tokens of"),
+        ("config.json", None, r"config\.json: eos_token_id is 99999;"),
     ],
 )
 def test_end_tokens_that_the_model_cannot_say_are_refused(copy, file, content, message):
