@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import os
 import re
 import sys
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tyro
 
 from ixjax.io import InputError
+from ixjax.pipeline.settings import nearest, subject
 
 HELP = ("-h", "--help")
 WIDE = "10000"  # columns
@@ -65,30 +65,6 @@ def read_flags(
         raise InputError(str(error)) from None
     sys.stderr.write(printed.getvalue())
     return settings
-
-
-def subject(message: str, section: str, fields: Iterable[str]) -> tuple[str, str]:
-    """Return the setting that a section's check complains about, and the rest of its message.
-
-    Args:
-        message: begins with a field, as in "steps is 0; ..." or "sft.steps is 0; ...".
-        section: dotted; empty for the settings as a whole.
-        fields: of the section.
-
-    Returns:
-        The dotted setting; the section if the message begins with none of the fields.
-    """
-    prefix = f"{section}." if section else ""
-    bare = message.removeprefix(prefix)
-    name = bare.partition(" ")[0].rstrip(":")
-    if name in fields:
-        return f"{prefix}{name}", bare[len(name) :]
-    return section, f": {message}" if section else message
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the known name that is most like another; empty if none is."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
 
 
 @contextlib.contextmanager

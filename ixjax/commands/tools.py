@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ixjax.commands.arguments import load, take
+from ixjax.commands.arguments import take
 from ixjax.commands.flags import read_flags
-from ixjax.io import InputError, RunDirectory
+from ixjax.io import InputError
 from ixjax.models import turn_tokens
-from ixjax.pipeline import Run, RunConfig
+from ixjax.pipeline import Run, RunConfig, read_run
 
 
 def parse_tool(
@@ -67,17 +67,6 @@ def _as_folder_says(settings: Any, model: str | None) -> Any:
     return dataclasses.replace(
         settings, sampling=dataclasses.replace(sampling, max_new_tokens=tokens)
     )
-
-
-def read_run(out: str) -> Run:
-    """Return the run in a directory, with its recorded settings; write nothing.
-
-    Raises:
-        InputError: there is no run, or config.yaml is damaged.
-    """
-    directory = RunDirectory.existing(out)
-    config = load(RunConfig, str(directory.config))
-    return Run(dataclasses.replace(config, out=out), directory)
 
 
 def _shared(cls: type[Any], config: RunConfig) -> dict[str, Any]:

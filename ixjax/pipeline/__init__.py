@@ -11,8 +11,10 @@ from ixjax.pipeline.opening import open_run
 from ixjax.pipeline.plan import Plan, PlanConfig, make_plan
 from ixjax.pipeline.prepare import prepare
 from ixjax.pipeline.rating import export_rating, score_ratings
+from ixjax.pipeline.read_run import read_run, speakers
 from ixjax.pipeline.run import Reporter, Run, SilentReporter
 from ixjax.pipeline.search import search
+from ixjax.pipeline.settings import load, presets
 from ixjax.pipeline.sft import train_speakers
 
 __all__ = [
@@ -28,13 +30,17 @@ __all__ = [
     "export",
     "export_rating",
     "find_checkpoint",
+    "load",
     "make_plan",
     "open_run",
     "prepare",
+    "presets",
+    "read_run",
     "run_all",
     "run_checkpoints",
     "score_ratings",
     "search",
+    "speakers",
     "train_speakers",
 ]
 

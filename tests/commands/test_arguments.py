@@ -154,7 +154,8 @@ def test_every_setting_is_a_flag_with_its_help_line(capsys):
 
 def _flags(settings, prefix: str = "--"):
     """Flags and help lines, read from the source as a person would."""
-    lines = inspect.getsource(type(settings)).splitlines()
+    sources = map(inspect.getsource, type(settings).__mro__[:-1])
+    lines = "\n".join(sources).splitlines()
     for field in dataclasses.fields(settings):
         value, name = getattr(settings, field.name), field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):

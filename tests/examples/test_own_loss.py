@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tyro
 
-from ixjax.commands.arguments import build
+from ixjax.pipeline.settings import build
 from ixjax.training import LOSSES, DPOConfig, LossSettings, register_loss, train_dpo
 from tests.training.doubles import DPO, one_device, params, random_pairs, tiny_model
 
