@@ -21,13 +21,13 @@ from ixjax.pipeline import RunConfig
 PAGE = Path(__file__).with_name("configuration.md")
 HEAD = """# Every setting
 
-Made by `python docs/make_configuration.py`; a test holds it against the code.
+Written by `python docs/make_configuration.py` from the code; a test compares them.
 
-A setting is a flag (`--search.width 6`) or a line of the file of `--config` (`width: 6`
-below `search:`); a flag goes first. Defaults are those of the code: a preset has its own, which
-`ixjax STAGE --config PRESET --help` shows. Engagement lies in [0, 1]. In flags `-` may be `_`,
-the parts of a list stand behind each other (`--sampling.stop "User:" "###"`), and `--no-NAME` turns
-a `yes` off. Stages take `--quiet` as well: the summary and errors alone are printed.
+A setting is a flag (`--search.width 6`) or a key in the file of `--config` (`width: 6` below
+`search:`); a flag takes precedence. The defaults are those of the code; presets have their own,
+which `ixjax STAGE --config PRESET --help` shows. Engagement is in [0, 1]. In flags, `_` may be
+written as `-`, the values of a list follow each other (`--sampling.stop "User:" "###"`), and
+`--no-NAME` turns a `yes` off. With `--quiet`, a stage prints only the summary and errors.
 """
 
 
@@ -72,13 +72,14 @@ def _tables(
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The text under each field of a dataclass."""
-    [tree] = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    found = {}
-    for field, below in itertools.pairwise(typing.cast(ast.ClassDef, tree).body):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-            name, text = ast.unparse(field.target), ast.literal_eval(below.value)
-            found[name] = " ".join(text.split())
+    """The text under each field of a dataclass, or under that of the class it is inherited from."""
+    found: dict[str, str] = {}
+    for owner in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        [tree] = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        for field, below in itertools.pairwise(typing.cast(ast.ClassDef, tree).body):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                name, text = ast.unparse(field.target), ast.literal_eval(below.value)
+                found[name] = " ".join(text.split())
     return found
 
 
