@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ixjax.generation import Engine, EngineConfig, SamplingConfig, Turns
+from ixjax.generation import Engine, EngineConfig, Request, SamplingConfig
 from ixjax.models import ModelConfig, param_shardings
 from ixjax.parallel import MeshConfig, make_mesh
 from tests.generation.near_ties import NEAR, gap
@@ -31,16 +31,21 @@ def prompts(rows: int, *, longest: int, seed: int = 0) -> list[list[int]]:
     return [rng.integers(0, 96, n).tolist() for n in rng.integers(1, longest, rows)]
 
 
-def turns(rows: int, sampling: SamplingConfig, ids=None) -> Turns:
-    ids = np.arange(rows) if ids is None else np.asarray(ids)
-    return Turns(sampling, 5, ids[:, None].astype(np.uint32), np.full(rows, STEPS))
+def turns(contexts, sampling: SamplingConfig, ids=None) -> list[Request]:
+    ids = range(len(contexts)) if ids is None else ids
+    return [
+        Request(context, sampling, 5, (int(i),), STEPS)
+        for context, i in zip(contexts, ids, strict=True)
+    ]
 
 
 def sampled(model, config, sampling, given):
     engine = Engine(model, config)
-    contexts = engine.extend(engine.empty(len(given)), given)
-    first = engine.extend(engine.fork(contexts, np.arange(len(given))), [[3]] * len(given))
-    return engine.decode(first, turns(len(given), sampling))[1].tokens
+    contexts = [engine.new(tokens) for tokens in given]
+    engine.read(contexts)
+    forks = [engine.fork(context) for context in contexts]
+    engine.extend({context: [3] for context in forks})
+    return [request.tokens for request in engine.decode(turns(forks, sampling))]
 
 
 def sharded(model, mesh):
@@ -49,18 +54,18 @@ def sharded(model, mesh):
 
 
 @pytest.mark.parametrize(
-    ("shape", "temperature"),
+    ("shape", "temperature", "layout"),
     [
-        ((4, 1, 2), 1.0),
-        pytest.param((2, 2, 2), 0.0, marks=pytest.mark.slow),
-        pytest.param((8, 1, 1), 1.0, marks=pytest.mark.slow),
-        pytest.param((2, 2, 2), 1.0, marks=pytest.mark.slow),
+        ((4, 1, 2), 1.0, "contiguous"),
+        pytest.param((2, 2, 2), 0.0, "contiguous", marks=pytest.mark.slow),
+        pytest.param((8, 1, 1), 1.0, "contiguous", marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), 1.0, "paged", marks=pytest.mark.slow),
     ],
 )
-def test_eight_devices_say_what_one_says(shape, temperature):
+def test_eight_devices_say_what_one_says(shape, temperature, layout):
     model, sampling = random_model(CONFIG), SamplingConfig(temperature=temperature)
     given = prompts(ROWS, longest=150)
-    config = EngineConfig(rows=ROWS, steps=10)
+    config = EngineConfig(rows=ROWS, steps=10, layout=layout)
     one = sampled(model, config, sampling, given)
     mesh = make_mesh(MeshConfig(*shape))
     eight = sampled(sharded(model, mesh), config, sampling, given)
@@ -76,7 +81,7 @@ def test_eight_devices_say_what_one_says(shape, temperature):
 
 @pytest.mark.slow
 def test_neighbours_and_the_number_of_a_row_change_no_bit():
-    """With the engine's rows, which are 32 here, whatever lengths the others have."""
+    """With the engine's rows, which are 32 here, for any lengths of the others."""
     model, config = random_model(CONFIG), EngineConfig(rows=32, steps=10)
     engine, (own,) = Engine(model, config), prompts(1, longest=60, seed=9)
     found = []
@@ -85,8 +90,7 @@ def test_neighbours_and_the_number_of_a_row_change_no_bit():
         given = [*others[:place], own, *others[place + 1 :]]
         ids = np.arange(100, 132)
         ids[place] = 7
-        contexts = engine.extend(engine.empty(32), given)
-        said = turns(32, SamplingConfig(top_p=0.9), ids)
-        _, decoded = engine.decode(contexts, said)
-        found.append((decoded.tokens[place], decoded.logprobs[place]))
+        contexts = [engine.new(tokens) for tokens in given]
+        said = engine.decode(turns(contexts, SamplingConfig(top_p=0.9), ids))[place]
+        found.append((said.tokens, said.logprobs))
     assert found[0] == found[1] == found[2]  # log-probabilities to the bit
