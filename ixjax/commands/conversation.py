@@ -30,7 +30,7 @@ LONGEST_WORD = 30  # cells held back before they are shown; a longer one may be 
 
 
 class Conversation:
-    """A session, held in a terminal until the person has enough.
+    """A session in a terminal.
 
     Args:
         session: the dialogue.
@@ -77,32 +77,32 @@ class Conversation:
             self._console.print()
 
     def _prompt(self) -> str:
-        # The marks tell the line editor that what they enclose takes no room.
+        # The line editor counts no columns for text between \x01 and \x02.
         return "\x01\x1b[1m\x02you:\x01\x1b[0m\x02 " if self._console.is_terminal else "you: "
 
     def _line(self) -> str:
         try:
             return self._read(self._prompt()).strip()
         except UnicodeDecodeError as error:
-            self._note(f"not said: that was no {error.encoding} text")
+            self._note(f"not said: the line is not {error.encoding} text")
             return ""
 
     def _begin(self) -> None:
         for turn in self._session.dialogue.turns:
             self._show(turn)
         if self._session.dialogue.turns and self._session.person == "policy":
-            self._tell_outcome()
+            self._note_outcome()
         if self._session.model_moves:
             self._hear(self._session.move())
 
     def _command(self, line: str) -> None:
         name, _, rest = line.partition(" ")
         if rest.strip() and name in self._commands and name != "/save":
-            self._note(f"{name} takes nothing behind it; nothing was done")
+            self._note(f"{name} takes no argument; nothing was done")
         elif name in self._commands:
             self._commands[name](rest.strip())
         else:
-            self._note(f"there is no {name}; /help lists what there is, // says a line with /")
+            self._note(f"there is no {name}; /help lists the commands, // says a line with /")
 
     def _say(self, text: str) -> None:
         if self._session.ended:
@@ -111,7 +111,7 @@ class Conversation:
             self._hear(self._session.say(text))
 
     def _hear(self, pieces: Iterable[str]) -> None:
-        """Print the model's turn as it comes, and what it came to."""
+        """Print the model's turn as it is sampled, and its outcome."""
         role, forgotten, coming = self._session.role, self._session.dropped_turns, iter(pieces)
         try:
             with self._console.status(f"the {role} thinks"):
@@ -121,13 +121,13 @@ class Conversation:
             self._note(f"not said: {error}")
             return
         if self._session.dropped_turns > forgotten:
-            self._note("(its context is full: the model has forgotten the oldest turns)")
+            self._note("(the context is full: the model has forgotten the oldest turns)")
         if self._session.ended:
             self._note(f"(the {role} has left)")
         if self._session.person == "policy":
-            self._tell_outcome()
+            self._note_outcome()
 
-    def _tell_outcome(self) -> None:
+    def _note_outcome(self) -> None:
         reading = self._session.outcome()
         unit = self._session.scenario.outcome_unit
         if math.isnan(reading.engagement):
@@ -152,7 +152,7 @@ class Conversation:
     def _save(self, name: str) -> None:
         dialogue = self._session.dialogue
         if {turn.role for turn in dialogue.turns} != set(ROLES):
-            self._note("not saved: a dialogue takes two, and one has said nothing yet")
+            self._note("not saved: a dialogue has turns of both sides, and one has none yet")
             return
         named = dataclasses.replace(dialogue, id=f"{self._name}-{self._number}")
         path = Path(name).expanduser() if name else self._folder / f"{self._name}.jsonl"
@@ -163,7 +163,7 @@ class Conversation:
             return
         self._note(f"saved as {named.id} in {path} (dialogues in it: {count})")
         if not dialogue.condition.attributes:
-            self._note("its condition is empty: write in who the user was before you train on it")
+            self._note("its condition is empty: describe the user there before you train on it")
 
     def _why(self, _: str) -> None:
         if not isinstance(self._session, ThinkingSession):
@@ -195,7 +195,7 @@ class Conversation:
 
 
 class _Lines(contextlib.AbstractContextManager):
-    """Prints text as it comes, word by word, and breaks lines between words."""
+    """Prints text word by word as it comes, and breaks lines between words."""
 
     def __init__(self, console: Console, *, indent: int):
         self._console = console

@@ -1,23 +1,22 @@
-"""Chat: what a person types and sees, driven by scripted lines."""
+"""Chat: what a person types and sees, with scripted lines."""
 
 from __future__ import annotations
 
-import dataclasses
 import io as streams
 import json
 import math
 import shutil
 
-import numpy as np
 import pytest
 from rich.console import Console
 
+from ixjax.commands.chat import Settings
 from ixjax.commands.conversation import Conversation, _Lines
 from ixjax.dialogue import Dialogue, Turn, UserCondition, get_scenario
 from ixjax.dialogue.chat import ChatTemplate, View
 from ixjax.dialogue.corpora import read_dialogues
 from ixjax.dialogue.types import OutcomeReading
-from ixjax.generation import Engine, ModelSpeaker, SamplingConfig, Session
+from ixjax.generation import Engine, EngineConfig, ModelSpeaker, SamplingConfig, Session
 from ixjax.search import SearchConfig, SearchingPolicy, ThinkingSession
 from ixjax.testing import ScriptedSpeaker, byte_tokenizer, tiny_model
 from tests.commands.conftest import untrained_run
@@ -37,7 +36,7 @@ def model(template):
 
 @pytest.fixture
 def talk(model, template, tmp_path):
-    """Hold a conversation of these lines; what was shown, and its `Session`."""
+    """Return a function that holds a conversation of lines; what was shown, and the session."""
 
     def hold(*lines, role="policy", scenario="sandbox", turns=(), session=None):
         if session is None:
@@ -106,7 +105,7 @@ def test_a_policy_that_opens_speaks_first_and_again_after_restart(talk):
     assert len(session.dialogue.turns) == 1
 
 
-def test_with_the_simulator_each_turn_tells_its_outcome(talk):
+def test_with_the_simulator_each_turn_is_followed_by_its_outcome(talk):
     shown, session = talk("okay .", role="user", turns=[Turn("user", "hi .")])
     lines = shown.splitlines()
     assert lines[0] == "user: hi ."
@@ -114,19 +113,19 @@ def test_with_the_simulator_each_turn_tells_its_outcome(talk):
     assert ", final distress " in lines[1]
     assert lines[2].startswith("user: ")
     reading = session.outcome()
-    told = f"(engagement {reading.engagement:.2f}, final distress {reading.value:.2f})"
-    assert lines[-2] == told
+    expected = f"(engagement {reading.engagement:.2f}, final distress {reading.value:.2f})"
+    assert lines[-2] == expected
 
 
 def test_a_simulator_that_leaves_is_said_and_can_be_called_back(talk, monkeypatch, template):
-    decode = Engine.decode_chunk
+    def leaves(self, requests, *_, **__):
+        for request in requests:
+            request.tokens = [*template.marker_ids, template.end_ids[0]]
+            self.extend({request.context: request.tokens[:-1]})  # an end token is not read
+            request.ended = request.done = True
+        return requests
 
-    def leaves(self, contexts, turns):
-        contexts, decoded = decode(self, contexts, turns)
-        left = [[*template.marker_ids, template.end_ids[0]]]
-        return contexts, dataclasses.replace(decoded, tokens=left, ended=np.ones(1, bool))
-
-    monkeypatch.setattr(Engine, "decode_chunk", leaves)
+    monkeypatch.setattr(Engine, "step", leaves)
     opened = [Turn("user", "hi .")]
     shown, session = talk("okay .", "wait .", "/undo", role="user", turns=opened)
     assert "(the user has left)" in shown
@@ -151,7 +150,7 @@ def kindness(dialogue: Dialogue) -> OutcomeReading:
     return OutcomeReading(share, share)
 
 
-def test_a_policy_that_thinks_tells_why(talk, thinking):
+def test_a_policy_that_thinks_shows_what_it_considered(talk, thinking):
     shown, session = talk("/why", "hi .", "/why", session=thinking)
     lines = shown.splitlines()
     assert lines[0] == "nothing was considered: the policy has not spoken yet"
@@ -179,7 +178,7 @@ def test_what_a_policy_that_thinks_said_is_saved(talk, thinking, tmp_path):
 
 def test_outcomes_that_cannot_be_read_are_shown_as_such(talk, thinking, monkeypatch):
     nothing = OutcomeReading(math.nan, math.nan)
-    monkeypatch.setattr(thinking.policy._simulator, "_reading", lambda dialogue: nothing)
+    monkeypatch.setattr(thinking.policy._sides[1], "_reading", lambda dialogue: nothing)
     shown, _ = talk("hi .", "/why", session=thinking)
     first = shown.partition("(the first was said)\n")[2].splitlines()[0]
     assert first.split()[:2] == ["unreadable", "0"]
@@ -196,8 +195,8 @@ def test_help_and_unknown_commands(talk):
     assert "there is no /hepl" in shown
     assert session.dialogue.turns[0] == Turn("user", "/shrug")
     shown, session = talk("hi .", "/undo 3", "/restart now")
-    assert "/undo takes nothing behind it; nothing was done" in shown
-    assert "/restart takes nothing behind it; nothing was done" in shown
+    assert "/undo takes no argument; nothing was done" in shown
+    assert "/restart takes no argument; nothing was done" in shown
     assert len(session.dialogue.turns) == 2
 
 
@@ -233,30 +232,30 @@ def test_save_adds_to_ones_own_corpus_as_it_is(talk, tmp_path):
         assert message in shown
         assert json.loads(file.read_text()) == broken
     file.write_text(2 * (json.dumps(own) + "\n"))
-    assert ":2: the id 'own' is there twice" in talk("hi .", f"/save {file}")[0]
+    assert ":2: id is 'own'" in talk("hi .", f"/save {file}")[0]
 
 
 def test_save_never_touches_a_file_that_is_not_of_this_form(talk, tmp_path):
     file = tmp_path / "thesis.txt"
     file.write_text("years of work")
     shown, _ = talk("/save", "hi .", f"/save {file}", f"/save {tmp_path}")
-    assert "not saved: a dialogue takes two" in shown
+    assert "not saved: a dialogue has turns of both sides" in shown
     assert f"not saved: {file}:1: not JSON" in shown
     assert shown.count("not saved") == 3
     assert file.read_text() == "years of work"
 
 
-def test_what_cannot_be_said_is_told_and_the_talk_goes_on(talk):
+def test_what_cannot_be_said_is_reported_and_the_conversation_goes_on(talk):
     bad = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
     shown, session = talk("x" * 300, "\ud800", bad, "hi .")
     assert "not said: dialogue 'd': the policy's system text and the newest turn" in shown
     assert "policy: not said" not in shown
     assert "not said: what was said holds a lone surrogate" in shown
-    assert "not said: that was no utf-8 text" in shown
+    assert "not said: the line is not utf-8 text" in shown
     assert len(session.dialogue.turns) == 2
 
 
-def test_a_full_context_is_told(talk):
+def test_a_full_context_is_reported(talk):
     shown, _ = talk(*["i feel bad today and i can not stop thinking ."] * 5)
     assert "forgotten the oldest turns" in shown
 
@@ -341,16 +340,29 @@ def test_the_real_command_thinks_before_it_speaks(untrained, command, monkeypatc
 
 
 @pytest.mark.parametrize(
+    ("flags", "rows"),
+    [
+        ({}, 1),
+        ({"think": 4}, 16),  # 12 dialogues are played in an iteration
+        ({"think": 4, "engine": EngineConfig(rows=8)}, 8),
+    ],
+)
+def test_the_engine_has_no_more_rows_than_a_chat_fills(flags, rows):
+    search = SearchConfig(width=3, leaves=2, rollouts=2)
+    assert Settings(search=search, **flags).layout.rows == rows
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--out", "nowhere"), "nowhere: no run directory (config.yaml is missing); make one with"),
         ((), "no model given; set --out RUN"),
-        (("--model", "."), "set --scenario, or --out RUN"),
+        (("--model", "."), "--scenario is not set"),
         (("--model", ".", "--scenario", "esc"), "config.json: no such file"),
         (("--model", ".", "--scenario", "esc", "--as", "policy"), "only a run holds conditions"),
         (
             ("--model", ".", "--scenario", "esc", "--think", "4"),
-            "think is 4, without a simulator; expected --out RUN",
+            "--think is 4 without a run; expected --out RUN",
         ),
     ],
 )
@@ -380,14 +392,14 @@ def test_a_tokenizer_that_is_gone_is_written_again_by_prepare(untrained, command
         (("--model", "simulator"), "simulator speaks for the user; expected one that speaks for"),
         (("--as", "policy", "--model", "simulator_heldout"), "run `ixjax sft`"),
         (("--condition", "sandbox-0"), "perhaps you meant sandbox-0-"),
-        (("--scenario", "esc"), "holds a run of 'sandbox'"),
+        (("--scenario", "esc"), "--scenario is 'esc'; expected 'sandbox'"),
         (("--sampling.max-new-tokens", "500"), "set a smaller --sampling.max-new-tokens"),
-        (("--think", "2", "--as", "policy"), "think is 2, with --as policy; expected --as user"),
-        (("--think", "-1"), "think is -1; expected 0 or more"),
+        (("--think", "2", "--as", "policy"), "--think is 2 with --as policy; expected --as user"),
+        (("--think", "-1"), "--think is -1; expected 0 or more"),
         (("--think", "2", "--condition", "sandbox-0"), "perhaps you meant sandbox-0-"),
     ],
 )
-def test_bad_flags_beside_a_run_are_one_line(untrained, command, flags, message):
+def test_bad_flags_with_a_run_are_one_line(untrained, command, flags, message):
     before = (untrained.directory.config).read_bytes()
     code, _, error = command("chat", "--out", str(untrained.directory.root), *flags)
     assert code == 2
@@ -400,5 +412,5 @@ def test_a_run_without_a_simulator_does_not_think(tmp_path, command):
     run = untrained_run(tmp_path / "run", models=("policy_sft",))
     code, _, error = command("chat", "--out", str(run.directory.root), "--think", "2")
     assert code == 2
-    assert "think is 2, which takes a simulator; " in error
+    assert "--think is 2, which needs a simulator; " in error
     assert "simulator is not finished here; run `ixjax sft`" in error
