@@ -1,4 +1,4 @@
-"""A run with models that nothing was trained on: all that a tool needs to work with."""
+"""A run with untrained models, for tools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODELS = ("policy_sft", "simulator", "policy_dpo/imcts")
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory) -> Run:
-    """Prepared, and with these models of random weights; tests must not change it."""
+    """A prepared run with models of random weights; tests must not change it."""
     return untrained_run(tmp_path_factory.mktemp("runs") / "untrained")
 
 
@@ -31,7 +31,7 @@ def untrained_run(out: Path, models: tuple[str, ...] = MODELS, **settings) -> Ru
 
 @pytest.fixture
 def command(capsys, monkeypatch):
-    """Runs a command as a person does: exit code, what was printed, what went to standard error."""
+    """Run a command: exit code, standard output, standard error."""
     monkeypatch.setenv(commands.CACHE_SWITCH, "off")
 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:

@@ -1,4 +1,4 @@
-"""Settings: strict YAML, errors that name file, key and remedy, presets that load."""
+"""Settings: strict YAML; errors name file, line, key and remedy; presets load."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_flags_win_over_the_file_and_out_takes_its_name(tmp_path):
     assert settings == Outer(out="runs/run", mode="extremes", inner=Inner(rate=0.1, steps=7))
 
 
-def test_stop_texts_are_a_list_in_a_file_and_words_behind_a_flag(tmp_path):
+def test_stop_texts_are_a_list_in_a_file_and_words_after_a_flag(tmp_path):
     path = write(tmp_path, 'sampling: {stop: ["\\nUser:", "###"]}\n')
     assert load(RunConfig, path).sampling.stop == ("\nUser:", "###")
     flags = ["--config", path, "--sampling.stop", "\nUser:", "Bob says"]

@@ -1,4 +1,4 @@
-"""Export: what others load computes and writes what the run's model does."""
+"""Export: other libraries compute the same logits and turns as the run's model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_transformers_loads_it_with_the_same_logits_and_template(untrained, comm
 
 @pytest.mark.slow
 def test_transformers_generates_the_same_turn_to_its_end(tmp_path, command):
-    """The end token is made the likeliest one behind the third token of the turn, or before."""
+    """The end token is the likeliest one after the third token of the turn."""
     run = untrained_run(tmp_path / "run", ("policy_sft",))
     model, end = load_model(run.directory.policy_sft), run.template.end_ids[0]
     greedy = {"sampling": SamplingConfig(temperature=0), "max_new_tokens": 8, "seed": 0}
@@ -208,7 +208,7 @@ def test_adapters_are_merged(adapted, command, tmp_path):
     assert np.abs(np.asarray(merged(TOKENS) - base(TOKENS))).max() > 0.01
 
 
-# PEFT still asks transformers for what the latter calls deprecated.
+# PEFT calls a deprecated function of transformers.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 def test_an_adapter_alone_is_in_pefts_form(adapted, command, tmp_path):
     from peft import PeftModel
@@ -218,12 +218,12 @@ def test_an_adapter_alone_is_in_pefts_form(adapted, command, tmp_path):
     command("export", *out, "--model", "policy_sft", "--to", base)
     code, said, _ = command("export", *out, "--adapter", "--to", folder)
     assert code == 0
-    # Trained on what the run's own policy was before: on the checkpoint it would be another model.
+    # The adapter was trained on the run's SFT policy, not on the checkpoint.
     assert "the adapter belongs on policy_sft of the same run" in said
-    told, peft = (
+    record, peft = (
         json.loads(Path(folder, name).read_text()) for name in ("ixjax.json", "adapter_config.json")
     )
-    assert told["base"].startswith("policy_sft")
+    assert record["base"].startswith("policy_sft")
     assert peft["base_model_name_or_path"] is None
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(plain, folder)

@@ -1,4 +1,4 @@
-"""The console command: one clear error and an exit code, and nothing written is lost."""
+"""The console command: one-line errors, exit codes, and run directories that stay intact."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _no_compilation_cache(monkeypatch):
 
 
 def run(capsys, stage: str, *arguments: str) -> tuple[int, str]:
-    """Exit code and what was said on standard error."""
+    """Exit code and standard error."""
     code = 0
     try:
         commands.main(stage, arguments)
@@ -171,14 +171,14 @@ def test_a_stage_after_a_corpus_that_changed_is_refused(tmp_path, capsys):
     code, error = run(capsys, "sft", "--out", str(tmp_path / "run"), *SANDBOX, *own)
     assert code == 2
     assert "prepare was made from other" in error
-    corpus.unlink()  # what was prepared can be worked with where the corpus is not
+    corpus.unlink()  # stages after prepare do not need the corpus
     code, error = run(capsys, "search", "--out", str(tmp_path / "run"), *SANDBOX, *own)
     assert code == 2
     assert "sft/policy is not finished here" in error
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "start"),
     [
         (io.InputError("bad"), 2, "error: bad\n"),
         (FileNotFoundError(2, "No such file", "here"), 2, "error: here: No such file\n"),
@@ -188,14 +188,14 @@ def test_a_stage_after_a_corpus_that_changed_is_refused(tmp_path, capsys):
         (Preempted("saved"), 75, "saved; run the same command again to continue\n"),
     ],
 )
-def test_each_end_has_its_exit_code_and_one_line(tmp_path, capsys, monkeypatch, error, code, told):
+def test_each_end_has_its_exit_code_and_one_line(tmp_path, capsys, monkeypatch, error, code, start):
     def fail(*arguments):
         raise error
 
     monkeypatch.setattr(prepare_command, "execute", fail)
     ended, line = prepare(capsys, tmp_path / "run")
     assert ended == code
-    assert line.startswith(told)
+    assert line.startswith(start)
     assert line.count("\n") == 1
 
 

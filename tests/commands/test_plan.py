@@ -1,4 +1,4 @@
-"""`ixjax plan` writes nothing and says the same in tables and in JSON."""
+"""`ixjax plan` writes nothing, and prints the same figures in tables and in JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ixjax report` and `ixjax rate`: runs by place or by --out, one line for what is wrong."""
+"""`ixjax report` and `ixjax rate`: runs by position or by --out, errors of one line."""
 
 from __future__ import annotations
 

@@ -48,13 +48,13 @@ def test_a_warm_up_reports_its_progress(untrained, monkeypatch, tmp_path):
 
 
 def test_a_resumed_training_is_noted_once_and_kept_out_of_the_metrics():
-    reporter, told = Notes(), {"step": 70, "steps": 100, "loss": 0.5, "other": 1.0}
-    first = {**told, "steps_since": 70, "resumed_at": 60}
-    second = {**told, "step": 75, "steps_since": 5}
+    reporter, logged = Notes(), {"step": 70, "steps": 100, "loss": 0.5, "other": 1.0}
+    first = {**logged, "steps_since": 70, "resumed_at": 60}
+    second = {**logged, "step": 75, "steps_since": 5}
     for metrics in (first, second):
         run_module.tell_steps(reporter, "sft policy", metrics, shown=("loss", "validation_loss"))
     [note] = reporter.notes
     assert note.startswith("sft policy: ")
     assert "60 of 100" in note
-    assert first == {**told, "steps_since": 70}
+    assert first == {**logged, "steps_since": 70}
     assert reporter.advanced == [(10, 60, {"loss": 0.5}), (5, 0, {"loss": 0.5})]

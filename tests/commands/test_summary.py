@@ -1,4 +1,4 @@
-"""The tables at the end: every figure stands in its row, and what is unknown says so."""
+"""Tables at the end of a stage: every figure is in its row, and unknown figures are n/a."""
 
 from __future__ import annotations
 

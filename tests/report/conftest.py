@@ -25,9 +25,9 @@ def chromium() -> Iterator:
 
 
 class Watched:
-    """A page that was opened from disk, and all that it should not do.
+    """A page opened from disk, with its console messages and requests.
 
-    quiet: whether the test is to fail for any of that.
+    quiet: whether the test fails for any of them.
     """
 
     def __init__(self, browser, path: Path, *, quiet: bool = True, **context):
@@ -46,19 +46,19 @@ class Watched:
         self.page.goto(self.address)
 
     def texts(self, selector: str) -> list[str]:
-        """What the elements say, without what is behind them."""
+        """Return the elements' texts."""
         return [text.strip() for text in self.page.locator(selector).all_text_contents()]
 
     @property
     def fetched(self) -> list[str]:
-        """What was asked of anything but the file itself and what it holds."""
+        """Return requests for anything outside the file."""
         own = (self.address, "data:", "blob:")
         return [url for url in self.requests if not url.startswith(own)]
 
 
 @pytest.fixture
 def opened(chromium) -> Iterator:
-    """Opens files, and closes them after the test: they must have been quiet the whole time."""
+    """Open files; after the test, close them and check that they were quiet."""
     pages: list[Watched] = []
 
     def open_page(path: Path, **options) -> Watched:
@@ -67,7 +67,7 @@ def opened(chromium) -> Iterator:
 
     yield open_page
     for one in pages:
-        one.page.evaluate("0")  # what the page has said since the last call is heard now
+        one.page.evaluate("0")  # receive pending messages
         one.context.close()
     for one in pages:
         if one.quiet:

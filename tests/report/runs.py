@@ -1,4 +1,4 @@
-"""A run directory written by hand, small enough that every figure in it can be told by reading."""
+"""A small hand-written run directory, whose figures can be checked by reading."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def write_run(
 
     Args:
         root: its folder.
-        say: makes what is said, and what conditions hold, of a plain word.
-        name: makes names of plain ones: of the aligned method, the conditions, a stage, a setting.
-        stages: those that are finished.
+        say: maps utterances and values of conditions.
+        name: maps the names of the aligned method, of conditions, of a stage and of a setting.
+        stages: the finished ones.
         nodes: of the first tree, 7 or more; the second has 7.
-        users: whom the evaluation meets.
-        opens: whether the policy speaks first, so that no turn is there before the search.
-        conditions: whose dialogues were played.
+        users: of the evaluation.
+        opens: whether the policy speaks first, so that the root has no turn.
+        conditions: with played dialogues.
     """
     stages = set(stages)
     settings = {
@@ -79,12 +79,12 @@ def write_run(
 
 
 def hostile(text: str) -> str:
-    """For `say`: what would do harm were it read as markup."""
+    """For `say`: a text that is harmful as markup."""
     return f"{text} {HOSTILE}"
 
 
 def hostile_name(text: str) -> str:
-    """For `name`: the same of names."""
+    """For `name`: a name that is harmful as markup."""
     return f"{text} {HOSTILE_NAME}"
 
 
@@ -142,7 +142,7 @@ def manifest(stages: set[str]) -> dict[str, Any]:
 def evaluation(
     methods: tuple[str, ...] = METHODS, users: tuple[str, ...] = USERS
 ) -> dict[str, Any]:
-    """DPO gains 0.2 with everyone; the held-out simulator knows nothing."""
+    """DPO gains 0.2 with every user; the held-out simulator predicts nothing."""
     cells = [
         {"method": method, "user": user, "dialogues": CONDITIONS,
          "engagement": 0.4 + gain, "low": 0.3 + gain, "high": 0.5 + gain, "release_rate": 0.25,
@@ -170,7 +170,7 @@ def evaluation(
 def dialogue(
     name: str, texts: Iterable[str], say: Callable[[str], str], *, opens: bool = False
 ) -> dict[str, Any]:
-    """Of turns in which the user speaks first; where the policy `opens`, without the first."""
+    """A dialogue of alternating turns; if the policy `opens`, without the user's first turn."""
     turns = [{"role": ("user", "policy")[i % 2], "text": say(text)} for i, text in enumerate(texts)]
     turns = turns[1:] if opens else turns
     condition = {"need": say("advice"), "distress": 4}

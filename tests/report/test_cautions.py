@@ -1,4 +1,4 @@
-"""Each doubt is raised by the figure that it is about, and by nothing else."""
+"""Each doubt is raised by its figure alone."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_what_pairs_are_like_raises_its_doubt_alone(sound, change, said):
     ("source", "name"), [("imcts", "DPO on i×MCTS pairs"), ("human", "DPO on human pairs")]
 )
 def test_chosen_responses_that_became_less_likely_raise_a_doubt(sound, source, name):
-    """Of the last quarter of what was logged, and not of the last batch."""
+    """The mean over the last quarter of the logged steps counts, not the last batch."""
 
     def log(rewards):
         lines = [

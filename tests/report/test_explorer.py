@@ -1,4 +1,4 @@
-"""The explorer's columns against the trees and pairs that they were made from."""
+"""The explorer's columns against their trees and pairs."""
 
 from __future__ import annotations
 

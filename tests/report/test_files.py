@@ -1,4 +1,4 @@
-"""A run's files as a report reads them: what is missing is a gap, what is damaged a named error."""
+"""Files of a run: a missing one is a gap, a damaged one an error with its name and line."""
 
 from __future__ import annotations
 

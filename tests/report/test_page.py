@@ -82,7 +82,7 @@ def test_another_condition_shows_another_tree(opened, page_path):
 
 
 def test_a_small_tree_comes_after_a_large_one(opened, large_path):
-    """What was chosen in the large one has an id that the small one lacks."""
+    """The node selected in the large tree has an id that the small one lacks."""
     watched = opened(large_path)
     choose = watched.page.locator("[data-select=tree]").select_option
     choose(label="user-1")
@@ -211,7 +211,7 @@ def test_hostile_texts_are_texts(opened, hostile_path):
 
 
 def test_the_page_lets_no_other_script_run_and_nothing_be_fetched(opened, page_path):
-    """The second line of defence: even what were taken for markup could do nothing."""
+    """The second line of defence: even unescaped markup has no effect."""
     watched = opened(page_path, quiet=False)
     watched.page.evaluate("""() => {
         const markup = "<img src='data:,' onerror='window.ran = 1'>";
@@ -240,7 +240,7 @@ def test_several_runs_can_be_chosen_from(opened, tmp_path):
 
 
 @pytest.mark.parametrize("opens", [True, False], ids=["the policy opens", "the user opens"])
-def test_a_run_without_a_true_user_is_shown_whoever_opens(opened, tmp_path, opens):
+def test_a_run_without_a_true_user_is_shown_with_either_opening(opened, tmp_path, opens):
     """Runs of Persuasion-for-Good and ESConv: in the first no turn is there before the search."""
     users = ("simulator", "simulator_heldout")
     pages = write_report([str(write_run(tmp_path, opens=opens, users=users))])

@@ -1,4 +1,4 @@
-"""The form for raters in a browser: what is chosen is what is scored."""
+"""The rating form in a browser: chosen answers are scored answers."""
 
 from __future__ import annotations
 

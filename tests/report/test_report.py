@@ -1,4 +1,4 @@
-"""What a report says: the result first, every stage that is missing, runs beside each other."""
+"""Content of a report: the result first, missing stages as gaps, runs compared."""
 
 from __future__ import annotations
 
