@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ixjax.dialogue.chat_template import ChatTemplate, Segment
+from ixjax.dialogue.chat_template import ChatTemplate, TokenSegment
 from ixjax.dialogue.fitting import fit_history
 from ixjax.dialogue.rendering import SpeakerTurn
 from ixjax.dialogue.scenarios.base import Scenario
@@ -27,7 +27,7 @@ __all__ = [
     "ParsedTurn",
     "Rendered",
     "RenderedPair",
-    "Segment",
+    "TokenSegment",
     "View",
 ]
 
@@ -170,9 +170,9 @@ class View:
         Raises:
             InputError: see `context`.
         """
-        closing = Segment.read(())
+        closing = TokenSegment.read(())
         if self.role == "user" and outcome and dialogue.outcome is not None:
-            closing = Segment.learnt((*self.template.marker_ids, *self._line(dialogue)))
+            closing = TokenSegment.learnt((*self.template.marker_ids, *self._line(dialogue)))
         else:
             last = max((i for i, t in enumerate(dialogue.turns) if t.role == self.role), default=-1)
             ended = self.role == "user" and last == len(dialogue.turns) - 1
@@ -180,7 +180,7 @@ class View:
             if last >= 0:
                 closing = self.template.closing(scored=not ended)
         turns, words = self._split(dialogue)
-        tail = Segment.join([words, closing])
+        tail = TokenSegment.join([words, closing])
         body, dropped = self._fit(dialogue, turns, tail, max_tokens=max_tokens)
         return Rendered(body.tokens, body.scored, dropped)
 
@@ -213,8 +213,8 @@ class View:
                 f"dialogue {dialogue.id!r}: turn {turn_index} is the policy's; expected the user's"
             )
         turns, words = self._split(dialogue.before(turn_index + 1))
-        given = [Segment.read(words.tokens), Segment.read(self.template.marker_ids)]
-        tail = Segment.join([*given, Segment.learnt(self._line(dialogue))])
+        given = [TokenSegment.read(words.tokens), TokenSegment.read(self.template.marker_ids)]
+        tail = TokenSegment.join([*given, TokenSegment.learnt(self._line(dialogue))])
         body, dropped = self._fit(dialogue, turns, tail, max_tokens=max_tokens)
         scored = (False,) * (len(body.tokens) - len(tail.tokens)) + tail.scored
         return Rendered(body.tokens, scored, dropped)
@@ -240,7 +240,7 @@ class View:
         end = self.template.end_ids[0]
         better, worse = ((*self.template.encode(text.strip()), end) for text in (chosen, rejected))
         longest = max(better, worse, key=len)
-        body, dropped = self._fit(history, turns, Segment.read(longest), max_tokens=max_tokens)
+        body, dropped = self._fit(history, turns, TokenSegment.read(longest), max_tokens=max_tokens)
         prompt = body.tokens[: len(body.tokens) - len(longest)]
         return RenderedPair(prompt, better, worse, dropped)
 
@@ -278,17 +278,22 @@ class View:
             return not turns[-1].own
         return self.scenario.policy_opens == (self.role == "policy")
 
-    def _split(self, dialogue: Dialogue) -> tuple[list[SpeakerTurn], Segment]:
+    def _split(self, dialogue: Dialogue) -> tuple[list[SpeakerTurn], TokenSegment]:
         """Return the turns up to the cue, and this side's words after it if it spoke last."""
         turns = self._said(dialogue)
         if not turns or not turns[-1].own:
-            return turns, Segment.read(())
+            return turns, TokenSegment.read(())
         words = self.template.encode(turns[-1].text.strip())
-        return turns[:-1], Segment.learnt(words)
+        return turns[:-1], TokenSegment.learnt(words)
 
     def _fit(
-        self, dialogue: Dialogue, turns: Sequence[SpeakerTurn], tail: Segment, *, max_tokens: int
-    ) -> tuple[Segment, int]:
+        self,
+        dialogue: Dialogue,
+        turns: Sequence[SpeakerTurn],
+        tail: TokenSegment,
+        *,
+        max_tokens: int,
+    ) -> tuple[TokenSegment, int]:
         """Return opening, newest turns and `tail` joined; and the number of turns dropped.
 
         If `dialogue` ends with this side's turn, the newest turn is in `tail`.

@@ -41,7 +41,7 @@ CACHED_TEXTS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Segment:
+class TokenSegment:
     """A run of tokens.
 
     tokens: [T] token ids.
@@ -52,17 +52,17 @@ class Segment:
     scored: tuple[bool, ...]
 
     @classmethod
-    def read(cls, tokens: Sequence[int]) -> Segment:
+    def read(cls, tokens: Sequence[int]) -> TokenSegment:
         """Return a segment that the model reads; no token is scored."""
         return cls(tuple(tokens), (False,) * len(tokens))
 
     @classmethod
-    def learnt(cls, tokens: Sequence[int]) -> Segment:
+    def learnt(cls, tokens: Sequence[int]) -> TokenSegment:
         """Return a segment that the model learns to say; all tokens are scored."""
         return cls(tuple(tokens), (True,) * len(tokens))
 
     @classmethod
-    def join(cls, segments: Sequence[Segment]) -> Segment:
+    def join(cls, segments: Sequence[TokenSegment]) -> TokenSegment:
         """Return the concatenated segments."""
         return cls(
             tuple(token for segment in segments for token in segment.tokens),
@@ -193,16 +193,18 @@ class ChatTemplate:
             head += self.other(NEUTRAL, first=True)
         return head
 
-    def own(self, text: str) -> Segment:
+    def own(self, text: str) -> TokenSegment:
         """Return a whole turn of this speaker: its words and the end token are scored."""
-        words = Segment.learnt(self.encode_text(text.strip()))
-        return Segment.join([Segment.read(self.own_prefix), words, self.closing(scored=True)])
+        words = TokenSegment.learnt(self.encode_text(text.strip()))
+        return TokenSegment.join(
+            [TokenSegment.read(self.own_prefix), words, self.closing(scored=True)]
+        )
 
-    def closing(self, *, scored: bool) -> Segment:
+    def closing(self, *, scored: bool) -> TokenSegment:
         """Return `own_suffix`; at most its end token is scored."""
         end = self.own_suffix.index(self.end_ids[0])
         places = range(len(self.own_suffix))
-        return Segment(self.own_suffix, tuple(scored and place == end for place in places))
+        return TokenSegment(self.own_suffix, tuple(scored and place == end for place in places))
 
     def other(self, text: str, *, first: bool = False) -> list[int]:
         """Return a whole turn of the other.
@@ -216,7 +218,7 @@ class ChatTemplate:
 
     def segments(
         self, system: str | None, turns: Sequence[SpeakerTurn], *, cue: bool
-    ) -> list[Segment]:
+    ) -> list[TokenSegment]:
         """Return a history in segments, from the begin token on.
 
         Args:
@@ -232,12 +234,12 @@ class ChatTemplate:
         if system is None or not (adds_up and _alternate(turns, cue)):
             return self._whole(system, turns, cue=cue)
         own_first = turns[0].own if turns else cue
-        segments = [Segment.read(self.opening(system, own_first=own_first))]
+        segments = [TokenSegment.read(self.opening(system, own_first=own_first))]
         for number, (own, text) in enumerate(turns):
-            said = self.own(text) if own else Segment.read(self.other(text, first=number == 0))
+            said = self.own(text) if own else TokenSegment.read(self.other(text, first=number == 0))
             segments.append(said)
         if cue:
-            segments.append(Segment.read(self.own_prefix))
+            segments.append(TokenSegment.read(self.own_prefix))
         return segments
 
     def messages(
@@ -250,7 +252,7 @@ class ChatTemplate:
 
     def _whole(
         self, system: str | None, turns: Sequence[SpeakerTurn], *, cue: bool
-    ) -> list[Segment]:
+    ) -> list[TokenSegment]:
         """Render all turns at once, if segments do not add up."""
         said = [*([] if system is None else [SpeakerTurn(False, system)]), *turns]
         slots = [SpeakerTurn(turn.own, slot(number)) for number, turn in enumerate(said)]
@@ -260,11 +262,13 @@ class ChatTemplate:
         for markup, number in cut(text, len(said)):
             tokens = _markup_ids(self.tokenizer, markup)
             end = tokens.index(self.end_ids[0]) if own and self.end_ids[0] in tokens else -1
-            segments.append(Segment(tokens, tuple(place == end for place in range(len(tokens)))))
+            segments.append(
+                TokenSegment(tokens, tuple(place == end for place in range(len(tokens))))
+            )
             if number is not None:
                 own = said[number].own
                 words = self.encode_text(said[number].text.strip())
-                segments.append(Segment.learnt(words) if own else Segment.read(words))
+                segments.append(TokenSegment.learnt(words) if own else TokenSegment.read(words))
         return segments
 
     def _warn_of_differences(self, markup: Markup) -> None:
@@ -276,7 +280,7 @@ class ChatTemplate:
                 stacklevel=3,
             )
         for turns in _SAMPLES:
-            segments = Segment.join(self.segments("Be kind.", turns, cue=True))
+            segments = TokenSegment.join(self.segments("Be kind.", turns, cue=True))
             messages = self.messages("Be kind.", turns, cue=True)
             whole = _markup_ids(self.tokenizer, render(self.tokenizer, messages, cue=True))
             if segments.tokens != whole:

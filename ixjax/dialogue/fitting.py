@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ixjax.dialogue.chat_template import ChatTemplate, Segment
+from ixjax.dialogue.chat_template import ChatTemplate, TokenSegment
 from ixjax.dialogue.rendering import SpeakerTurn
 
 
@@ -18,7 +18,7 @@ class Fit:
     tokens: number of tokens of the body, or of the shortest form.
     """
 
-    body: Segment | None
+    body: TokenSegment | None
     dropped_turns: int
     tokens: int
 
@@ -27,7 +27,7 @@ def fit_history(
     template: ChatTemplate,
     system: str | None,
     turns: Sequence[SpeakerTurn],
-    tail: Segment,
+    tail: TokenSegment,
     *,
     cue: bool,
     keep: int,
@@ -52,5 +52,5 @@ def fit_history(
         segments = [*template.segments(system, kept, cue=cue), tail]
         needed = sum(len(segment.tokens) for segment in segments)
         if needed <= max_tokens:
-            return Fit(Segment.join(segments), dropped, needed)
+            return Fit(TokenSegment.join(segments), dropped, needed)
     return Fit(None, len(turns) - keep, needed)

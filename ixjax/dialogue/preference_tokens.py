@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ixjax.dialogue.chat import RenderedPair
-from ixjax.dialogue.chat_template import ChatTemplate, Segment
+from ixjax.dialogue.chat_template import ChatTemplate, TokenSegment
 from ixjax.dialogue.fitting import fit_history
 from ixjax.dialogue.preferences import ChatPrompt, Preference, PreferenceAccount
 from ixjax.dialogue.rendering import SpeakerTurn
@@ -108,7 +108,7 @@ def _prompt(preference: Preference, template: ChatTemplate, room: int) -> Fitted
 
 def _fit_chat(prompt: ChatPrompt, template: ChatTemplate, room: int) -> FittedPrompt | None:
     system, turns = prompt
-    keep, nothing = min(1, len(turns)), Segment.read(())
+    keep, nothing = min(1, len(turns)), TokenSegment.read(())
     fit = fit_history(template, system, turns, nothing, cue=True, keep=keep, max_tokens=room)
     if fit.body is not None:
         return FittedPrompt(fit.body.tokens, fit.dropped_turns)

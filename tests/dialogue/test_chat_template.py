@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from ixjax.dialogue.chat_template import ChatTemplate, Segment
+from ixjax.dialogue.chat_template import ChatTemplate, TokenSegment
 from ixjax.dialogue.rendering import SpeakerTurn
 from ixjax.io import InputError
 from tests.dialogue.chat_families import (
@@ -41,7 +41,7 @@ typed = st.lists(
 
 
 def ids_of(template: ChatTemplate, turns: list[SpeakerTurn], *, cue: bool) -> list[int]:
-    return list(Segment.join(template.segments("Be kind.", turns, cue=cue)).tokens)
+    return list(TokenSegment.join(template.segments("Be kind.", turns, cue=cue)).tokens)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -114,7 +114,7 @@ def test_begin_token_stands_at_the_start_alone(name):
 def test_only_own_words_and_end_tokens_are_scored(name):
     template = template_of(name)
     turns = [*OWN_FIRST, SpeakerTurn(True, "I see."), SpeakerTurn(False, "Yes")]
-    whole = Segment.join(template.segments("Be kind.", turns, cue=True))
+    whole = TokenSegment.join(template.segments("Be kind.", turns, cue=True))
     assert len(whole.tokens) == len(whole.scored)
     scored = [t for t, on in zip(whole.tokens, whole.scored, strict=True) if on]
     end = {"own": "<|end|>", "llama3": "<|eot_id|>", "qwen2": "<|im_end|>"}.get(name)

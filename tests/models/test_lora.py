@@ -217,7 +217,7 @@ def test_a_merged_export_is_loaded_by_transformers(base, adapters, tmp_path):
     model = with_adapter(base, adapters[0])
     save_hf(merge_lora(model), tmp_path)
     assert_close(peft_logits(tmp_path, None), peft_logits(base, adapters[0]))
-    with pytest.raises(ValueError, match="has adapters; .*merge_lora"):
+    with pytest.raises(ValueError, match=r"has adapters; .*merge_lora"):
         save_hf(model, tmp_path)
 
 
@@ -309,7 +309,7 @@ def test_adapters_of_another_base_or_size_are_not_stacked(base, adapters, tmp_pa
         stack_adapters([one, some])
     with pytest.raises(ValueError, match="adapter is 1; expected one of the model's 1 adapters"):
         merge_lora(one, adapter=1)
-    with pytest.raises(ValueError, match="has adapters; .*merge_lora"):
+    with pytest.raises(ValueError, match=r"has adapters; .*merge_lora"):
         load_adapter(one, adapters[1])
 
 
