@@ -9,12 +9,12 @@ from jax.sharding import Mesh
 from ixjax.models import ModelConfig
 from ixjax.models.placement import PlacedWeight, describe_sharding
 from ixjax.pipeline.run import Reporter
-from ixjax.training import DPOConfig, SFTConfig
+from ixjax.training import TrainerConfig
 from ixjax.training.steps import trained_paths
 
 
 def tell_sharding(
-    reporter: Reporter, what: str, model: ModelConfig, training: SFTConfig | DPOConfig, mesh: Mesh
+    reporter: Reporter, what: str, model: ModelConfig, training: TrainerConfig, mesh: Mesh
 ) -> None:
     """Say what a device holds of a model in training, and on several what is split how.
 
@@ -42,7 +42,7 @@ def tell_sharding(
         reporter.note(f"  {over}: {', '.join(names)}")
 
 
-def learning_config(model: ModelConfig, training: SFTConfig | DPOConfig) -> ModelConfig:
+def learning_config(model: ModelConfig, training: TrainerConfig) -> ModelConfig:
     """The network that a training starts with, its adapters included."""
     return dataclasses.replace(model, lora=training.lora.to_config() or model.lora)
 

@@ -1,6 +1,7 @@
 """Training: objectives, batches, one loop for all of them, checkpoints."""
 
 from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
+from ixjax.training.config import TrainerConfig
 from ixjax.training.dpo import DPOConfig, reference_logprobs, train_dpo
 from ixjax.training.examples import sft_examples
 from ixjax.training.objectives import (
@@ -44,6 +45,7 @@ __all__ = [
     "ReferenceIdentity",
     "ResumeConfig",
     "SFTConfig",
+    "TrainerConfig",
     "example_logprobs",
     "get_loss",
     "is_finished",

@@ -27,6 +27,7 @@ from orbax.checkpoint import v1 as ocp
 from ixjax import io
 from ixjax.distributed import first_then_others, is_first
 from ixjax.models import ModelConfig
+from ixjax.training.ranges import COUNT, NOT_NEGATIVE, check_ranges
 from ixjax.training.saved_models import first_line, readable, root_cause, save_params
 
 logger = logging.getLogger(__name__)
@@ -68,10 +69,7 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        if self.keep < 1:
-            raise ValueError(f"keep is {self.keep}; it must be at least 1")
-        if self.keep_best < 0:
-            raise ValueError(f"keep_best is {self.keep_best}; it must be 0 or more")
+        check_ranges(self, keep=COUNT, keep_best=NOT_NEGATIVE)
 
 
 @dataclasses.dataclass(frozen=True)

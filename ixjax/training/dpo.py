@@ -20,13 +20,15 @@ from jax.sharding import Mesh
 
 from ixjax import io
 from ixjax.dialogue.chat import RenderedPair
-from ixjax.models import LoraArguments, Remat, Transformer, new_adapter
+from ixjax.models import Remat, Transformer, new_adapter
 from ixjax.training import objectives
 from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
+from ixjax.training.config import TrainerConfig
 from ixjax.training.objectives import LossSettings, PreferenceLoss, get_loss, preference_loss
 from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.pair_rows import PairBatches, PairRows, Share, pairs_together, shuffled_pairs
 from ixjax.training.profiling import Profiler
+from ixjax.training.ranges import COUNT, NOT_NEGATIVE, PART, check_ranges
 from ixjax.training.saved_models import model_fingerprint
 from ixjax.training.scoring import scored_logprobs
 from ixjax.training.steps import Weight, make_eval_step, place_batch, place_params
@@ -34,9 +36,18 @@ from ixjax.training.trainer import OnStep, Training, finished_model, train
 
 
 @dataclasses.dataclass(frozen=True)
-class DPOConfig:
+class DPOConfig(TrainerConfig):
     """How the policy is aligned."""
 
+    steps: int = 60
+    eval_every: int = 20
+    checkpoint_every: int = dataclasses.field(default=50, metadata=io.NO_EFFECT)
+    log_every: int = dataclasses.field(default=5, metadata=io.NO_EFFECT)
+    optimizer: OptimizerConfig = dataclasses.field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=1e-4, warmup_fraction=0.1, weight_decay=0.0
+        )
+    )
     beta: float = 0.1
     """How strongly the policy is held to the reference."""
     variant: objectives.LossName = "sigmoid"
@@ -46,58 +57,30 @@ class DPOConfig:
     length_normalized: bool = False
     """Log-probabilities are means over the tokens of a response instead of sums."""
     simpo_gamma: float = 0.5
-    """simpo: by how much the chosen reward shall exceed the rejected."""
+    """simpo: the margin by which the chosen reward should exceed the rejected."""
     rpo_alpha: float = 0.0
     """Weight of the chosen responses' SFT loss (per token) that is added."""
-    steps: int = 60
-    """Optimiser steps."""
-    batch_size: int = 16
-    """Pairs a step."""
     max_pairs: int = 4096
-    """Pairs used at most, drawn by the seed."""
+    """Most pairs used, drawn by the seed."""
     validation_fraction: float = 0.0
-    """Share of the pairs that are held out to validate on, in [0, 1)."""
-    eval_every: int = 20
-    """Steps between validations; the parameters of the best one are kept."""
-    patience: int = 0
-    """Validations without a better loss after which training stops; 0: never."""
+    """Share of the pairs held out for validation, in [0, 1)."""
     share: Share = "pair"
     """What pairs have in common and is computed once: a pair's prompt, a node's, a path's; none."""
     row_length: int = dataclasses.field(default=0, metadata=io.NO_EFFECT)
     """Tokens of a row, which pairs are packed into; 0: those of the longest pair."""
-    micro_batches: int = dataclasses.field(default=1, metadata=io.NO_EFFECT)
-    """Parts that a batch is taken in, one after the other: less memory, the same gradient."""
-    remat: Remat = dataclasses.field(default="none", metadata=io.NO_EFFECT)
-    """What a block computes again for its gradient: none, all but dots, or full: less memory."""
-    frozen: tuple[str, ...] = ()
-    """Weights that stay as they are, by path: embedding, head, layers.query, ..."""
-    lora: LoraArguments = dataclasses.field(default_factory=LoraArguments)
-    """Adapters that learn while the base stays as it is."""
-    checkpoint_every: int = dataclasses.field(default=50, metadata=io.NO_EFFECT)
-    """Steps between checkpoints."""
-    log_every: int = dataclasses.field(default=5, metadata=io.NO_EFFECT)
-    """Steps between lines of metrics.jsonl."""
-    optimizer: OptimizerConfig = dataclasses.field(
-        default_factory=lambda: OptimizerConfig(
-            learning_rate=1e-4, warmup_fraction=0.1, weight_decay=0.0
-        )
-    )
-    """The optimiser."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
+        super().__post_init__()
+        check_ranges(
+            self,
+            max_pairs=COUNT,
+            simpo_gamma=NOT_NEGATIVE,
+            rpo_alpha=NOT_NEGATIVE,
+            row_length=NOT_NEGATIVE,
+            validation_fraction=PART,
+        )
         get_loss(self.variant).check(self.loss_settings)
-        counts = ("steps", "batch_size", "max_pairs", "eval_every", "micro_batches")
-        for name in (*counts, "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("simpo_gamma", "rpo_alpha", "patience", "row_length"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(
-                f"validation_fraction is {self.validation_fraction}; it must be in [0, 1)"
-            )
 
     @property
     def loss_settings(self) -> LossSettings:
@@ -319,21 +302,14 @@ def train_dpo(
         of_held_out = _batches(learning, pairs, in_order, config, mesh)
         validation = [of_held_out.make(n, known) for n in range(len(in_order))]
     training = Training(
+        config=config,
         objective=objective,
         batch=lambda step: batches.make(step, known),
         rows=lambda batch: batch.rows,
-        steps=config.steps,
-        optimizer=config.optimizer,
         inputs=inputs,
         validation=validation,
-        eval_every=config.eval_every,
-        patience=config.patience,
-        checkpoint_every=config.checkpoint_every,
-        log_every=config.log_every,
         check_first=functools.partial(_check_first, objective, learning.config.compute_dtype),
         members=lambda step: f"pairs {', '.join(map(str, learned[chosen(step)]))}",
-        frozen=config.frozen,
-        micro_batches=config.micro_batches,
     )
     return train(
         learning,

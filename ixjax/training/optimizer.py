@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from ixjax.training.ranges import NOT_NEGATIVE, PART, POSITIVE, SHARE, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +44,16 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        for name in ("learning_rate", "clip_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("warmup_fraction", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        if not 0 <= self.final_fraction <= 1:
-            raise ValueError(f"final_fraction is {self.final_fraction}; it must be in [0, 1]")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
+        check_ranges(
+            self,
+            learning_rate=POSITIVE,
+            warmup_fraction=PART,
+            final_fraction=SHARE,
+            weight_decay=NOT_NEGATIVE,
+            beta1=PART,
+            beta2=PART,
+            clip_norm=POSITIVE,
+        )
 
     def to_optax(self) -> optax.GradientTransformation:
         """The transformation, still to be multiplied by minus the learning rate."""

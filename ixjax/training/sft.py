@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from ixjax import io
 from ixjax.dialogue.chat import Rendered
-from ixjax.models import LoraArguments, Remat, Transformer, mesh_of, new_adapter
+from ixjax.models import Remat, Transformer, mesh_of, new_adapter
 from ixjax.training.batching import (
     Rows,
     in_batches,
@@ -24,9 +24,10 @@ from ixjax.training.batching import (
     tree_bytes,
 )
 from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
+from ixjax.training.config import TrainerConfig
 from ixjax.training.objectives import sft_loss
-from ixjax.training.optimizer import OptimizerConfig
 from ixjax.training.profiling import Profiler
+from ixjax.training.ranges import SHARE, check_ranges
 from ixjax.training.saved_models import model_fingerprint
 from ixjax.training.scoring import scored_logprobs
 from ixjax.training.steps import Weight, make_eval_step, mean_loss, place_batch, place_params
@@ -34,52 +35,17 @@ from ixjax.training.trainer import OnStep, Training, train
 
 
 @dataclasses.dataclass(frozen=True)
-class SFTConfig:
+class SFTConfig(TrainerConfig):
     """How the speakers learn from the human dialogues."""
 
-    steps: int = 300
-    """Optimiser steps; early stopping may end it before."""
-    batch_size: int = 16
-    """Packed rows of model.max_length tokens a step."""
-    eval_every: int = 50
-    """Steps between validation losses."""
     patience: int = 3
-    """Validations without a better loss after which training stops; 0: never."""
-    checkpoint_every: int = dataclasses.field(default=100, metadata=io.NO_EFFECT)
-    """Steps between checkpoints."""
-    log_every: int = dataclasses.field(default=10, metadata=io.NO_EFFECT)
-    """Steps between lines of metrics.jsonl."""
     prefix_outcome_rate: float = 0.25
     """Share of the earlier user turns after which the simulator also learns the outcome."""
-    micro_batches: int = dataclasses.field(default=1, metadata=io.NO_EFFECT)
-    """Parts that a batch is taken in, one after the other: less memory, the same gradient."""
-    remat: Remat = dataclasses.field(default="none", metadata=io.NO_EFFECT)
-    """What a block computes again for its gradient: none, all but dots, or full: less memory."""
-    frozen: tuple[str, ...] = ()
-    """Weights that stay as they are, by path: embedding, head, layers.query, ..."""
-    lora: LoraArguments = dataclasses.field(default_factory=LoraArguments)
-    """Adapters that learn while the base stays as it is."""
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    """The optimiser."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        for name in (
-            "steps",
-            "batch_size",
-            "eval_every",
-            "checkpoint_every",
-            "log_every",
-            "micro_batches",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.patience < 0:
-            raise ValueError(f"patience is {self.patience}; it must be 0 (never stop) or more")
-        if not 0 <= self.prefix_outcome_rate <= 1:
-            raise ValueError(
-                f"prefix_outcome_rate is {self.prefix_outcome_rate}; it must be in [0, 1]"
-            )
+        super().__post_init__()
+        check_ranges(self, prefix_outcome_rate=SHARE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,22 +108,15 @@ def train_sft(
     validation = pack(valid_examples, length=length)
     numbers = shuffled_numbers(num_rows(rows), batch_size=config.batch_size, seed=seed)
     training = Training(
+        config=config,
         objective=SFTObjective(config.remat),
         batch=lambda step: take(rows, numbers(step)),
         rows=lambda batch: batch,
-        steps=config.steps,
-        optimizer=config.optimizer,
         inputs=io.fingerprint(
             "sft", config, seed, model.config, began, *tree_bytes([rows, validation])
         ),
         validation=in_batches(validation, batch_size=config.batch_size),
-        eval_every=config.eval_every,
-        patience=config.patience,
-        checkpoint_every=config.checkpoint_every,
-        log_every=config.log_every,
         members=lambda step: f"packed rows {', '.join(map(str, numbers(step)))}",
-        frozen=config.frozen,
-        micro_batches=config.micro_batches,
     )
     return train(
         model,

@@ -30,7 +30,7 @@ from ixjax.training.checkpoints import (
     ResumeConfig,
     TrainingCheckpoints,
 )
-from ixjax.training.optimizer import OptimizerConfig
+from ixjax.training.config import TrainerConfig
 from ixjax.training.preemption import Preempted, noted_sigterm
 from ixjax.training.profiling import ProfileConfig, Profiler
 from ixjax.training.saved_models import is_finished, load_model
@@ -53,38 +53,24 @@ OnStep = Callable[[dict[str, Any]], None]
 class Training:
     """One training, ready to run.
 
-    objective: what is minimised.
-    batch: host arrays of the batch of a step.
-    rows: the rows of a batch, whose tokens are counted.
-    steps: optimiser steps in all.
-    optimizer: its settings.
+    config: its settings.
+    objective: the loss to minimise.
+    batch: step -> host arrays of its batch.
+    rows: batch -> its rows, whose tokens are counted.
     inputs: fingerprint of all of this and of the data.
     validation: batches that the validation loss is the mean of; empty: none.
-    eval_every: steps between validations.
-    patience: validations without a better loss after which training stops; 0: never.
-    checkpoint_every: steps between checkpoints.
-    log_every: steps between reports.
-    check_first: called with the first step's metrics before anything of it is kept.
-    members: what the batch of a step is made of, for whoever looks for a bad one.
-    frozen: weights that stay as they are (see `trained_paths`).
-    micro_batches: parts that a batch is taken in.
+    check_first: receives the metrics of the first step before any state is kept.
+    members: step -> the members of its batch, for the message that names a bad one.
     """
 
+    config: TrainerConfig
     objective: Objective
     batch: Callable[[int], Any]
     rows: Callable[[Any], Rows]
-    steps: int
-    optimizer: OptimizerConfig
     inputs: str
     validation: Sequence[Any] = ()
-    eval_every: int = 50
-    patience: int = 0
-    checkpoint_every: int = 100
-    log_every: int = 10
     check_first: Callable[[dict[str, float]], None] = lambda metrics: None
     members: Callable[[int], str] = lambda step: "unknown"
-    frozen: tuple[str, ...] = ()
-    micro_batches: int = 1
 
 
 def train(
@@ -154,22 +140,22 @@ class _Loop:
         told_to_leave: Callable[[], bool],
         profiler: Profiler,
     ):
-        self.training = training
-        self.config = model.config
+        self.training, self.settings = training, training.config
+        self.model_config = model.config
         self.mesh = mesh
         self.checkpoints = checkpoints
         self.on_step = on_step
         self.told_to_leave = told_to_leave
         self.profiler = profiler
-        self.rates = training.optimizer.learning_rates(training.steps)
-        trained = trained_paths(model.config, training.frozen)
+        self.rates = self.settings.optimizer.learning_rates(self.settings.steps)
+        trained = trained_paths(model.config, self.settings.frozen)
         self.compiled = make_steps(
             model.config,
             mesh,
             training.objective,
-            training.optimizer.to_optax(),
+            self.settings.optimizer.to_optax(),
             trained=trained,
-            micro_batches=training.micro_batches,
+            micro_batches=self.settings.micro_batches,
         )
         self.validation_weight = total_weight(training.objective, training.validation)
         self.initial, self.frozen = split(place_params(model, mesh), trained)
@@ -194,17 +180,17 @@ class _Loop:
 
     def run(self) -> Any:
         """To the last step; returns the parameters to keep."""
-        training, progress = self.training, self.progress
-        while progress.step < training.steps and not progress.stopped:
+        training, settings, progress = self.training, self.settings, self.progress
+        while progress.step < settings.steps and not progress.stopped:
             self.checkpoints.check()
             rate = self.rates[progress.step]
             self._take_step(rate)
-            last = progress.step == training.steps
-            validates = training.validation and (self._due(training.eval_every) or last)
+            last = progress.step == settings.steps
+            validates = training.validation and (self._due(settings.eval_every) or last)
             leaves = self.told_to_leave() and not last
-            saves = (self._due(training.checkpoint_every) or leaves) and not last
+            saves = (self._due(settings.checkpoint_every) or leaves) and not last
             saves = saves or (validates and self.checkpoints.keeps_best and not last)
-            reports = self._due(training.log_every) or last or progress.step == 1 or validates
+            reports = self._due(settings.log_every) or last or progress.step == 1 or validates
             if reports or saves:
                 # Checked before a checkpoint, too: one that is kept is good.
                 facts = {"learning_rate": float(rate), **self._fetch()}
@@ -230,7 +216,7 @@ class _Loop:
         rows = self.training.rows(batch)
         self.tokens += rows.num_tokens
         self.scored += rows.num_scored
-        placed = place_batch(batch, self.mesh, parts=self.training.micro_batches)
+        placed = place_batch(batch, self.mesh, parts=self.settings.micro_batches)
         self.state, metrics = self.compiled.train(self.state, self.frozen, placed, rate)
         self.pending.append(metrics)
         self.progress.step += 1
@@ -239,7 +225,7 @@ class _Loop:
         self.checkpoints.wait()
         raise Preempted(
             f"told to end (SIGTERM): the state behind step {self.progress.step} of "
-            f"{self.training.steps} is saved"
+            f"{self.settings.steps} is saved"
         )
 
     def _due(self, every: int) -> bool:
@@ -263,7 +249,7 @@ class _Loop:
             kept = self.checkpoints.newest_step()
         good = "none was kept yet" if kept is None else f"the last good one is of step {kept}"
         return (
-            f"at step {step} of {self.training.steps} the loss is {metrics['loss']} and the "
+            f"at step {step} of {self.settings.steps} the loss is {metrics['loss']} and the "
             f"gradient norm {metrics['grad_norm']}, in {self.training.members(step - 1)}; lower "
             f"optimizer.learning_rate or optimizer.clip_norm, or look at these data (checkpoints: "
             f"{good})"
@@ -285,7 +271,7 @@ class _Loop:
         if known is None:
             return {"tokens_per_second": rate}
         # Without attention, as if all weights learned.
-        flops = training_flops(self.config, tokens, length=0, scored=scored) / seconds
+        flops = training_flops(self.model_config, tokens, length=0, scored=scored) / seconds
         peak = known.peak_tflops * 1e12 * self.mesh.size
         return {"tokens_per_second": rate, "mfu": flops / peak}
 
@@ -297,10 +283,10 @@ class _Loop:
             self.training.objective,
             self.training.validation,
             self.validation_weight,
-            config=self.config,
+            config=self.model_config,
             mesh=self.mesh,
         )
-        if self.progress.improve(value, self.training.patience):
+        if self.progress.improve(value, self.settings.patience):
             self.best = _copy(self.state[0])
         return value
 
@@ -310,7 +296,7 @@ class _Loop:
         if self.resumed_at:
             facts["resumed_at"] = self.resumed_at
             self.resumed_at = 0
-        self.on_step({"step": step, "steps": self.training.steps, "steps_since": since, **facts})
+        self.on_step({"step": step, "steps": self.settings.steps, "steps_since": since, **facts})
 
 
 def _copy(tree: Any) -> Any:

@@ -298,13 +298,6 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_keeps_its_states(tmp_pa
     assert states(tmp_path / "run") == {3, 6}
 
 
-def test_settings_of_what_is_kept_are_checked():
-    with pytest.raises(ValueError, match="keep is 0; it must be at least 1"):
-        CheckpointConfig(keep=0)
-    with pytest.raises(ValueError, match="keep_best is -1; it must be 0 or more"):
-        CheckpointConfig(keep_best=-1)
-
-
 KILLED = """
 import sys
 import jax
