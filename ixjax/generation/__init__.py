@@ -1,4 +1,4 @@
-"""Generation: an engine over token ids, speakers that put words to it, and play between them."""
+"""Generation: an engine over token ids, speakers that turn its tokens into text, and rollouts."""
 
 from ixjax.generation.blocks import BlockPool, Context
 from ixjax.generation.config import DebugConfig, EngineConfig

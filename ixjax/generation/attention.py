@@ -1,10 +1,10 @@
-"""How the engine reads keys: plain XLA, cuDNN's flash attention, or a kernel in Pallas.
+"""The engine's attention: plain XLA, cuDNN's flash attention, or a Pallas kernel.
 
-What a token attends to lies in pieces: the cache, a buffer of what was just decoded, new tokens.
-Each piece gives the softmax over its own keys and its log-sum-exp, from which the whole is put
-together exactly (Dao et al. 2023, "Flash-Decoding"): each is read where it lies, by what reads it
-best. Queries that share a KV head are rows of one matrix, so that a kernel sees plain multi-head
-attention and reads each key once for all of them.
+A token attends to keys and values in several pieces: the cache, the turn buffer, the new tokens.
+Each piece gives the softmax over its own keys and its log-sum-exp, from which the whole softmax
+follows exactly (Dao et al. 2023, "Flash-Decoding"), so no piece is copied and each is read by the
+fastest implementation. Queries that share a KV head are rows of one matrix, so a kernel sees plain
+multi-head attention and reads each key once for all of them.
 
 Axes: B sequences, H/K query/KV heads, T positions, Q = (H/K) * T query rows of one KV head,
 n keys of a piece, D head size.
@@ -36,12 +36,11 @@ Part = tuple[jax.Array, jax.Array]
 # (q [B, K, Q, D], keys and values [B, K, n, D], visible [B or 1, Q or 1, n]) to a part.
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], Part]
 
-# What a kernel spares is scores going through memory and a softmax in several launches. Fewer keys
-# than this have little of either, and merging has its own cost: XLA reads them.
+# XLA reads pieces with fewer keys than this: a kernel saves little there, and merging has a cost.
 LONG = 256
-KEY_BLOCK = 64  # a kernel reads whole blocks, which the engine's spans of the cache are made of
-GPUS = ("gpu", "cuda")  # jax says "gpu" of a device, "cuda" of what it compiles for
-CUDNN_CAPABILITY = 8  # of flash attention, and of bfloat16 in hardware
+KEY_BLOCK = 64  # a kernel reads whole blocks of keys; the engine's spans are multiples of it
+GPUS = ("gpu", "cuda")  # JAX names a device "gpu" and a compilation target "cuda"
+CUDNN_CAPABILITY = 8  # needed by flash attention, and by bfloat16 in hardware
 VMEM_BYTES = 8 << 20  # for keys and values, half of what the smallest TPU core has
 PREFERRED: dict[str, Implementation] = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "pallas"}
 
@@ -49,27 +48,26 @@ PREFERRED: dict[str, Implementation] = {"gpu": "cudnn", "cuda": "cudnn", "tpu": 
 def choose(
     name: AttentionName, *, device: Any, config: ModelConfig, devices: int
 ) -> Implementation:
-    """The implementation that `name` stands for on these devices.
+    """Return the implementation for a setting on these devices.
 
-    `auto` is cuDNN on an NVIDIA GPU from Ampere on and Pallas on a TPU, where they can read this
-    model, else XLA.
-    Pallas may be named on a CPU, too: it is then interpreted, for tests, and slow.
+    `auto` is cuDNN on an NVIDIA GPU (Ampere or newer) and Pallas on a TPU if they support this
+    model, else XLA. Pallas also runs on a CPU, for tests: it is interpreted there, and slow.
 
     Args:
-        name: what was asked for.
-        device: the `jax.Device` that the model lies on, or one of them.
-        config: the model whose keys are read.
-        devices: how many devices the model lies on.
+        name: the setting.
+        device: the `jax.Device` that holds the model, or one of them.
+        config: of the model.
+        devices: number of devices that hold the model.
 
     Raises:
-        InputError: the implementation that was named cannot work here.
+        InputError: the named implementation cannot run here.
     """
     if name not in get_args(AttentionName):
         raise InputError(f"attention is {name!r}; expected one of {get_args(AttentionName)}")
     here = (device, config, devices)
     if name == "auto":
         best = PREFERRED.get(device.platform, "xla")
-        # Before Hopper cuDNN takes heads of 128 at most: larger ones are for who asks for them.
+        # Before Hopper, cuDNN supports heads up to 128; larger ones must be asked for by name.
         return "xla" if _obstacle(best, *here, largest_head=128) else best
     found = _obstacle(name, *here)
     if found:
@@ -85,12 +83,12 @@ def _obstacle(
     devices: int,
     largest_head: int = 256,
 ) -> str | None:
-    """Why an implementation cannot work, as the end of a sentence; None: it can."""
+    """Return why an implementation cannot run, as the end of a sentence; None if it can."""
     head, dtype, platform = config.head_dim, config.compute_dtype, device.platform
     if name == "xla":
         return None
     if devices > 1:
-        return f"reads on one device, and the model lies on {devices}"
+        return f"reads on one device, and the model is on {devices}"
     if name == "pallas":
         if platform not in ("cpu", "tpu", *GPUS):
             return f"runs on a TPU, an NVIDIA GPU or (slowly) a CPU, and the platform is {platform}"
@@ -98,14 +96,14 @@ def _obstacle(
             return "takes float32 or bfloat16 on a TPU, and compute_dtype is float16"
         if platform in GPUS and (head < 16 or head.bit_count() > 1):
             return f"takes a power of two from 16 on as head_dim on a GPU, and it is {head}"
-        # Keys and values of one head and row lie there whole, while the next ones are fetched.
+        # VMEM holds keys and values of one head and row, and those of the next while it is fetched.
         row = 4 * config.max_length * max(head, 128) * jnp.dtype(dtype).itemsize
         if platform == "tpu" and row > VMEM_BYTES:
             return f"holds a row of {VMEM_BYTES} bytes on a TPU, and max_length tokens need {row}"
         return None
     if platform not in GPUS:
         return f"runs on an NVIDIA GPU, and the platform is {platform}"
-    # A string like "9.0", of AMD's like "gfx90a"; devices of other platforms have none.
+    # A string such as "9.0"; AMD's are such as "gfx90a"; devices of other platforms have none.
     capability = str(getattr(device, "compute_capability", None))
     number = re.fullmatch(r"(\d+)\.\d+", capability)
     if not number or int(number[1]) < CUDNN_CAPABILITY:
@@ -122,10 +120,10 @@ def _obstacle(
 def attend(
     implementation: Implementation, q: jax.Array, pieces: list[Piece], *, softcap: float | None
 ) -> jax.Array:
-    """Attention over keys in several arrays, as `attend_pieces`, by an implementation.
+    """Attend to keys in several pieces, as `attend_pieces` does, by an implementation.
 
     Args:
-        implementation: what `choose` chose.
+        implementation: from `choose`.
         q: `[B, H, T, D]` queries, scaled.
         pieces: (keys `[B, K, D, n]` or in blocks `[B, K, J, D, m]`, values `[B, K, n, D]`,
             visible `[B or 1, T or 1, n]` bool).
@@ -143,20 +141,20 @@ def attend(
 def attend_by(
     kernel: Kernel, q: jax.Array, pieces: list[Piece], *, softcap: float | None
 ) -> jax.Array:
-    """As `attend`; `kernel` reads the long pieces, XLA the short ones."""
+    """Attend as `attend` does: `kernel` reads the long pieces, XLA the short ones."""
     batch, _, length, size = q.shape
     rows = q.reshape(batch, pieces[0][0].shape[1], -1, size)
     parts = []
     for piece_keys, values, visible in pieces:
-        # XLA moves this in front of a loop over tokens, in which the cache does not change.
+        # XLA hoists this out of the loop over tokens, which leaves the cache unchanged.
         keys = _columns_in_front(piece_keys)
-        # A row holds head by head all positions, so the mask of the positions is repeated.
+        # A row holds all positions, head by head, so the mask of the positions is repeated.
         heads = rows.shape[2] // length if visible.shape[1] > 1 else 1
         by_row = jnp.tile(visible, (1, heads, 1))
         if _is_long(values):
             out, lse = kernel(rows, keys, values, by_row)
-            # What a kernel makes of a row without visible keys is its own affair (cuDNN does not
-            # say): its weight is to be 0, and 0 * NaN is not.
+            # A kernel's result for a row without visible keys is undefined: it may be NaN, and
+            # a weight of 0 would not remove it.
             seen = by_row.any(-1)[:, None, :, None]
             parts.append((jnp.where(seen, out, 0), jnp.where(seen, lse, MASKED)))
         else:
@@ -165,7 +163,7 @@ def attend_by(
 
 
 def merge(parts: list[Part]) -> jax.Array:
-    """The softmax over all pieces, float32 `[B, K, Q, D]`: each weighs its share of the sum."""
+    """Return the softmax over all pieces, float32 `[B, K, Q, D]`, weighted by their sums."""
     top = functools.reduce(jnp.maximum, [lse for _, lse in parts])
     weights = [jnp.exp(lse - top) for _, lse in parts]
     outs = [w * out.astype(jnp.float32) for w, (out, _) in zip(weights, parts, strict=True)]
@@ -175,7 +173,7 @@ def merge(parts: list[Part]) -> jax.Array:
 def plain(
     q: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array, *, softcap: float | None
 ) -> Part:
-    """One piece in XLA's own operations; a `Kernel`."""
+    """Attend to one piece by XLA's own operations; a `Kernel` but for `softcap`."""
     scores = jnp.einsum("bkqd,bknd->bkqn", q, keys, preferred_element_type=jnp.float32)
     scores = jnp.where(visible[:, None], soften(scores, softcap), MASKED)
     top = scores.max(-1, keepdims=True)
@@ -187,10 +185,10 @@ def plain(
 
 
 def cudnn(q: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) -> Part:
-    """One piece by cuDNN's flash attention (an NVIDIA GPU, 16 bits); a `Kernel`."""
-    # Not jax.nn.dot_product_attention, for it rounds the log-sum-exp to 16 bits, which puts weights
-    # off by up to 3% where it is above 8, and takes [B, n, K, D] alone, which would copy the cache
-    # in every layer of every step. What it calls gives float32 and takes our layout.
+    """Attend to one piece by cuDNN's flash attention (an NVIDIA GPU, 16 bits); a `Kernel`."""
+    # jax.nn.dot_product_attention rounds the log-sum-exp to 16 bits (an error of up to 3% in the
+    # weights) and takes [B, n, K, D] only, which would copy the cache in every layer of every step.
+    # The function that it calls returns float32 and takes our layout.
     from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention
 
     shape = (visible.shape[0], 1, q.shape[2], values.shape[2])
@@ -205,13 +203,13 @@ def cudnn(q: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) 
 def pallas(
     q: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array, *, softcap: float | None
 ) -> Part:
-    """One piece by the Pallas kernel below (Mosaic on a TPU, Triton on a GPU); a `Kernel`."""
+    """Attend to one piece by the Pallas kernel (Mosaic on a TPU, Triton on a GPU); a `Kernel`."""
     call = functools.partial(_call, softcap=softcap)
     warps = triton.CompilerParams(num_warps=4, num_stages=2)
     on = {
         "cpu": functools.partial(call, most_rows=128, most_keys=512, interpret=True),
         "tpu": functools.partial(call, most_rows=128, most_keys=512),
-        # Less at once on a GPU: scores, sums and keys are held in the registers of four warps.
+        # Smaller tiles on a GPU: scores, sums and keys are held in the registers of four warps.
         "cuda": functools.partial(call, most_rows=64, most_keys=64, params=warps),
     }
     return jax.lax.platform_dependent(q, keys, values, visible, **on)
@@ -232,13 +230,13 @@ def _call(
     batch, heads, rows, size = q.shape
     count = keys.shape[2]
     block = math.gcd(count, most_keys)
-    # Triton multiplies nothing smaller than 16 rows, and nothing but powers of two.
+    # Triton multiplies 16 rows or more, and only powers of two.
     tile = min(most_rows, max(16, 1 << (rows - 1).bit_length()))
     padding = -rows % tile
     q = jnp.pad(q, ((0, 0), (0, 0), (0, padding), (0, 0)))
-    masks, one_mask = visible.shape[0], visible.shape[1] == 1  # for all rows of a sequence
+    masks, one_mask = visible.shape[0], visible.shape[1] == 1  # one for all rows of a sequence
     visible = jnp.pad(visible, ((0, 0), (0, 0 if one_mask else padding), (0, 0)))
-    # Block by block on an axis of their own: a TPU's lanes are not sliced at a running offset.
+    # Blocks get an axis: a TPU cannot slice lanes at an offset that varies.
     visible = visible.reshape(masks, visible.shape[1], -1, block).swapaxes(1, 2)
     mask_tile = (None, count // block, 1 if one_mask else tile, block)
     by_tile = lambda b, k, i: (b, k, i, 0)
@@ -269,10 +267,10 @@ def _call(
 
 
 def _read_tile(q_ref, keys_ref, values_ref, visible_ref, out_ref, lse_ref, *, softcap):
-    """A tile of query rows `[q, D]` over all keys `[n, D]`, block by block.
+    """Attend with a tile of query rows `[q, D]` to all keys `[n, D]`, block by block.
 
-    The softmax is online (Milakov and Gimelshein 2018): what was summed under a lower maximum is
-    scaled down when a higher one comes. `visible_ref` is `[n / block, q or 1, block]`.
+    The softmax is online (Milakov and Gimelshein 2018): the sums under a lower maximum are scaled
+    down when a higher one is found. `visible_ref` is `[n / block, q or 1, block]`.
     """
     q = q_ref[...]
     number, _, block = visible_ref.shape
@@ -280,7 +278,7 @@ def _read_tile(q_ref, keys_ref, values_ref, visible_ref, out_ref, lse_ref, *, so
     def read(i, state):
         out, top, total = state
         here = pl.ds(pl.multiple_of(i * block, block), block)
-        visible = visible_ref[i].astype(jnp.int32) != 0  # a TPU v4 compares no int8
+        visible = visible_ref[i].astype(jnp.int32) != 0  # a TPU v4 cannot compare int8
         scores = jnp.dot(q, keys_ref[here, :].T, preferred_element_type=jnp.float32)
         scores = jnp.where(visible, soften(scores, softcap), MASKED)
         higher = jnp.maximum(top, scores.max(-1, keepdims=True))
@@ -297,7 +295,7 @@ def _read_tile(q_ref, keys_ref, values_ref, visible_ref, out_ref, lse_ref, *, so
 
 
 def _columns_in_front(keys: jax.Array) -> jax.Array:
-    """`[B, K, n, D]` of keys `[B, K, D, n]` or `[B, K, J, D, m]`."""
+    """Return keys `[B, K, n, D]` from `[B, K, D, n]` or `[B, K, J, D, m]`."""
     if keys.ndim == 5:
         return keys.swapaxes(3, 4).reshape(*keys.shape[:2], -1, keys.shape[3])
     return keys.swapaxes(2, 3)

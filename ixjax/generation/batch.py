@@ -36,7 +36,7 @@ class DecodeBatch:
         self.clear()
 
     def clear(self) -> None:
-        """Take every turn out of the batch; what their buffers hold has to be read again."""
+        """Take every turn out of the batch; the tokens in their buffers have to be read again."""
         for request in getattr(self, "rows", ()):
             if request is not None:
                 request.context.pins -= 1
@@ -53,18 +53,18 @@ class DecodeBatch:
         return [request for request in self.rows if request is not None]
 
     def keep(self, requests: Collection[Request]) -> None:
-        """Take out turns that nobody waits for any more, or whose contexts changed meanwhile."""
+        """Take out turns that are not in `requests`, and those whose contexts have changed."""
         for row, request in enumerate(self.rows):
             if request is not None and (request not in requests or self._changed(row, request)):
                 self._leave(row)
 
     def _changed(self, row: int, request: Request) -> bool:
-        """Return whether a context is not what its row has read: it was extended, or evicted."""
+        """Return whether a context was extended or evicted since its row read it."""
         context, start = request.context, self._starts[row]
         return context.stored < start or len(context) != start + self._fills[row] + 1
 
     def enter(self, requests: Sequence[Request]) -> None:
-        """Give turns a row each; all tokens of their contexts but the last are stored."""
+        """Give each turn a row; all tokens of their contexts but the last must be stored."""
         free = (row for row, request in enumerate(self.rows) if request is None)
         for row, request in zip(free, requests, strict=False):
             self.rows[row] = request
@@ -73,7 +73,7 @@ class DecodeBatch:
         self._copy([self.rows.index(request) for request in requests])
 
     def _begin(self, row: int) -> None:
-        """Let a row's turn buffer begin with the last token of its context."""
+        """Start a row's turn buffer with the last token of its context."""
         request = self.rows[row]
         assert request is not None
         self._starts[row], self._fills[row] = len(request.context) - 1, 0
@@ -144,7 +144,7 @@ class DecodeBatch:
     def _note(
         self, request: Request, tokens: list[int], logprobs: np.ndarray, ended: np.bool_
     ) -> None:
-        """Append what was sampled to a turn and, but for its end token, to its context."""
+        """Append sampled tokens to a turn and, without its end token, to its context."""
         request.tokens += tokens
         request.logprobs += logprobs[: len(tokens)].tolist()
         request.ended = bool(ended)
@@ -160,7 +160,7 @@ class DecodeBatch:
             request = self.rows[row]
             assert request is not None
             context = request.context
-            # The first column is stored already where a context was shortened.
+            # A context that was shortened has its first column stored already.
             firsts[row] = context.stored - self._starts[row]
             count = int(self._starts[row] + self._fills[row]) - context.stored
             spans[row] = self._pool.extend(context, count)

@@ -31,8 +31,8 @@ SMALLEST_POOL = 16  # blocks
 class Context:
     """A handle for the tokens that one side of one dialogue has read or will read.
 
-    Made by `Engine.new` and `Engine.fork`; only the engine that made it can use it. One that is
-    dropped gives its blocks back, as `Engine.free` does at once.
+    `Engine.new` and `Engine.fork` make it, and only that engine can use it. Its blocks are freed by
+    `Engine.free`, or when it is garbage-collected.
 
     Attributes:
         tokens: all of them; do not change the list.
@@ -52,14 +52,14 @@ class Context:
         return len(self.tokens)
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not ending():  # modules are taken apart then
+        if not ending():  # at exit, the modules that `release` needs may be gone
             self.pool.release(self)
 
     @property
     def unread(self) -> int:
-        """Return how many tokens have to be read before a turn is decoded.
+        """Return the number of tokens to read before a turn is decoded.
 
-        The last token is not among them: decoding reads it and samples from its logits.
+        The last token is excluded: decoding reads it and samples from its logits.
         """
         return max(len(self.tokens) - 1 - self.stored, 0)
 
@@ -108,22 +108,22 @@ class BlockPool:
 
     @property
     def size(self) -> int:
-        """Return how many blocks there are."""
+        """Return the number of blocks."""
         return 0 if self.arrays is None else self.arrays.keys.shape[1]
 
     @property
     def used(self) -> int:
-        """Return how many blocks contexts hold."""
+        """Return the number of blocks that contexts hold."""
         return self.size - len(self._free)
 
     def new(self, tokens: Sequence[int], adapter: int, owner: object) -> Context:
-        """Return a context of which nothing is stored."""
+        """Return a context with no stored tokens."""
         context = Context(self, tokens, adapter, owner)
         self._contexts.add(context)
         return context
 
     def fork(self, origin: Context) -> Context:
-        """Return a context with the tokens and blocks of another one."""
+        """Return a context with the tokens and blocks of another."""
         context = self.new(origin.tokens, origin.adapter, origin.owner)
         context.blocks, context.stored = list(origin.blocks), origin.stored
         self._holders.update(context.blocks)
@@ -132,7 +132,7 @@ class BlockPool:
         return context
 
     def release(self, context: Context) -> None:
-        """Give all blocks of a context back; it has to be read again."""
+        """Free all blocks of a context; it has to be read again."""
         self.shorten(context, 0)
 
     def shorten(self, context: Context, stored: int) -> None:
@@ -144,15 +144,15 @@ class BlockPool:
         del context.blocks[kept:]
 
     def release_all(self, owner: object) -> None:
-        """Give the blocks of all contexts of one engine back."""
+        """Free the blocks of all contexts of one engine."""
         for context in list(self._contexts):
             if context.owner is owner:
                 self.release(context)
 
     def update(self, function: Any, *args: Any, **static: Any) -> None:
-        """Replace the arrays, which are consumed, by `function(arrays, *args)`.
+        """Replace the arrays by `function(arrays, *args)`, which consumes them.
 
-        If that is interrupted, the arrays are lost and every context has to be read again.
+        If the call raises, the arrays are lost and every context has to be read again.
         """
         arrays, self.arrays = self.arrays, None
         try:
@@ -165,18 +165,18 @@ class BlockPool:
                 self._free.clear()
 
     def touch(self, context: Context) -> None:
-        """Note that a context is used now."""
+        """Mark a context as used now."""
         context.used = next(self._clock)
 
     def reserve(self, tokens: int) -> None:
-        """Make room for this many more tokens now, as far as the limit allows."""
+        """Allocate blocks for this many more tokens, within the limit."""
         blocks = self.used + -(-tokens // kv.BLOCK)
         self._grow(min(blocks, self.limit) if self.limit else blocks)
 
     def extend(self, context: Context, count: int) -> list[Span]:
-        """Give a context room for its next `count` tokens; return the blocks to write them to.
+        """Give a context blocks for its next `count` tokens; return the columns to write.
 
-        The caller writes them before anything else is done with the pool.
+        The caller writes them before it uses the pool again.
         """
         start, spans = context.stored, []
         self.touch(context)
@@ -209,18 +209,18 @@ class BlockPool:
             self._free.append(block)
 
     def _take(self, context: Context) -> int:
-        """Return a free block; contexts other than `context` may lose theirs for it."""
+        """Return a free block, evicting contexts other than `context` if there is none."""
         if not self._free and (not self.limit or self.size < self.limit):
             self._grow(min(2 * self.size, self.limit or 2 * self.size))
         while not self._free and (oldest := self._oldest(context)):
             self.release(oldest)
             self._stats.evictions += 1
-        if not self._free:  # all of it is in use
+        if not self._free:  # every block is pinned: exceed the limit
             self._grow(2 * self.size)
         return self._free.pop()
 
     def _oldest(self, context: Context) -> Context | None:
-        """Return the context that was used longest ago of those that may lose their blocks."""
+        """Return the least recently used context that may be evicted."""
         evictable = (c for c in self._contexts if c.blocks and not c.pins and c is not context)
         return min(evictable, key=lambda c: c.used, default=None)
 
@@ -237,6 +237,6 @@ class BlockPool:
         self._free += range(blocks - 1, before - 1, -1)
 
     def _even(self, blocks: int) -> int:
-        """Return a number of blocks that a mesh's batch axes divide."""
+        """Round a number of blocks up to a multiple of the mesh's batch axes."""
         parts = 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         return round_up(blocks, parts)

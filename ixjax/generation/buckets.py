@@ -18,11 +18,11 @@ from ixjax.padding import bucket
 CHUNKS = (16, 32, 128)  # new tokens of a row in one pass; more are read in several passes
 SMALLEST_SPAN = 64
 FEW = 8  # a pass over few rows has 1/8 of the rows of a full one
-# From here on XLA's CPU backend computes a row in one way, for any number of rows: in smaller
-# passes a row's last bits would depend on how many others are read with it.
+# In passes of fewer tokens, XLA's CPU backend picks a matmul by their number, and the last bits of
+# a row would depend on how many others are read with it.
 FEWEST_TOKENS = 128
-# From this many elements on it computes exponentials in one way: in attention to fewer columns the
-# last bits would depend on the longest row of a batch.
+# With fewer attention weights, it picks an exponential by their number, and the last bits of a row
+# would depend on the longest row of its batch.
 FEWEST_WEIGHTS = 4096
 
 
@@ -33,7 +33,7 @@ class Pass:
     rows: indices of the contexts.
     size: rows of the pass, padding included.
     chunk: tokens a row, padding included.
-    full: whether more rows would not fit.
+    full: whether every row of a full pass is taken.
     """
 
     rows: list[int]
@@ -43,9 +43,9 @@ class Pass:
 
 
 def spans(columns: int) -> list[int]:
-    """Return the numbers of columns that attention reads.
+    """Return the numbers of columns that attention may read, from 0 to `columns`.
 
-    0, then steps of `SMALLEST_SPAN`; from four of those on, of an eighth to a quarter of the whole.
+    Steps are `SMALLEST_SPAN` up to four of them, then an eighth to a quarter of the number reached.
     """
     found = [0]
     while found[-1] < columns:
@@ -55,15 +55,15 @@ def spans(columns: int) -> list[int]:
 
 
 def span_of(longest: int, columns: int) -> int:
-    """Return the columns to read so that `longest` tokens are covered."""
+    """Return the smallest span that covers `longest` tokens."""
     return next(span for span in spans(columns) if span >= longest)
 
 
 def chunk_of(count: int) -> int:
-    """Return the size of the chunk that the next of `count` new tokens are read in.
+    """Return the size of the chunk that reads the next of `count` new tokens.
 
-    The largest is taken only if it is filled: the rest is read in smaller ones, for one more pass
-    costs less than a chunk that is mostly padding.
+    The largest is chosen only if it is filled: one more pass costs less than a chunk that is mostly
+    padding.
     """
     small, middle, large = CHUNKS
     return large if count >= large else middle if count > small else small
@@ -77,7 +77,7 @@ def pass_sizes(chunk: int, *, prefill_tokens: int, rows: int) -> list[int]:
         prefill_tokens: of a pass.
         rows: of the decode batch; no pass has more.
     """
-    # A pass of the shortest chunks has no more rows than one of the next: few turns are that short.
+    # Few turns fit the shortest chunk, so its passes have no more rows than those of the next.
     full = min(max(prefill_tokens // max(chunk, CHUNKS[1]), 1), bucket(rows, smallest=1))
     few = max(full // FEW, FEWEST_TOKENS // chunk)
     return [full, few] if few < full else [full]
@@ -96,7 +96,7 @@ def group(
     """
     groups = []
     for chunk, begun in itertools.product(CHUNKS, (False, True)):
-        # Rows that hold nothing have passes without a past: with one, their last bits would differ.
+        # Empty contexts are read in passes without a past: a past would change their last bits.
         chosen = [
             i
             for i, count in enumerate(counts)

@@ -1,19 +1,19 @@
 """The KV cache: a pool of blocks, and batches of rows that a forward pass attends to.
 
-A context's keys and values are stored in blocks of `BLOCK` columns, so memory is what was said,
-rounded up to a block, and contexts with a common beginning share its blocks. Which context holds
-which blocks is known on the host (`ixjax.generation.blocks`); this module holds the arrays.
+A context's keys and values are stored in blocks of `BLOCK` columns, so memory grows with the tokens
+stored, rounded up to a block, and contexts with a common beginning share its blocks. The host
+records which context holds which blocks (`ixjax.generation.blocks`); this module has the arrays.
 
 A pass reads its rows in one of two layouts. `contiguous` copies a row's blocks into a batch of
 consecutive columns when the row enters it: XLA's CPU backend gathers element by element, so blocks
 are moved as whole slices, once. `paged` reads the blocks through a table of block numbers in every
 layer, without a copy. Both give the same numbers.
 
-New tokens are written back by `write`. It can take the old columns of a block from another block
-than the one it writes, which copies a shared block when it is first written to.
+`write` stores new tokens. It can take the old columns of a block from another block than the one it
+writes, which copies a shared block on its first write.
 
-Keys are stored with columns last, so that attention reads both keys and values from end to end; on
-a CPU, where attention waits for memory, this takes less than half the time.
+Keys are stored with columns last, so attention reads both keys and values contiguously; on a CPU,
+where attention is memory-bound, this takes less than half the time.
 
 Axes: L layers, P blocks of the pool, R rows of a batch, K KV heads, T columns, J = T / BLOCK
 blocks of a row, D head size, M moved blocks, n new tokens.
@@ -53,7 +53,7 @@ class Layer(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What the rows of a pass have read. Its numbers are NumPy's until a pass is traced.
+    """The tokens that the rows of a pass have read. Table and lengths are NumPy arrays on the host.
 
     past: contiguous: a list of L layers, or one `Layer` of stacked arrays to scan over; paged: the
         whole pool; None if no row has read anything.
@@ -67,7 +67,7 @@ class Batch:
 
     @property
     def span(self) -> int:
-        """T."""
+        """Return T."""
         if self.past is None:
             return 0
         if self.table is not None:
@@ -116,8 +116,8 @@ def allocate(
         blocks: P.
         mesh: the devices if there are several: blocks are split over its batch axes and KV heads
             over `tensor`, if the sizes divide evenly.
-        device: the placement of the weights if it is a single device. Passes would be compiled a
-            second time for arrays with another placement.
+        device: the placement of the weights if they are on a single device. Another placement of
+            these arrays would compile every pass a second time.
     """
     shape = (config.num_layers, blocks, config.num_kv_heads)
     size = config.head_dim
@@ -131,7 +131,10 @@ def allocate(
 
 @functools.partial(jax.jit, static_argnames=("more", "mesh"))
 def grow(pool: Layer, *, more: int, mesh: Mesh | None = None) -> Layer:
-    """Return the pool with `more` empty blocks at its end; a larger array reuses no memory."""
+    """Return the pool with `more` empty blocks at its end.
+
+    The pool is not donated: a larger array cannot reuse its memory.
+    """
 
     def longer(x: jax.Array) -> jax.Array:
         return jnp.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)])
@@ -150,8 +153,7 @@ def gather(
         copies: all of rows below R and of places below J.
         rows: R.
         span: T, a multiple of `BLOCK`.
-        unstacked: whether each layer becomes arrays of its own, so that a loop over tokens slices
-            nothing.
+        unstacked: whether layers are separate arrays, so that a loop over tokens needs no slices.
         mesh: the devices if there are several.
     """
     if not span:
@@ -169,7 +171,7 @@ def gather(
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames="past")
 def enter(past: Any, pool: Layer, copies: Copies, *, mesh: Mesh | None = None) -> Any:
-    """Copy blocks over rows of a contiguous batch; return its `Batch.past`, which is consumed."""
+    """Copy blocks into rows of a contiguous batch; return its `Batch.past`. Consumes `past`."""
     if not isinstance(past, list):
         return _copy(past, pool, copies, 0, mesh)
     stacked = [jax.tree.map(lambda x: x[None], layer) for layer in past]
@@ -192,7 +194,7 @@ def turn_buffer(
     mesh: Mesh | None = None,
     device: NamedSharding | None = None,
 ) -> list[Layer] | Layer:
-    """Return room for the `TURN` newest tokens of the turn that each row is decoding.
+    """Return an empty buffer for the `TURN` newest tokens of the turn that each row is decoding.
 
     Keys `[R, K, D, TURN]` and values `[R, K, TURN, D]` of each layer, in a list if `unstacked`,
     else stacked. For `mesh` and `device` see `allocate`.
@@ -212,7 +214,7 @@ def turn_buffer(
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames="pool")
 def write(pool: Layer, new: Any, writes: Writes, *, mesh: Mesh | None = None) -> Layer:
-    """Write new tokens into blocks; return the pool, which is consumed.
+    """Write new tokens into blocks; return the pool. Consumes `pool`.
 
     Args:
         pool: the blocks.
@@ -222,7 +224,7 @@ def write(pool: Layer, new: Any, writes: Writes, *, mesh: Mesh | None = None) ->
     """
     new = jax.tree.map(lambda *x: jnp.stack(x), *new) if isinstance(new, list) else new
     width = min(new.keys.shape[-1], BLOCK)
-    # A window of `width` tokens that holds those of an entry, then shifted to their columns.
+    # Each entry's tokens are taken in a window of `width` and shifted to their columns.
     windows = jnp.clip(writes.firsts, 0, new.keys.shape[-1] - width)
     shifts = writes.offsets - (writes.firsts - windows)
     columns = jnp.arange(BLOCK)[None]
@@ -230,7 +232,7 @@ def write(pool: Layer, new: Any, writes: Writes, *, mesh: Mesh | None = None) ->
     written = begun & (columns < (writes.offsets + writes.counts)[:, None])  # [M, BLOCK]
 
     def merged(i: Any, old: jax.Array, window: jax.Array, axis: int) -> jax.Array:
-        """Old and new columns of entry i; both arrays have columns on `axis` from the end."""
+        """Merge old and new columns of entry i; `axis`, from the end, is that of the columns."""
         pad = [(0, 0)] * window.ndim
         pad[axis] = (0, BLOCK - width)
         moved = jnp.roll(jnp.pad(window, pad), shifts[i], axis=axis)
@@ -264,7 +266,7 @@ def write(pool: Layer, new: Any, writes: Writes, *, mesh: Mesh | None = None) ->
 
 
 def _slice_by_slice(mesh: Mesh | None) -> bool:
-    """Whether blocks are best moved as whole slices: XLA's CPU backend gathers by element."""
+    """Return whether to move blocks as whole slices: XLA's CPU backend gathers by element."""
     return mesh is None and jax.default_backend() == "cpu"
 
 
@@ -300,7 +302,7 @@ def _copy(into: Layer, pool: Layer, copies: Copies, first: int, mesh: Mesh | Non
     rows = jnp.where(jnp.arange(len(copies.rows)) < copies.number, copies.rows, len(into.keys[0]))
     keys = pool.keys[layers, copies.blocks].swapaxes(0, 1)  # [M, l, K, D, BLOCK]
     values = pool.values[layers, copies.blocks].swapaxes(0, 1)
-    # As `[l, R, K, J, BLOCK, D]`, so that a block is one entry; indexed axes come first.
+    # As `[l, R, K, J, BLOCK, D]` a block is one entry; indexed axes come first.
     by_block = into.values.reshape(*into.keys.shape[:4], BLOCK, into.values.shape[-1])
     copied = Layer(
         into.keys.at[:, rows, :, copies.places].set(keys, mode="drop"),
@@ -310,5 +312,5 @@ def _copy(into: Layer, pool: Layer, copies: Copies, first: int, mesh: Mesh | Non
 
 
 def _like(block: jax.Array, batch: jax.Array) -> jax.Array:
-    """A block `[l, 1, K, D, BLOCK]` or `[l, 1, K, BLOCK, D]` with the rank of a batch's array."""
+    """Return a block `[l, 1, K, D, BLOCK]` or `[l, 1, K, BLOCK, D]` in the rank of a batch."""
     return block[:, :, :, None] if batch.ndim == 6 else block

@@ -1,8 +1,8 @@
-"""Checks of what the engine is given.
+"""Checks of the engine's arguments.
 
-An accelerator raises nothing: it clamps a token outside the vocabulary and a position beyond the
-last, and broadcasts an array of one row. So callers' values are checked once, on the host, before
-they become arrays.
+An accelerator raises no errors: it clamps a token outside the vocabulary and a position beyond the
+last, and broadcasts an array of one row. So arguments are checked once, on the host, before they
+become arrays.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ixjax.models import ModelConfig
 
 
 def check_adapter(adapter: int, config: ModelConfig) -> None:
-    """Refuse an adapter that the model lacks: the base alone would read for it.
+    """Refuse an adapter that the model lacks: the base model alone would be used instead.
 
     Raises:
         ValueError: names the adapter.
@@ -23,15 +23,15 @@ def check_adapter(adapter: int, config: ModelConfig) -> None:
     count = 0 if config.lora is None else config.lora.adapters
     if not -1 <= adapter < max(count, 1):
         raise ValueError(
-            f"adapter is {adapter}; the model has {count} (counted from 0; -1: the base alone)"
+            f"adapter is {adapter}; the model has {count} (counted from 0; -1: the base model alone)"
         )
 
 
 def check_owner(context: Context, engine: object) -> None:
-    """Refuse a context of another engine: its keys and values are of other weights.
+    """Refuse a context of another engine: its keys and values are from other weights.
 
     Raises:
-        ValueError: it is.
+        ValueError: the context has another owner.
     """
     if context.owner is not engine:
         raise ValueError("the context was made by another engine; make one with this engine's new")
@@ -104,7 +104,7 @@ def check_scored(
         if len(tails) != len(candidates[0]):
             raise ValueError(
                 f"context {i} has {len(tails)} candidates, context 0 has {len(candidates[0])}; "
-                "fill up with empty ones"
+                "pad with empty ones"
             )
         for tokens in (prefix, *tails):
             check_tokens(tokens, config)
