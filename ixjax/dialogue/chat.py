@@ -23,9 +23,9 @@ from ixjax.io import InputError
 
 __all__ = [
     "ChatTemplate",
-    "Context",
     "ParsedTurn",
     "Rendered",
+    "RenderedHistory",
     "RenderedPair",
     "TokenSegment",
     "View",
@@ -33,7 +33,7 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
+class RenderedHistory:
     """A history to continue from.
 
     tokens: [T] from the begin token on.
@@ -117,7 +117,7 @@ class View:
             self.system(dialogue.condition), turns, cue=self._speaks_next(turns)
         )
 
-    def context(self, dialogue: Dialogue, *, max_tokens: int) -> Context:
+    def context(self, dialogue: Dialogue, *, max_tokens: int) -> RenderedHistory:
         """Return a live context: up to the cue if this side moves next, else to its last word.
 
         Before the first turn of the other side it is the opening alone.
@@ -131,7 +131,7 @@ class View:
             InputError: system text and newest turn alone exceed the limit.
         """
         body, dropped = self._fit(dialogue, *self._split(dialogue), max_tokens=max_tokens)
-        return Context(body.tokens, dropped)
+        return RenderedHistory(body.tokens, dropped)
 
     def continuation(self, dialogue: Dialogue, text: str) -> list[int] | None:
         """Return the tokens that extend a live context of `dialogue` by the other side's turn.
