@@ -1,6 +1,6 @@
-"""The examples for clusters start the project's own commands, with flags that these have.
+"""The examples for clusters start the project's commands with valid flags.
 
-Nothing of a cluster is here: gcloud and srun are scripts that note what they were asked to run.
+No cluster is needed: gcloud and srun are replaced by scripts that run their command.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GIVEN = ("--config", "quickstart", "--dpo.beta", "0.2")
 
 
 def started(line: list[str]) -> tuple[str, RunConfig]:
-    """The stage of `python -m launch.STAGE FLAGS`, and the settings that its parser makes."""
+    """Return the stage of `python -m launch.STAGE FLAGS`, and the parsed settings."""
     at = line.index("-m")
     stage = line[at + 1].removeprefix("launch.")
     assert stage in commands.STAGES
@@ -33,7 +33,7 @@ def started(line: list[str]) -> tuple[str, RunConfig]:
 
 @pytest.fixture
 def run_script(tmp_path):
-    """Runs a script with stand-ins first on PATH; the lines that they were given."""
+    """Return a function that runs a script with stand-ins first on PATH and returns its output."""
 
     def run(script: str, *arguments: str, stand_ins: dict[str, str], **environment: str) -> str:
         folder = tmp_path / "bin"
@@ -64,11 +64,11 @@ def test_scripts_are_shell(script):
 @pytest.mark.parametrize("stage", ["sft", "search"])
 def test_every_host_of_a_pod_starts_the_same_command(run_script, stage, tmp_path):
     checkout(tmp_path / "ixjax")
-    told = run_script(
+    printed = run_script(
         "tpu_pod.sh",
         stage,
         *GIVEN,
-        # gcloud hands its --command to a shell on the host, where curl asks which one it is.
+        # gcloud passes its --command to a shell on the host, where curl asks for the host's index.
         stand_ins={"gcloud": 'exec bash -c "${@: -1}"', "curl": "echo 3"},
         HOME=str(tmp_path),
         TPU_NAME="slice",
@@ -76,7 +76,7 @@ def test_every_host_of_a_pod_starts_the_same_command(run_script, stage, tmp_path
         RUN="/runs/with space",
         HOSTS="4",
     )
-    found, config = started(shlex.split(told))
+    found, config = started(shlex.split(printed))
     assert (found, config.out, config.dpo.beta) == (stage, "/runs/with space", 0.2)
     if stage == "search":
         assert (config.processes.count, config.processes.index) == (4, 3)
@@ -87,7 +87,7 @@ def test_every_host_of_a_pod_starts_the_same_command(run_script, stage, tmp_path
 @pytest.mark.parametrize("stage", ["dpo", "search"])
 def test_every_task_of_a_slurm_job_starts_the_same_command(run_script, stage, tmp_path):
     checkout(tmp_path)
-    told = run_script(
+    printed = run_script(
         "slurm.sbatch",
         stage,
         *GIVEN,
@@ -95,7 +95,7 @@ def test_every_task_of_a_slurm_job_starts_the_same_command(run_script, stage, tm
         SLURM_NTASKS="2",
         SLURM_PROCID="1",
     )
-    found, config = started(shlex.split(told))
+    found, config = started(shlex.split(printed))
     assert (found, config.dpo.beta) == (stage, 0.2)
     if stage == "search":
         assert (config.processes.count, config.processes.index) == (2, 1)
@@ -121,7 +121,7 @@ def test_every_pod_of_a_job_starts_the_same_command():
 
 
 def checkout(folder: Path) -> None:
-    """A folder whose Python prints what it was started with."""
+    """Make a folder whose Python prints its arguments."""
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True, exist_ok=True)
     python.write_text("#!/usr/bin/env bash\nprintf '%q ' python \"$@\"\n")

@@ -1,4 +1,4 @@
-"""What one process knows of working with others; end_to_end/test_together.py starts several."""
+"""Multi-process functions in one process; end_to_end/test_together.py starts several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file is whole or not there, and what can't be read is named: file, line, what was found."""
+"""Writes are atomic, and errors name file, line and found value."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_missing_folders_are_made(tmp_path):
     assert io.read_json(tmp_path / "a" / "b" / "c.json") == {"x": 1}
 
 
-# Lone surrogates are no text that UTF-8 could hold.
+# UTF-8 can't hold lone surrogates.
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
@@ -66,7 +66,7 @@ JSON = st.recursive(
 
 @given(st.lists(st.dictionaries(TEXTS, JSON, max_size=3), max_size=4))
 def test_jsonl_reads_back_what_was_written(tmp_path_factory, records):
-    """Also texts that hold line separators, such as U+2028, which are no line ends in JSONL."""
+    """Texts may hold line separators such as U+2028, which do not end a line of JSONL."""
     path = tmp_path_factory.getbasetemp() / "records.jsonl"
     io.write_jsonl(path, records, schema=SCHEMA)
     assert list(io.read_jsonl(path, schema=SCHEMA)) == records

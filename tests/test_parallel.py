@@ -1,4 +1,4 @@
-"""Meshes have the sizes that were asked for, and weights lie where the rules say."""
+"""Meshes have the configured sizes, and the rules give the shardings of weights."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ GEMMA2 = (
     "{% for message in messages %}" + _GEMMA_TURNS + "{{ '<start_of_turn>' + role + '\n' + "
     "message['content'] | trim + '<end_of_turn>\n' }}" + _GEMMA_CUE
 )
-# Puts the system text into the first user turn by itself.
+# Puts the system text into the first user turn.
 GEMMA3 = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
     "{% set first = messages[0]['content'] + '\n\n' %}{% set loop_messages = messages[1:] %}"
@@ -67,7 +67,7 @@ GEMMA3 = (
     "{% for message in loop_messages %}" + _GEMMA_TURNS + "{{ '<start_of_turn>' + role + '\n' + "
     "(first if loop.first else '') + message['content'] | trim + '<end_of_turn>\n' }}" + _GEMMA_CUE
 )
-# Cues with an empty thought, and leaves thoughts out of what was said earlier: not additive.
+# Not additive: cues with an empty thought, and drops thoughts from earlier turns.
 THINKING = QWEN2.replace(
     "{{ '<|im_start|>assistant\n' }}",
     "{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' }}",
@@ -76,7 +76,7 @@ THINKING = QWEN2.replace(
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What a family calls its tokens, and its template."""
+    """The tokens and the template of a family."""
 
     template: str
     begin: str | None
@@ -117,7 +117,7 @@ TYPED_MARKUP = (
 
 @functools.cache
 def build(name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a family; `own` is ours."""
+    """Return the tokenizer of a family; `own` is ours."""
     if name == "own":
         return train_tokenizer(SENTENCES * 3, vocab_size=420)
     return build_family(FAMILIES[name])
@@ -152,14 +152,14 @@ def build_family(family: Family) -> PreTrainedTokenizerFast:
 
 @functools.cache
 def template_of(name: str) -> ChatTemplate:
-    """The segments of a family's template."""
+    """Return the chat template of a family."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if name == "thinking" else "error")
         return ChatTemplate.from_tokenizer(build(name))
 
 
 def template_ids(tokenizer, messages, *, cue: bool) -> list[int]:
-    """The ids that `transformers` gives for these messages, whichever form it returns them in."""
+    """Return the ids that `transformers` gives for these messages."""
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=cue)
     return list(ids["input_ids"] if hasattr(ids, "keys") else ids)
 

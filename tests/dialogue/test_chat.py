@@ -1,4 +1,4 @@
-"""Views of a dialogue: what each side reads, what it is trained on, how its words are read back."""
+"""Views of a dialogue: contexts, training examples and parsed turns of each side."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def show(view, tokens) -> str:
 
 
 def show_scored(view, rendered) -> str:
-    """The rendering as text, what is scored in brackets."""
+    """Return the rendering as text, with scored tokens in brackets."""
     assert len(rendered.tokens) == len(rendered.scored)
     text, inside = "", False
     for token, scored in zip(rendered.tokens, rendered.scored, strict=True):

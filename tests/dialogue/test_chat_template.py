@@ -194,7 +194,7 @@ def test_template_that_does_not_add_up_warns_once_and_renders_whole():
 
 
 def test_words_that_merge_with_markup_warn():
-    # GPT-2's pattern splits two line breaks before a word, and leaves them whole before nothing.
+    # GPT-2's pattern splits two line breaks before a word, but not at the end of a text.
     tokenizer = build_family(FAMILIES["llama3"])
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     with pytest.warns(UserWarning, match="splits words and markup differently") as caught:

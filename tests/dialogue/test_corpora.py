@@ -1,4 +1,4 @@
-"""What was read is accounted for, and nothing leaks from one split into another."""
+"""Accounts add up, and no group is in two splits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def groups_of(members) -> set[str]:
 
 
 def assert_divided(splits, everything) -> None:
-    """Every dialogue is in one split, and no group reaches across train, valid and test."""
+    """Assert that every dialogue is in one split, and no group in two of train, valid and test."""
     parts = [getattr(splits, name) for name in NAMES]
     ids = [dialogue.id for part in parts for dialogue in part]
     assert sorted(ids) == sorted(dialogue.id for dialogue in everything)
@@ -119,7 +119,7 @@ def test_the_order_of_a_corpus_does_not_matter_for_the_official_splits():
 
 
 def test_one_person_in_every_dialogue_leaves_all_to_training():
-    """Whoever is in more dialogues than a split holds can't be held out; halves still exist."""
+    """A group larger than a split goes to training; both halves of training still exist."""
     everything = [talk(i, "everyone") for i in range(20)]
     splits = split_corpus(everything, DataConfig(), seed=0)
     assert (len(splits.train), len(splits.train_heldout)) == (12, 8)
@@ -137,11 +137,18 @@ def test_dialogues_read_back_as_they_were_written(tmp_path_factory, everything):
 
 
 def test_a_users_own_corpus_is_what_we_write(tmp_path):
-    """Our splits have the documented form: they can be handed back as a corpus."""
+    """Our splits have the documented form, so they can be read as a corpus."""
     path = tmp_path / "own.jsonl"
     everything = [talk(i, f"g{i}") for i in range(3)]
-    told = {"emotion": "fear", "problem": "an exam", "situation": "It is near.", "intensity": 3}
-    everything = [dataclasses.replace(d, condition=UserCondition(d.id, told)) for d in everything]
+    attributes = {
+        "emotion": "fear",
+        "problem": "an exam",
+        "situation": "It is near.",
+        "intensity": 3,
+    }
+    everything = [
+        dataclasses.replace(d, condition=UserCondition(d.id, attributes)) for d in everything
+    ]
     write_dialogues(path, everything)
     found, account, official = read_corpus(DataConfig(path=str(path)), "esc", seed=0)
     assert found == everything
@@ -227,13 +234,13 @@ def test_esconv_adds_up(corpora):
 
 
 def test_the_official_esconv_test_dialogues_are_all_tested(corpora):
-    """But for them, two training dialogues go to test: they share a situation with it."""
+    """Two training dialogues go to test too, since they share a situation with it."""
     _, _, official, splits = read_real(corpora, "esconv", "esc")
     tested = {d.id for d in splits.test}
     assert {name for name, split in official.items() if split == "test"} <= tested
     leaked = [name for name in tested if official.get(name, "test") != "test"]
     assert len(leaked) == splits.moved == 2
-    # The failed dialogues have no official split: they are shared out like the others.
+    # The failed dialogues have no official split: they are drawn like the others.
     assert 15 <= len(tested - official.keys()) <= 45
 
 
@@ -244,7 +251,7 @@ def test_platform_chatter_is_gone_from_the_ends_of_esconv(corpora):
                "end the conversation", "quit and finish")  # fmt: skip
     ends = [turn.text.lower() for d in found for turn in d.turns[-3:]]
     left = [text for text in ends for phrase in phrases if phrase in text]
-    # What remains lies before the last six turns, which alone are searched.
+    # The others are before the last six turns, which alone are searched.
     assert len(left) <= 2, left
     assert account.turns["cut off as platform chatter"] > 300
     assert all(len(d.turns) >= 2 for d in found)
@@ -284,7 +291,7 @@ def test_a_dialogue_is_added_behind_the_others_or_replaces_its_own(tmp_path):
     longer = talk(1).said("user", "Bye")
     assert add_dialogue(path, longer) == 2
     assert read_dialogues(path) == [longer, talk(2)]
-    path.write_text('{"id": "d1"}\n')  # no dialogue: left to its owner
+    path.write_text('{"id": "d1"}\n')  # not a dialogue: the file must not change
     with pytest.raises(InputError, match="expected a dialogue with `id` and `turns`"):
         add_dialogue(path, longer)
     assert path.read_text() == '{"id": "d1"}\n'

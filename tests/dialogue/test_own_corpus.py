@@ -1,4 +1,4 @@
-"""A person's own corpus is read as it is documented, and refused by line and field."""
+"""A user's corpus is read as documented, and refused by line and field."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def refused(text: str):
 
 
 def changed(record: dict, **changes) -> dict:
-    """A copy with other values; None takes the field out."""
+    """Return a copy with other values; None removes the field."""
     merged = {**record, **changes}
     return {name: value for name, value in merged.items() if value is not None}
 
@@ -33,7 +33,7 @@ LINE = {
 
 
 def read_lines(tmp_path, *lines: dict | str, scenario: str = "esc"):
-    """Reads and the path, lines being records or raw text."""
+    """Write and read a corpus of lines, which are records or raw text."""
     path = tmp_path / "own.jsonl"
     raw = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text("".join(line + "\n" for line in raw))
@@ -85,7 +85,7 @@ def test_turns_of_one_side_in_a_row_are_merged_and_counted(tmp_path):
 
 @pytest.mark.parametrize(("scenario", "opener"), [("esc", "user"), ("p4g", "policy")])
 def test_what_is_said_before_the_opening_side_is_cut_off_and_counted(tmp_path, scenario, opener):
-    """The search's root is built on who opens: a dialogue that starts otherwise would break it."""
+    """The search's root assumes which side opens."""
     sides = ("user", "policy") if opener == "policy" else ("policy", "user")
     turns = [{"role": sides[i % 2], "text": f"turn {i}"} for i in range(3)]
     (dialogue,), account = read_lines(tmp_path, changed(LINE, turns=turns), scenario=scenario)

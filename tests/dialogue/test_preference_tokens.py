@@ -1,4 +1,4 @@
-"""Preferences become the tokens that TRL makes of them, and lose what is oldest where they must."""
+"""Preferences have the same tokens as in TRL, and lose their oldest tokens if they do not fit."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def rendered(path: Path, template: ChatTemplate, **limits: int) -> list[Rendered
 
 
 def trl_rows(tokenizer, rows: list[dict[str, Any]]) -> list[dict[str, list[int]]]:
-    """What TRL's DPOTrainer makes of a data set, before it is put into batches."""
+    """Return the tokens that TRL's DPOTrainer makes of a data set, before batching."""
     datasets = pytest.importorskip("datasets")
     trl = pytest.importorskip("trl")
     trainer = types.SimpleNamespace(_tokenizer=tokenizer)
@@ -76,15 +76,15 @@ def trl_rows(tokenizer, rows: list[dict[str, Any]]) -> list[dict[str, list[int]]
 @pytest.mark.parametrize("rows", [CONVERSATIONS, IMPLICIT], ids=["explicit", "implicit"])
 def test_conversations_are_the_tokens_of_trl(name, rows, tmp_path):
     template = template_of(name)
-    # Qwen's template writes a line break behind the end of a turn. Nobody ever samples it, and we
+    # Qwen's template writes a line break after the end of a turn. It is never sampled, and we
     # do not score it; TRL does.
-    behind = template.own_suffix[template.own_suffix.index(template.end_ids[0]) + 1 :]
-    assert bool(behind) == (name == "qwen2")
+    rest = template.own_suffix[template.own_suffix.index(template.end_ids[0]) + 1 :]
+    assert bool(rest) == (name == "qwen2")
     ours = rendered(rows_file(tmp_path, rows), template)
     for pair, row in zip(ours, trl_rows(build(name), rows), strict=True):
         assert list(pair.prompt) == row["prompt_ids"]
-        assert [*pair.chosen, *behind] == row["chosen_ids"]
-        assert [*pair.rejected, *behind] == row["rejected_ids"]
+        assert [*pair.chosen, *rest] == row["chosen_ids"]
+        assert [*pair.rejected, *rest] == row["rejected_ids"]
 
 
 def with_begin_token():
@@ -127,7 +127,7 @@ def test_batches_are_those_of_trls_collator(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_where_trl_goes_another_way_it_is_as_the_page_says(tmp_path):
-    """The rows of the table in docs/data-formats.md that can be seen in tokens."""
+    """The rows of the table in docs/data-formats.md that differ in tokens."""
     qwen, thinking, begins = build("qwen2"), build("thinking"), with_begin_token()
 
     def trl(tokenizer, prompt, chosen, rejected):
@@ -142,7 +142,7 @@ def test_where_trl_goes_another_way_it_is_as_the_page_says(tmp_path):
         return [{"role": "user", "content": text}]
 
     theirs, ours = trl(qwen, said("Hi<|im_end|>"), " yes ", "no")
-    assert theirs["prompt_ids"].count(qwen.eos_token_id) == 3  # what was typed ends the turn
+    assert theirs["prompt_ids"].count(qwen.eos_token_id) == 3  # the typed token ends the turn
     assert ours.prompt.count(qwen.eos_token_id) == 2
     assert qwen.decode(theirs["chosen_ids"]) == " yes <|im_end|>\n"
     assert qwen.decode(list(ours.chosen)) == "yes<|im_end|>"
@@ -167,7 +167,7 @@ def fit(template, given, **limits) -> tuple[list[RenderedPair], PreferenceAccoun
 
 
 def test_where_the_tokenizer_would_join_prompt_and_response_the_prompt_stays_whole():
-    """TRL leaves the end of such a prompt out: the model learns from a prompt it never meets."""
+    """TRL drops the end of such a prompt, so the model learns from a prompt that never occurs."""
     template = template_of("llama3")
     tokenizer = template.tokenizer
     # "I feel ti" + "red": one token in the whole.
@@ -246,7 +246,7 @@ def test_a_response_is_never_cut_and_a_prompt_loses_its_oldest(name, prompt, roo
     pairs, account = fit(template, given, max_tokens=response + room)
     if not pairs:
         assert account.dropped == {"too_long": ["f:1"]}
-        # Not even one token of the newest turn had room.
+        # Not even one token of the newest turn fits.
         least = ChatPrompt(prompt.system, (SpeakerTurn(prompt.turns[-1].own, "s"),))
         [shortest], _ = fit(template, preference(least))
         assert len(shortest.prompt) > room

@@ -1,4 +1,4 @@
-"""Preference files of other tools are read as they stand; what is wrong is named by its line."""
+"""Preference files of other tools are read unchanged; errors name the line."""
 
 from __future__ import annotations
 
@@ -89,21 +89,21 @@ def test_pairs_of_a_run_are_known_by_their_first_line(tmp_path):
     assert preference_format(written(tmp_path, {"schema": "ixjax.pairs", "version": 1})) == "ixjax"
 
 
-@given(shared=st.integers(0, 4), behind=st.tuples(st.integers(1, 3), st.integers(1, 3)))
-def test_the_prompt_is_what_both_conversations_begin_with(shared, behind, tmp_path_factory):
+@given(shared=st.integers(0, 4), counts=st.tuples(st.integers(1, 3), st.integers(1, 3)))
+def test_the_prompt_is_what_both_conversations_begin_with(shared, counts, tmp_path_factory):
     roles = ["user", "assistant"] * 5
     begin = [message(role, f"same {i}") for i, role in enumerate(roles[: 2 * shared + 1])]
     chosen, rejected = (
         begin + [message(role, f"{side} {i}") for i, role in enumerate(roles[1 : count + 1])]
-        for side, count in zip("ab", behind, strict=True)
+        for side, count in zip("ab", counts, strict=True)
     )
     account = PreferenceAccount()
     path = written(tmp_path_factory.mktemp("f"), {"chosen": chosen, "rejected": rejected})
     found = read(path, account)
-    if behind == (1, 1):
+    if counts == (1, 1):
         turns = tuple(SpeakerTurn(m["role"] == "assistant", m["content"]) for m in begin)
         assert found == [Preference(f"{path}:1", ChatPrompt(None, turns), "a 0", "b 0")]
-    else:  # what the user said behind a response is no response
+    else:  # a user's message after a response is no response
         assert not found
         assert account.dropped == {"several_messages": [f"{path}:1"]}
 

@@ -1,4 +1,4 @@
-"""Readers take the published files as they are, and name the place of what they can't read."""
+"""Readers read the published files unchanged, and name the line of an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def refused(text: str):
 
 
 def changed(record: dict, **changes) -> dict:
-    """A copy with other values; None takes the field out."""
+    """Return a copy with other values; None removes the field."""
     merged = {**record, **changes}
     return {name: value for name, value in merged.items() if value is not None}
 

@@ -116,12 +116,12 @@ def test_the_condition_is_in_the_simulators_prompt_and_never_in_the_policys(case
     scenario, condition = case
     assert isinstance(scenario.policy_prompt, str)
     prompt = scenario.simulator_prompt(condition)
-    told = {
+    values = {
         "esc": [condition.attributes.get("emotion"), condition.attributes.get("problem")],
         "p4g": list(condition.attributes),
         "sandbox": [condition.attributes.get("need")],
     }[scenario.name]
-    for value in told:
+    for value in values:
         assert str(value) in prompt
     assert not prompt.isspace()
 

@@ -1,4 +1,4 @@
-"""The bytes of tokens, put together, are what each family's own decoder shows."""
+"""The joined bytes of tokens equal the text of each family's decoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ixjax.dialogue.token_bytes import token_bytes
 from tests.dialogue import chat_families
 
 BYTE_LEVEL = ("own", "llama3", "qwen2", "thinking")
-# Of which the second shows the space that opens a text.
+# The second shows the space that opens a text.
 BYTE_FALLBACK = ("llama2", "gemma")
 WHOLE_CHARACTERS = ("t5", "wordpiece", "no decoder")
 

@@ -1,4 +1,4 @@
-"""A dialogue that exists is a dialogue that can be written, read and rendered."""
+"""Every valid dialogue can be written, read and rendered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ outcomes = st.builds(Outcome, st.floats(-1e6, 1e6), st.floats(0, 1))
 
 @st.composite
 def dialogues(draw):
-    """Any valid dialogue."""
+    """Draw a valid dialogue."""
     said = draw(st.lists(texts, max_size=6))
     order = draw(st.sampled_from([("user", "policy"), ("policy", "user")]))
     name = draw(texts)
@@ -70,7 +70,7 @@ def test_text_that_no_file_can_hold_is_refused(text, problem):
 
 @given(st.text())
 def test_text_is_fine_just_if_it_has_content_and_encodes(text):
-    """Python's own encoder says which texts hold lone surrogates."""
+    """Python's encoder refuses lone surrogates."""
     try:
         encodes = bool(text.encode())
     except UnicodeEncodeError:

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """A checkpoint of each case; not to be written to."""
+    """Return a checkpoint of each case; tests must not write to them."""
     from tests.models.families import CASES, make_folder
 
     root = tmp_path_factory.mktemp("hf")
@@ -19,5 +19,5 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def copy(folders, tmp_path) -> Path:
-    """A folder of one's own to break."""
+    """Return a copy of a checkpoint, to be damaged."""
     return Path(shutil.copytree(folders["qwen2-gqa"], tmp_path / "broken"))

@@ -113,7 +113,7 @@ CASES = {
             "head_dim": 6,
             "sliding_window": 12,
             "num_hidden_layers": 9,
-            "query_pre_attn_scalar": 144,  # of less, float32 itself is 4e-4 from float64
+            "query_pre_attn_scalar": 144,  # with less, float32 differs from float64 by 4e-4
             "attn_logit_softcapping": None,
             "final_logit_softcapping": 2.0,
             "tie_word_embeddings": False,
@@ -166,7 +166,7 @@ CASES = {
         },
     ),
 }
-# One of each family, for what takes seconds a case.
+# One of each family, for tests that take seconds a case.
 FAMILIES = (
     "llama-mqa-wide-heads-llama3",
     "qwen2-upper-layers-local",
@@ -179,9 +179,9 @@ TOKENS = np.random.default_rng(0).integers(0, 40, (2, 40))
 
 
 def make_folder(folder: Path, case: str, **save_arguments) -> Path:
-    """A checkpoint as transformers writes it, every weight (norms and biases too) random.
+    """Write a checkpoint with transformers, every weight random (norms and biases too).
 
-    Embeddings are small beside the blocks' weights: else a token predicts itself for ever.
+    Embeddings are small relative to the blocks' weights, or each token would predict itself.
     """
     model_type, changes = CASES[case]
     config = transformers.AutoConfig.for_model(model_type, **{**SHAPE, **changes})
@@ -204,7 +204,7 @@ def torch_logits(folder: Path) -> np.ndarray:
 
 
 def edit_config(folder: Path, **changes) -> None:
-    """Change fields of config.json; None removes."""
+    """Change fields of config.json; None removes a field."""
     values = json.loads((folder / "config.json").read_text()) | changes
     values = {name: value for name, value in values.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(values))

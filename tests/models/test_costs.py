@@ -1,4 +1,4 @@
-"""Operations as XLA counts them, and as sums that can be written down by hand."""
+"""Operation counts equal XLA's cost analysis and sums by hand."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def test_forward_flops_are_those_that_xla_counts_but_for_the_masked_half_of_atte
     graph, params = nnx.graphdef(Transformer(CONFIG)), abstract_params(CONFIG)
     compiled = jax.jit(lambda p, t: nnx.merge(graph, p)(t)).lower(params, tokens).compile()
     attention = rows * length * attention_flops(CONFIG, length)
-    # XLA computes masked scores, too: T keys of each token where (T + 1) / 2 are seen.
+    # XLA also computes masked scores: T keys of each token where (T + 1) / 2 are seen.
     whole = attention * length / ((length + 1) / 2)
     expected = forward_flops(CONFIG, rows * length, length) - attention + whole
-    # Norms, the softmax and activations come on top.
+    # XLA also counts norms, softmax and activations.
     assert expected < compiled.cost_analysis()["flops"] < 1.1 * expected
 
 

@@ -39,7 +39,7 @@ def test_saved_again_transformers_gives_identical_logits(folders, case, shard_by
     np.testing.assert_array_equal(torch_logits(tmp_path), torch_logits(folders[case]))
 
 
-# Those that differ most, of what takes many seconds a case.
+# The most different families, for tests that take many seconds a case.
 FEW = ("llama-mqa-wide-heads-llama3", "mistral-window", "qwen3-gqa", "gemma3")
 
 
@@ -59,7 +59,7 @@ def test_greedy_generation_is_that_of_transformers(folders, case):
         seed=0,
     )
     assert ours == theirs[:, 24:].tolist()
-    assert min(len(set(row)) for row in ours) >= 5  # a single token for ever would show little
+    assert min(len(set(row)) for row in ours) >= 5  # a repeated token would test little
 
 
 def test_saved_and_loaded_again_the_model_is_the_same(folders, tmp_path):

@@ -1,4 +1,4 @@
-"""config.json of transformers 4 and 5: the same network for us as for them, or refused by field."""
+"""A config.json of transformers 4 or 5 describes the same network here, or is refused by field."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_config_of_transformers_4_reads_like_that_of_5(folders, tmp_path, ca
     assert not {"rope_parameters", "dtype"} & set(values)
     four.write_text(json.dumps(values))
     assert read_config(four) == read_config(five)
-    # The rewritten form is what transformers itself still takes for the same network.
+    # transformers reads the rewritten form as the same network.
     theirs = [transformers.AutoConfig.from_pretrained(path.parent) for path in (four, five)]
     assert theirs[0].rope_parameters == theirs[1].rope_parameters
     assert [config.dtype for config in theirs] == [torch.float32] * 2
@@ -72,8 +72,8 @@ def test_a_saved_config_reads_as_the_same_network(folders, tmp_path, case):
 
 _EIGHT_B = {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 14336}
 _GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "head_dim": 256, "rope_theta": 1e4}
-# Known checkpoints: how many parameters they have, and what their config.json says of their shape
-# (written down from memory and shortened; the count would not come out of a wrong one).
+# Parameter counts of published checkpoints, and the shape fields of their config.json (shortened;
+# a wrong field would give another count).
 PUBLISHED = {
     "meta-llama/Llama-3.1-8B": (
         8_030_261_248,

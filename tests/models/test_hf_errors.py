@@ -1,4 +1,4 @@
-"""A folder whose weights are not those of its config.json is refused by file and tensor."""
+"""A folder whose weights do not match its config.json is refused by file and tensor."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_folder_without_weights_or_none_at_all_is_refused(copy):
 
 
 def header_says(size: int):
-    """A file whose header claims `size` bytes."""
+    """Return a damage: a header that claims `size` bytes."""
     return lambda content: size.to_bytes(8, "little") + content[8:]
 
 

@@ -1,4 +1,4 @@
-"""An exported folder is whole: transformers loads it, templates with it, and generates from it."""
+"""transformers loads an exported folder, applies its chat template and generates from it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def make_model(vocab_size: int) -> Transformer:
 
 
 def answer(folder: Path, prompt: list[int]) -> list[int]:
-    """What transformers says after a prompt, by what the folder alone holds."""
+    """Generate after a prompt with transformers, from the files of the folder."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokens = torch.tensor([prompt])
     found = model.generate(
@@ -47,7 +47,7 @@ def answer(folder: Path, prompt: list[int]) -> list[int]:
 
 
 def say_instead(model: Transformer, token: int, other: int) -> None:
-    """Exchange what the head says for two tokens."""
+    """Swap the head's outputs of two tokens."""
     head = model.head[...]
     pair = jnp.array([token, other])
     model.head[...] = head.at[:, pair].set(head[:, pair[::-1]])
@@ -84,7 +84,7 @@ def test_transformers_stops_at_the_exported_end_of_a_turn(tmp_path, name, by_eos
     assert (end == tokenizer.eos_token_id) == by_eos
     model = make_model(len(tokenizer))
     prompt = template_ids(tokenizer, MESSAGES, cue=True)
-    save_hf(model, tmp_path, end_ids=(end,))  # whatever the folder said before must not count
+    save_hf(model, tmp_path, end_ids=(end,))  # older files of the folder must not count
     save_hf(model, tmp_path)
     unended = answer(tmp_path, prompt)
     assert len(unended) == STEPS

@@ -1,4 +1,4 @@
-"""Files of tensors: what is written one by one is what safetensors itself reads."""
+"""Files of tensors: safetensors reads the tensors that are written one by one."""
 
 from __future__ import annotations
 

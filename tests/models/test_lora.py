@@ -1,4 +1,4 @@
-"""Adapters compute what PEFT's do, alone, merged, and stacked with each row choosing its own."""
+"""Adapters compute the same as PEFT's: single, merged, and stacked with a choice for each row."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ peft = pytest.importorskip(
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-# PEFT still asks transformers for what the latter calls deprecated.
+# PEFT uses deprecated functions of transformers.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
 TOKENS = np.random.default_rng(0).integers(0, 40, (3, 12))
@@ -70,7 +70,7 @@ def base(tmp_path_factory) -> Path:
 
 
 def make_adapter(base: Path, folder: Path, *, seed: int, modules: str = "all", **settings) -> Path:
-    """An adapter as PEFT writes it, with both matrices random."""
+    """Write an adapter with PEFT, with both matrices random."""
     torch.manual_seed(seed)
     settings = {"r": 3, "lora_alpha": 7, "target_modules": MODULES[modules], **settings}
     config = peft.LoraConfig(task_type="CAUSAL_LM", **settings)

@@ -1,4 +1,4 @@
-"""What is said to lie on a device is what lies there."""
+"""The described placement equals the shards of a real model."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_an_abstract_mesh_gives_what_a_real_one_does():
 
 def test_weights_and_state_shrink_as_one_over_fsdp():
     whole = describe_sharding(CONFIG, abstract_mesh(MeshConfig(), 1))
-    norms = sum(w.device_bytes for w in whole.weights if "norm" in w.name)  # are never split
+    norms = sum(w.device_bytes for w in whole.weights if "norm" in w.name)  # never split
     for fsdp in (2, 4, 8):
         shared = describe_sharding(CONFIG, abstract_mesh(MeshConfig(1, fsdp, 1), fsdp))
         assert shared.weight_bytes - norms == (whole.weight_bytes - norms) / fsdp

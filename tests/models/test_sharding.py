@@ -1,4 +1,4 @@
-"""Where weights lie changes no number."""
+"""Shardings do not change results."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_parameter_has_the_sharding_of_its_spec():
 def test_weights_are_drawn_into_their_shards_as_one_device_draws_them():
     params = nnx.state(init_model(CONFIG, seed=3, mesh=MESH), nnx.Param)
     assert jax.tree.map(lambda x: x.sharding, params) == param_shardings(CONFIG, MESH)
-    # Drawing all on one device, too, would compile for seconds: the first key is the embedding's.
+    # Only the embedding, which has the first key: drawing all again would compile for seconds.
     key = nnx.Rngs(params=jax.random.key(3)).params()
     expected = weight_specs(CONFIG)["embedding"].draw(key, jax.numpy.float32)
     np.testing.assert_allclose(params["embedding"][...], expected, atol=1e-7)

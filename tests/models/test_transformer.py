@@ -1,5 +1,4 @@
-"""The teacher-forced pass sees what it should and nothing else; numbers against transformers are
-in test_hf.py."""
+"""Visibility in the teacher-forced pass; test_hf.py compares logits with transformers."""
 
 from __future__ import annotations
 
