@@ -584,7 +584,7 @@ def test_scores_that_are_not_given_for_each_context_are_refused(engine):
     for prefixes, candidates, message in (
         ([[1]], [[[1]]] * 2, "prefixes has 1 entries; expected 2"),
         ([[1]] * 2, [[[1]]], "candidates has 1 entries; expected 2"),
-        ([[1]] * 2, [[[1]], [[1], [2]]], "context 1 has 2 candidates, context 0 has 1; fill up"),
+        ([[1]] * 2, [[[1]], [[1], [2]]], "context 1 has 2 candidates, context 0 has 1; pad with"),
         ([[1], []], [[[1]]] * 2, "context 1 or its prefix is empty"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -639,8 +639,8 @@ def test_generate_refuses_prompts_without_a_token(prompts):
     [
         ({"sampling": SamplingConfig(stop=("User:",))}, r"sampling.stop is \('User:',\)"),
         ({"sampling": [GREEDY, SamplingConfig(stop=("~",))]}, r"sampling.stop is \('~',\)"),
-        ({"sampling": [GREEDY]}, "sampling is given for 1 prompts; there are 2"),
-        ({"adapters": [0]}, "adapters is given for 1 prompts; there are 2"),
+        ({"sampling": [GREEDY]}, "sampling has 1 entries; expected 2"),
+        ({"adapters": [0]}, "adapters has 1 entries; expected 2"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1"),
         ({"max_new_tokens": 256}, "a prompt of 1 tokens and max_new_tokens=256 exceed"),
         ({"prompts": [[1, 99]]}, "token 99"),

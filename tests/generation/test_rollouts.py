@@ -52,6 +52,17 @@ def turn_by_turn(policy, user, root, identity, *, max_turns=TURNS) -> Rollout:
     return Rollout(reading, turn + 1, said[USER][-1].ended, tuple(map(tuple, said)))
 
 
+def scripted():
+    policy = ScriptedSpeaker("policy", lambda dialogue: {"a": 0.5, "b": 0.5})
+    user = ScriptedSpeaker(
+        "user",
+        lambda dialogue: {"x": 0.5, "y": 0.5},
+        reading=lambda dialogue: OutcomeReading(0.5, len(dialogue.turns)),
+        ends=lambda dialogue: dialogue.turns[-1].text == "y",
+    )
+    return policy, user
+
+
 def texts(found):
     return [[[said.text for said in side] for side in each.said] for each in found]
 
@@ -91,7 +102,7 @@ def test_two_sides_with_one_pool_and_a_limit_say_the_same():
 
 
 def test_others_begin_before_all_that_are_played_are_over(monkeypatch):
-    policy, user = speakers()
+    policy, user = speakers()[0], scripted()[1]  # dialogues of 1 to 3 turns
     open_now, most, events = 0, 0, []
     begin, engine = policy.begin, policy.engine
 
@@ -114,10 +125,8 @@ def test_others_begin_before_all_that_are_played_are_over(monkeypatch):
     play(policy, user, roots(9), max_turns=TURNS, rows=4)
     assert most == 4
     assert events[:4] == ["begin"] * 4
-    # Places are filled again one by one, not by whole batches.
-    assert "".join(event[0] for event in events[4:]) != "eeeebbbb" * 5
-    first = events.index("end")
-    assert "begin" in events[first : first + 4]
+    fifth = [i for i, event in enumerate(events) if event == "begin"][4]
+    assert 1 <= events[:fifth].count("end") < 4
 
 
 def test_rollouts_go_on_from_forks_and_leave_their_origin_as_it_was():
@@ -166,17 +175,6 @@ def test_speakers_that_share_a_base_share_a_batch():
     assert_same(found, play(*separate, roots(9), max_turns=TURNS, rows=16))
     other = speakers(of=of)  # both with the first adapter
     assert texts(play(*other, roots(9), max_turns=TURNS, rows=16)) != texts(found)
-
-
-def scripted():
-    policy = ScriptedSpeaker("policy", lambda dialogue: {"a": 0.5, "b": 0.5})
-    user = ScriptedSpeaker(
-        "user",
-        lambda dialogue: {"x": 0.5, "y": 0.5},
-        reading=lambda dialogue: OutcomeReading(0.5, len(dialogue.turns)),
-        ends=lambda dialogue: dialogue.turns[-1].text == "y",
-    )
-    return policy, user
 
 
 def test_scripted_sides_are_played_in_turn():
@@ -248,5 +246,5 @@ def test_after_warm_up_nothing_is_compiled_and_compiling_can_be_forbidden():
             stats=stats,
         ),
     )
-    with pytest.raises(RecompilationError, match=r"compiled again, with .*int32\[3"):
+    with pytest.raises(RecompilationError, match=r"compiled again, with .*'rows': 3.*float32\["):
         run_one(other.begin(roots(1)[0][0]).speak((1,)))
