@@ -1,10 +1,10 @@
-"""Simulator fidelity: how far a simulated user can be believed.
+"""Simulator fidelity: how well a simulated user predicts people.
 
-Measured on held-out human dialogues. Words: the negative log-likelihood of what the human user
-said. Outcomes: what the simulator expects after the human dialogue, and after half of it, against
-what was recorded. A simulator whose error is no smaller than that of always saying the training
-mean, or whose ranking is no better than chance, does not know what helps people: a gain under it
-means little (docs/algorithm.md, "Evaluation").
+It is measured on held-out human dialogues. Words: the negative log-likelihood of the human user's
+turns. Outcomes: the simulator's expectation after the human dialogue, and after half of it, against
+the recorded outcome. A simulator whose error is no smaller than that of the training mean, or whose
+ranking is no better than chance, does not know what helps people: a gain under it means little
+(docs/algorithm.md, "Evaluation").
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def fidelity(
 
     Returns:
         A JSON object. `dialogues` have a recorded outcome; the mean absolute errors and the
-        calibration are in engagement; `*_half` is read after the user turn in the middle; what
-        can't be told (a correlation with a constant) is None. `calibration` lists the bins that
+        calibration are in engagement; `*_half` is read after the user turn in the middle; an
+        undefined figure (a correlation with a constant) is None. `calibration` lists the bins that
         are not empty: their bounds, count, mean predicted and mean recorded engagement, and
         `calibration_error` is the mean distance of the two, weighted by count.
     """
@@ -81,7 +81,7 @@ def fidelity(
 def utterance_nll(
     model: Transformer, view: View, dialogues: Sequence[Dialogue], *, rows: int = NLL_ROWS
 ) -> float:
-    """Mean negative log-likelihood of a token of this side's turns, in nats.
+    """Return the mean negative log-likelihood of a token of this side's turns, in nats.
 
     Teacher-forced over whole dialogues, without the outcome line; the tokens that end the turns
     are counted, as in training. Comparable between models of one tokenizer only.
@@ -114,13 +114,13 @@ def expected_engagements(user: User, dialogues: Sequence[Dialogue], *, batch: in
 
 
 def halved(dialogue: Dialogue) -> Dialogue:
-    """The dialogue up to the user turn in its middle: k of 2k user turns, k + 1 of 2k + 1."""
+    """Return a dialogue up to its middle user turn: k of 2k user turns, k + 1 of 2k + 1."""
     spoken = [i for i, turn in enumerate(dialogue.turns) if turn.role == "user"]
     return dialogue.before(spoken[(len(spoken) - 1) // 2] + 1)
 
 
 def spearman(left: np.ndarray, right: np.ndarray) -> float:
-    """Rank correlation, ties on their mean rank; nan if either side does not vary."""
+    """Return the rank correlation, ties on their mean rank; nan if either side is constant."""
     if len(left) < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
         return math.nan
     return float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
@@ -135,7 +135,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 def calibration_bins(
     predicted: np.ndarray, recorded: np.ndarray, *, bins: int = CALIBRATION_BINS
 ) -> list[dict[str, float]]:
-    """Mean predicted and recorded engagement within each bin of the predicted one."""
+    """Return mean predicted and recorded engagement within each bin of the predicted one."""
     place = np.clip((predicted * bins).astype(int), 0, bins - 1)
     return [
         {
@@ -150,27 +150,27 @@ def calibration_bins(
 
 
 def calibration_error(bins: Sequence[dict[str, float]]) -> float:
-    """Expected calibration error: |predicted - recorded| over the bins, weighted by count.
+    """Return the expected calibration error: |predicted - recorded|, weighted by count.
 
-    It is not 0 for a calibrated simulator: with few dialogues a bin, noise alone parts the means.
+    It is not 0 for a calibrated simulator: with few dialogues per bin, the means differ by noise.
     """
     total = sum(b["count"] for b in bins)
-    parted = sum(b["count"] * abs(b["predicted"] - b["recorded"]) for b in bins)
-    return parted / total if total else math.nan
+    distance = sum(b["count"] * abs(b["predicted"] - b["recorded"]) for b in bins)
+    return distance / total if total else math.nan
 
 
 def _baseline_error(recorded: np.ndarray, train_outcomes: Sequence[Outcome]) -> float:
-    """Error of telling the training mean, whatever was said."""
+    """Return the error of predicting the training mean for every dialogue."""
     return _mean(np.abs(recorded - _mean([o.engagement for o in train_outcomes])))
 
 
 def _speaker_nll(user: User, dialogues: Sequence[Dialogue]) -> float:
-    """A scripted user has no likelihood."""
+    """Return the NLL of a model; nan for a scripted user, which has no likelihood."""
     if not isinstance(user, ModelSpeaker):
         return math.nan
     return utterance_nll(user.model, user.view, dialogues)
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
-    """The mean, nan of nothing (numpy would warn)."""
+    """Return the mean; nan for no values, where NumPy would warn."""
     return float(np.mean(values)) if len(values) else math.nan

@@ -1,8 +1,8 @@
 """Play: a policy talks to a user under held-out conditions, many dialogues at once.
 
-What either side draws is a function of (condition, sample, turn, speaker) and of its own seed,
-never of a place in a batch. So every method meets the same user draws under the same condition,
-which makes their differences paired, and the batch size changes nothing (docs/algorithm.md,
+The draws of either side are a function of (condition, sample, turn, speaker) and of its seed, never
+of a position in a batch. So all methods meet the same user draws under the same condition, which
+makes their differences paired, and the batch size changes nothing (docs/algorithm.md,
 "Evaluation").
 """
 
@@ -78,17 +78,17 @@ class Played:
 
     @property
     def turns(self) -> int:
-        """Policy turns played."""
+        """Return the number of policy turns played."""
         return len(self.response_tokens)
 
     @property
     def responses(self) -> list[str]:
-        """What the policy said; human turns of the root are not its own."""
+        """Return the policy's turns, without the human ones of the root."""
         said = [turn.text for turn in self.dialogue.turns if turn.role == "policy"]
         return said[len(said) - self.turns :]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; unreadable figures are null."""
+        """Return a JSON object; unreadable figures are null."""
         return {
             "condition": self.condition,
             "sample": self.sample,
@@ -102,7 +102,7 @@ class Played:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Played:
-        """The reverse of `to_json`.
+        """Return the dialogue that `to_json` wrote.
 
         Raises:
             InputError: a field is missing or of another type.
@@ -129,7 +129,7 @@ class Played:
 
 
 def read_played(path: str | Path) -> list[Played]:
-    """The dialogues of one method with one user.
+    """Return the dialogues of one method with one user.
 
     Raises:
         InputError: no such file, or a line of it is no dialogue of an evaluation.
@@ -150,31 +150,31 @@ def play(
 
     Args:
         policy: moves first.
-        user: answers, may leave, and tells how it turned out.
+        user: answers, may leave, and reads the outcome.
         roots: where each dialogue begins; conditions all differ.
         config: uses `samples`, `batch` and `max_turns`; `conditions` is the caller's to apply.
 
     Returns:
-        One for each root and sample, samples of a root side by side.
+        One for each root and sample; samples of a root are adjacent.
 
     Raises:
         InputError: there is no root.
-        ValueError: several roots have a condition of the same id, so could not be told apart.
+        ValueError: several roots have a condition of the same id.
     """
     if not roots:
         raise InputError("there is no held-out condition to evaluate under")
     name, count = collections.Counter(root.condition.id for root in roots).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{count} roots have the condition id {name!r}; ids must differ")
-    games = [(root, sample) for root in roots for sample in range(config.samples)]
+    rows = [(root, sample) for root in roots for sample in range(config.samples)]
     finished = generation.play(
         policy,
         user,
-        [(root, (hashed(root.condition.id), sample)) for root, sample in games],
+        [(root, (hashed(root.condition.id), sample)) for root, sample in rows],
         max_turns=config.max_turns,
         rows=config.batch,
     )
-    return [_played(*game, found) for game, found in zip(games, finished, strict=True)]
+    return [_played(*row, found) for row, found in zip(rows, finished, strict=True)]
 
 
 def _played(root: Dialogue, sample: int, found: Rollout) -> Played:
@@ -202,7 +202,7 @@ def _exchange(dialogue: Dialogue, response: Utterance, reaction: Utterance) -> D
 
 
 def _or_null(value: float) -> float | None:
-    """JSON has no nan."""
+    """Return None for nan, which JSON lacks."""
     return None if math.isnan(value) else value
 
 
