@@ -23,7 +23,7 @@ def check_adapter(adapter: int, config: ModelConfig) -> None:
     count = 0 if config.lora is None else config.lora.adapters
     if not -1 <= adapter < max(count, 1):
         raise ValueError(
-            f"adapter is {adapter}; the model has {count} (counted from 0; -1: the base model alone)"
+            f"adapter is {adapter}; the model has {count} (counted from 0; -1: base model alone)"
         )
 
 

@@ -1,4 +1,4 @@
-"""How the engine lays out its work. Settings here change speed and memory, not what is said."""
+"""Settings of the engine. They change speed and memory, not the sampled tokens."""
 
 from __future__ import annotations
 
@@ -13,24 +13,22 @@ Layout = Literal["auto", "contiguous", "paged"]
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    """Sizes that work is padded to; each combination that occurs is compiled once."""
+    """Sizes that work is padded to; each combination in use is compiled once."""
 
     attention: AttentionName = "auto"
-    """Attention kernel: auto takes the fastest that the platform has."""
+    """Attention kernel; auto picks the fastest on this platform."""
     layout: Layout = dataclasses.field(default="auto", metadata=NO_EFFECT)
-    """How passes read the KV cache: contiguous copies a row's blocks into the batch, paged reads
-    them in place; auto is contiguous on a CPU and paged elsewhere."""
+    """KV cache: contiguous copies a row's blocks, paged reads in place; auto: by platform."""
     rows: int = 64
-    """Rows of the decode batch: turns that are decoded at once."""
+    """Rows of the decode batch: turns decoded at once."""
     steps: int = 32
-    """Most tokens that a row is decoded by before the host looks at the batch again."""
+    """Most tokens decoded per row before the host updates the batch."""
     in_flight: int = 4
-    """Dialogues played at once, per decode row, if policy and simulator have a model each."""
+    """Dialogues played at once, per decode row, if policy and simulator are separate models."""
     prefill_tokens: int = 1024
     """Tokens read in one pass, padding included."""
     pool_tokens: int = dataclasses.field(default=0, metadata=NO_EFFECT)
-    """Most tokens that the KV cache holds; beyond them the least recently used contexts are
-    evicted and read again when needed. 0: no limit."""
+    """Most tokens in the KV cache; if it is full, old contexts are evicted. 0: no limit."""
     warm_up: bool = False
     """Compile every size that a search needs before it begins."""
 
@@ -56,4 +54,4 @@ class DebugConfig:
     """Checks for development and tuning."""
 
     forbid_recompile: bool = False
-    """Warm the search up, then stop at the first program that is compiled, naming its shapes."""
+    """Warm up, then stop at the first compilation during the search, and name its shapes."""

@@ -1,10 +1,10 @@
 """Tasks, and the one loop that runs many of them at once.
 
-A tree, a dialogue, a scripted user and best-of-n are generators. Each yields what it waits for (an
-`Effect`) and is sent the result. The driver advances every task as far as it gets, groups what they
-all wait for, and serves one group at a time: tree arithmetic as one jitted call over all waiting
-trees, turns by the engine that can fill its decode batch, outcomes once many are due. The order in
-which tasks advance has no influence on their results.
+A tree, a dialogue, a scripted user and best-of-n are generators. Each yields an `Effect` that it
+waits for and is sent the result. The driver advances every task until it waits, groups the effects,
+and serves one group at a time: tree arithmetic as one jitted call over all waiting trees, turns by
+the engine that can fill its decode batch, outcomes once many are due. The order in which tasks
+advance does not change their results.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Task = Generator["Effect | Together", Any, T]
 
 
 class Effect(abc.ABC):
-    """Something that a task waits for.
+    """Work that a task waits for.
 
     Attributes:
-        kind: `trees` are served as soon as no task can advance, `outcomes` once they fill a pass or
-            nothing else is waited for, `turns` in between.
-        turns: turns of the dialogue so far: the engine whose dialogues have the fewest goes first.
+        kind: `trees` are served as soon as no task can advance; `outcomes` once they fill a pass,
+            or if no turns are awaited; else `turns`.
+        turns: turns of the dialogue so far; the engine whose dialogues have the fewest goes first.
     """
 
     kind: ClassVar[Kind]
@@ -35,18 +35,18 @@ class Effect(abc.ABC):
 
     @property
     def ready(self) -> bool:
-        """Return whether it can be served now; one of a group stands for all."""
+        """Return whether the effect can be served now; equal for all effects of a group."""
         return True
 
     @property
     @abc.abstractmethod
     def group(self) -> Hashable:
-        """Return what is equal for effects that are served together."""
+        """Return a key that is equal for effects that are served together."""
 
     @property
     @abc.abstractmethod
     def fills(self) -> int:
-        """Return how many effects of the group are worth serving without waiting for more."""
+        """Return how many effects of the group fill a batch."""
 
     @abc.abstractmethod
     def serve(self, effects: Sequence[Any]) -> Iterable[tuple[Effect, Any]]:
@@ -55,13 +55,13 @@ class Effect(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Together:
-    """Tasks to run at once; yielded, it gives the list of their results."""
+    """Tasks to run at once; the task that yields it is sent the list of their results."""
 
     tasks: Sequence[Task[Any]]
 
 
 def wait(effect: Effect) -> Task[Any]:
-    """Wait for an effect's result."""
+    """Wait for an effect; return its result."""
     return (yield effect)
 
 
@@ -71,13 +71,13 @@ def together(tasks: Sequence[Task[T]]) -> Task[list[T]]:
 
 
 def run_one(task: Task[T]) -> T:
-    """Run one task to its end."""
+    """Run one task to its end; return its result."""
     [(_, result)] = Driver().run([task], at_once=1)
     return result
 
 
 def run_all(tasks: Iterable[Task[T]], *, at_once: int) -> list[T]:
-    """Run tasks, `at_once` of them side by side; return their results in order."""
+    """Run tasks, at most `at_once` at a time; return their results in order."""
     found = dict(Driver().run(tasks, at_once=at_once))
     return [found[number] for number in range(len(found))]
 
@@ -86,9 +86,9 @@ def run_all(tasks: Iterable[Task[T]], *, at_once: int) -> list[T]:
 class _Node:
     """A task in progress.
 
-    number: of a task of the caller's, or of a child among its siblings.
-    parent: the task that waits for its children.
-    results: of its own children.
+    number: index among the caller's tasks, or among its siblings.
+    parent: the task that waits for it.
+    results: of its children.
     missing: children that are not done.
     """
 
@@ -103,7 +103,7 @@ class Driver:
     """Runs tasks; see the module.
 
     Args:
-        seconds: where the time that effects take is added up, by kind.
+        seconds: totals by kind, to which the time of each effect is added.
     """
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
@@ -124,9 +124,9 @@ class Driver:
         """Run tasks; yield the number and the result of each as it is done.
 
         Args:
-            tasks: taken one by one as there is room.
-            at_once: tasks side by side.
-            may_start: whether task `number` may start yet; asked again whenever one is done.
+            tasks: started one by one as others are done.
+            at_once: most tasks in progress.
+            may_start: whether task `number` may start yet; asked again when a task is done.
         """
         queue, started, running = iter(tasks), 0, 0
         exhausted = False
@@ -155,7 +155,7 @@ class Driver:
         self._ready.append((node, None))
 
     def _advance(self) -> None:
-        """Let every task that can go on go on until all wait."""
+        """Advance every ready task until all wait."""
         while self._ready:
             node, value = self._ready.popleft()
             try:
@@ -184,7 +184,7 @@ class Driver:
             self._ready.append((parent, parent.results))
 
     def _serve(self) -> None:
-        """Serve one group of what is waited for."""
+        """Serve one group of effects."""
         group = self._next_group()
         waiting = self._waiting[group]
         effects = list(waiting)
@@ -197,7 +197,7 @@ class Driver:
             del self._waiting[group]
 
     def _next_group(self) -> Hashable:
-        """Return which group to serve next."""
+        """Return the group to serve next."""
         kinds: dict[Kind, dict[Hashable, list[Effect]]] = collections.defaultdict(dict)
         for group, waiting in self._waiting.items():
             effects = list(waiting)
@@ -216,18 +216,18 @@ class Driver:
         for group in kinds["outcomes"]:
             if group in filled or not kinds["turns"]:
                 return group
-        # An engine goes on while it fills its batch: the others then read many turns at once.
+        # An engine continues while it fills its batch: the others then read many turns at once.
         if self._last not in kinds["turns"] or self._last not in filled:
-            behind = {g: min(e.turns for e in found) for g, found in kinds["turns"].items()}
-            most = [group for group in kinds["turns"] if group in filled]
-            # If none fills a batch, the one whose dialogues have the fewest turns goes first.
+            fewest = {g: min(e.turns for e in found) for g, found in kinds["turns"].items()}
+            full = [group for group in kinds["turns"] if group in filled]
+            # If no engine fills a batch, the one whose dialogues have the fewest turns goes first.
             self._last = (
-                max(most, key=filled.__getitem__) if most else min(behind, key=behind.__getitem__)
+                max(full, key=filled.__getitem__) if full else min(fewest, key=fewest.__getitem__)
             )
         return self._last
 
     def _close(self) -> None:
-        """End the tasks that are left."""
+        """Close the tasks that are not done."""
         for node in self._nodes:
             node.task.close()
         self._nodes.clear()

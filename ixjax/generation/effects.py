@@ -1,4 +1,4 @@
-"""What tasks wait for an engine to do."""
+"""Effects that an engine serves: turns to decode, contexts to read, continuations to score."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ixjax.generation.requests import Request
 
 @dataclasses.dataclass(eq=False)
 class EngineWork(Effect):
-    """A turn to decode, or a context to read; both are served by one call of the engine."""
+    """A turn to decode or a context to read; one call of the engine serves both."""
 
     engine: Engine
     kind: ClassVar[Kind] = "turns"

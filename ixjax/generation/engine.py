@@ -1,10 +1,10 @@
 """The engine: token ids in, token ids out, over contexts that it owns.
 
-Callers hold handles (`Context`) and never know where anything is stored. A context is made by `new`
-or `fork`, grows by `extend` and by the turns that are decoded after it, and is given back by
-`free`. What is extended is read when it is needed, in passes that are filled with what other
-contexts have to read. `decode` samples turns; `score` gives the log-probability of continuations
-without keeping them. The engine knows no text and no roles; `ixjax.generation.speakers` does.
+Callers hold handles (`Context`); the engine decides where keys and values are stored. `new` and
+`fork` make a context, `extend` and `decode` append to it, and `free` releases its memory. Appended
+tokens are read when they are needed, in passes shared with other contexts. `decode` samples turns;
+`score` returns log-probabilities of continuations and keeps nothing. The engine has no text and no
+roles: those are in `ixjax.generation.speakers`.
 
 Axes: C candidates, N contexts.
 """
@@ -48,7 +48,7 @@ from ixjax.generation.stops import StopTable
 from ixjax.models import Transformer
 from ixjax.padding import bucket, pad
 
-PAUSE = 1 / 8  # of the batch: turns that have ended, for which decoding pauses
+PAUSE = 1 / 8  # decoding pauses once this share of the batch has ended
 
 
 class Engine:
@@ -56,11 +56,10 @@ class Engine:
 
     Args:
         model: the decoder; its parameters may be sharded over a mesh.
-        config: sizes of its batches, the attention kernel and the layout of the cache.
+        config: sizes of the batches, the attention kernel and the layout of the cache.
         stops: sets of stop strings that requests may choose from.
-        stats: where its work is counted; default a new one.
-        pool: where its contexts are stored; default one of its own. Engines of models of one shape
-            may share one.
+        stats: counts the engine's work; default a new one.
+        pool: stores the contexts; default a new one. Engines of models of one shape may share one.
 
     Attributes:
         stats: see the argument.
@@ -99,7 +98,7 @@ class Engine:
         )
 
     def update(self, model: Transformer) -> None:
-        """Take other weights of the same shape; every context is read again when it is next used.
+        """Replace the weights by others of the same shape; contexts are read again on next use.
 
         Raises:
             ValueError: the model has another shape.
@@ -113,10 +112,10 @@ class Engine:
         self.pool.release_all(self)
 
     def new(self, tokens: Sequence[int] = (), *, adapter: int = 0) -> Context:
-        """Return a context that is to read `tokens`.
+        """Return a context of `tokens`.
 
         Args:
-            tokens: what it begins with.
+            tokens: its first tokens; they are read before they are needed.
             adapter: the adapter that reads it; -1 for the base model alone.
 
         Raises:
@@ -128,16 +127,16 @@ class Engine:
         return context
 
     def fork(self, context: Context) -> Context:
-        """Return a context with the same tokens, which shares what is stored of them."""
+        """Return a context with the same tokens, which shares their stored keys and values."""
         check_owner(context, self)
         return self.pool.fork(context)
 
     def free(self, context: Context) -> None:
-        """Give a context's memory back; used again, it is read again."""
+        """Free a context's memory; if it is used again, it is read again."""
         self.pool.release(context)
 
     def extend(self, tokens: Mapping[Context, Sequence[int]]) -> None:
-        """Append tokens to contexts; they are read before they are next needed.
+        """Append tokens to contexts; they are read before they are needed.
 
         Raises:
             ValueError: a context would outgrow the model's `max_length`, a token is outside the
@@ -151,7 +150,7 @@ class Engine:
             context.tokens += map(int, given)
 
     def shorten(self, context: Context, length: int) -> None:
-        """Forget all but the first `length` tokens of a context."""
+        """Cut a context to its first `length` tokens."""
         del context.tokens[length:]
         self.pool.shorten(context, len(context.tokens))
 
@@ -160,17 +159,17 @@ class Engine:
         self._read(contexts, enough=len(contexts))
 
     def decode(self, requests: Sequence[Request]) -> list[Request]:
-        """Decode turns to their end; more of them than the batch has rows take turns.
+        """Decode turns to their end; if there are more than rows, some wait for a row.
 
         Returns:
-            The requests, which hold what was sampled.
+            The requests, which hold the sampled tokens.
 
         Raises:
             ValueError: a request can't be met; names the field.
         """
         left = [request for request in requests if not request.done]
         while left:
-            # Others wait for a row, or there is nothing to pause for.
+            # Pausing helps only if others wait for a row.
             done = self.step(left, pause=len(left) > self.config.rows)
             left = [request for request in left if request not in done]
         return list(requests)
@@ -185,13 +184,13 @@ class Engine:
     ) -> list[Request]:
         """Read and decode until some turns are done.
 
-        Turns that were begun go on; free rows of the batch go to the turns of the dialogues with
-        the fewest turns. A turn that was begun and is not among `requests` is given up.
+        Turns in progress continue; free rows go to the dialogues with the fewest turns. A turn in
+        progress that is not in `requests` is dropped.
 
         Args:
             requests: turns to decode, each of another context.
-            reads: contexts to read as `read` does, as far as that keeps the batch full.
-            most: tokens that a row samples at most; default `config.steps`.
+            reads: contexts to read as `read` does, as far as that fills the batch.
+            most: most tokens that a row samples; default `config.steps`.
             pause: whether to stop once an eighth of the batch has ended.
 
         Returns:
@@ -232,7 +231,7 @@ class Engine:
         """Return log-probabilities of continuations after a forced prefix; nothing is kept.
 
         Args:
-            contexts: N of them, each with at least one token.
+            contexts: N contexts, each with at least one token.
             prefixes: N token sequences, read but not scored.
             candidates: N times C token sequences; an empty one scores 0.
 
@@ -262,7 +261,7 @@ class Engine:
             chosen = [contexts[i] for i in rows]
             span = self._executor.span(int(lengths.max()))
             with self._pinned(chosen):
-                self.read(chosen)  # a full pool evicts what was read for later parts
+                self.read(chosen)  # they may have been evicted since they were read
                 with self.stats.clock("score"):
                     found = self._executor.run(
                         passes.score,
@@ -280,12 +279,12 @@ class Engine:
     def warm_up(
         self, *, ends: int = 1, scored: Sequence[tuple[int, int, int]] = (), tokens: int = 0
     ) -> None:
-        """Compile all that will be needed, so that nothing is compiled during work.
+        """Compile every pass, so that nothing is compiled later.
 
         Args:
-            ends: tokens that will end turns, the most of any request.
+            ends: most `end_ids` of a request.
             scored: (tokens of the prefix, candidates, tokens of the longest) of `score`.
-            tokens: that the pool will hold.
+            tokens: tokens that the pool will hold.
         """
         self.pool.reserve(max(tokens, kv.BLOCK))
         config, run = self.config, self._executor
@@ -342,16 +341,16 @@ class Engine:
         return pass_sizes(chunk, prefill_tokens=config.prefill_tokens, rows=config.rows)
 
     def _score_sizes(self) -> tuple[int, int]:
-        """Return R of a full batch that is scored, and of one of few rows."""
+        """Return the rows of a full scoring pass, and of a pass over few rows."""
         full = self.config.rows
-        # The shortest prefixes and candidates are padded to so many tokens.
+        # The shortest prefixes and candidates are padded to `bucket(1)` tokens.
         return full, min(max(full // FEW, FEWEST_TOKENS // bucket(1)), full)
 
     def _read(self, contexts: Sequence[Context], *, enough: int) -> None:
         """Read until `enough` of the contexts have nothing left to read.
 
-        Padding takes as long as tokens do, so full passes go first; what does not fill one may wait
-        for more of its kind.
+        Padding costs as much as tokens, so full passes run first; contexts that do not fill one may
+        wait for others.
         """
         left = list(dict.fromkeys(context for context in contexts if context.unread))
         ready = len(contexts) - len(left)
@@ -374,7 +373,7 @@ class Engine:
                     for part in full or [max(groups, key=lambda part: len(part.rows))]:
                         self._read_pass([left[i] for i in part.rows], part)
                     left = self._unpin_read(left)
-                # Waited for here, for the clock: the next use of the contexts would wait for it.
+                # Wait here, so that the clock includes the passes: the next use waits anyway.
                 jax.block_until_ready(self.pool.arrays)
             finally:
                 for context in left:

@@ -1,4 +1,4 @@
-"""The device half of the engine: weights as the passes take them, and rows of the cache.
+"""The device side of the engine: weights in the form that passes take, and their cache rows.
 
 Axes: R rows of a batch, T columns.
 """
@@ -31,12 +31,12 @@ def columns_of(model: ModelConfig) -> int:
 
 
 class Executor:
-    """Runs the passes of one model once it has weights (`use`).
+    """Runs the passes of one model; `use` sets the weights.
 
     Args:
         model: the decoder; its parameters may be sharded over a mesh.
         config: the attention kernel and the layout.
-        stats: where compilations are counted.
+        stats: counts compilations.
 
     Attributes:
         attention: the chosen kernel.
@@ -62,12 +62,12 @@ class Executor:
         self.columns = columns_of(model.config)
 
     def use(self, model: Transformer) -> None:
-        """Take these weights, of the same shape as the former."""
+        """Set the weights; later ones must have the same shape."""
         sharding = model.embedding[...].sharding
         named = isinstance(sharding, NamedSharding)
         self.device = NamedSharding(sharding.mesh, PartitionSpec()) if named else None
         self._program = passes.Program(model.config, nnx.graphdef(model), self.attention)
-        positions = self.columns + CHUNKS[-1]  # of padding, too
+        positions = self.columns + CHUNKS[-1]  # padding has positions, too
         weights = passes.Weights.of(model, unstacked=self.unstacked, positions=positions)
         rotary = jax.device_put(weights.rotary, self.device)
         self._weights = dataclasses.replace(weights, rotary=rotary)
@@ -82,10 +82,10 @@ class Executor:
         """Return the rows that a pass attends to.
 
         Args:
-            pool: where their blocks are.
+            pool: stores their blocks.
             contexts: R; None for a row that is padding.
-            lengths: `[R]` tokens of each that count; all of them are stored.
-            span: T, no less than any length.
+            lengths: `[R]` tokens of each to attend to; all of them are stored.
+            span: T, at least the largest length.
         """
         if not span:
             return kv.Batch(None, None, lengths)
@@ -106,7 +106,7 @@ class Executor:
         return kv.turn_buffer(self.model_config, rows, **static)
 
     def span(self, longest: int) -> int:
-        """Return the columns that cover so many tokens."""
+        """Return the columns that cover `longest` tokens."""
         return span_of(longest, self.columns)
 
 
@@ -152,7 +152,7 @@ def writes_of(spans: dict[int, list[Span]], firsts: np.ndarray, width: int) -> k
 
 
 def _columns(entries: Sequence[tuple[int, ...]], fields: int, most: int) -> Any:
-    """Return the fields of entries, each `[most]` int32, filled up with zeros."""
+    """Return the fields of entries, each `[most]` int32, padded with zeros."""
     columns = np.zeros((fields, most), np.int32)
     if entries:
         columns[:, : len(entries)] = np.array(entries, np.int32).T

@@ -29,12 +29,11 @@ def generate(
     Args:
         model: the decoder.
         prompts: token ids, one non-empty list a prompt, of any lengths.
-        sampling: temperature and the like, one for all prompts or one each; `max_new_tokens` of it
-            is not used. It has no `stop`: that is text, which `ModelSpeaker` knows.
-        max_new_tokens: tokens sampled at most per prompt.
-        seed: prompt i's random numbers depend on (seed, i) alone. So do its tokens, except where
-            two of them have probabilities that differ in the last bits, which may depend on the
-            number of prompts.
+        sampling: temperature and the like, for all prompts or one each. Its `max_new_tokens` is not
+            used, and its `stop` must be empty: stop strings need a `ModelSpeaker`.
+        max_new_tokens: most tokens sampled per prompt.
+        seed: prompt i's random numbers depend on (seed, i) only. So do its tokens, except that
+            near-ties in probability may be decided by the number of prompts.
         end_ids: tokens that end a continuation; they are returned too.
         adapters: the adapter of each prompt, or of all; -1 for the base model alone.
         engine_config: sizes of the batches and the attention kernel.
@@ -43,24 +42,24 @@ def generate(
         The continuations, without their prompts.
 
     Raises:
-        ValueError: no prompt, an empty one, or one that does not fit the model with its answer; a
-            negative `max_new_tokens`, stop strings, a wrong number of adapters or settings, or a
-            token or adapter that the model lacks.
+        ValueError: there is no prompt, a prompt is empty or too long for the model,
+            `max_new_tokens` is negative, there are stop strings, the number of adapters or settings
+            is wrong, or the model lacks a token or adapter.
     """
     if not prompts or not all(map(len, prompts)):
-        raise ValueError("generate needs at least one prompt, each with at least one token")
+        raise ValueError("expected at least one prompt, each with at least one token")
     if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 0 or more")
     count = len(prompts)
     configs = [sampling] * count if isinstance(sampling, SamplingConfig) else list(sampling)
     chosen = [adapters] * count if isinstance(adapters, int) else list(adapters)
     for name, found in (("sampling", configs), ("adapters", chosen)):
         if len(found) != count:
-            raise ValueError(f"{name} is given for {len(found)} prompts; there are {count}")
+            raise ValueError(f"{name} has {len(found)} entries; expected {count}, one per prompt")
     if stops := next((config.stop for config in configs if config.stop), None):
         raise ValueError(
-            f"sampling.stop is {stops}; generate knows tokens alone and would not see it: leave it "
-            "out, or use a ModelSpeaker"
+            f"sampling.stop is {stops}; expected none: generate has no text to find it in. Leave "
+            "it out, or use a ModelSpeaker"
         )
     longest = max(map(len, prompts))
     if longest + max_new_tokens > model.config.max_length:

@@ -1,4 +1,4 @@
-"""What two speakers hold in a device's memory while they play, from shapes alone."""
+"""Device memory that two speakers take while they play, computed from shapes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MARKUP = 16  # tokens of a chat template around a turn, an upper estimate
 
 
 def dialogue_tokens(turns: int, turn: int, longest: int) -> int:
-    """Return an upper estimate of the tokens stored for so many exchanges of a dialogue.
+    """Return an upper estimate of the tokens stored for a dialogue.
 
     Args:
         turns: turns of the policy, each followed by one of the user.
-        turn: tokens of a turn at most.
-        longest: tokens of a context at most.
+        turn: most tokens of a turn.
+        longest: most tokens of a context.
     """
     # The last block is partly empty.
     return min(2 * turns * (turn + MARKUP), longest) + kv.BLOCK
@@ -45,11 +45,11 @@ class PlayMemory:
     batches: int
     """Decode batches: contexts copied out of blocks, and turn buffers."""
     reading: int
-    """The larger of the passes that read: its rows, and the attention scores of a layer."""
+    """The largest pass that reads: its rows, and the attention scores of a layer."""
 
     @property
     def peak(self) -> int:
-        """Return the sum."""
+        """Return the sum of all fields."""
         return self.weights + self.copies + self.cache + self.batches + self.reading
 
 
@@ -64,17 +64,17 @@ def play_memory(
     paged: bool,
     models: int = SIDES,
 ) -> PlayMemory:
-    """Return the bytes that two speakers with a model each take while they play.
+    """Return the bytes that two speakers with separate models take while they play.
 
     Args:
         config: of both models.
         mesh: real or abstract.
-        engine: sizes of its batches.
-        tokens: stored at once by both sides.
-        longest: tokens of a context in play.
+        engine: sizes of the batches.
+        tokens: most tokens stored at once by both sides.
+        longest: most tokens of a context.
         unstacked: whether the engine unstacks the layers (few layers, or an attention kernel).
         paged: whether passes read blocks in place.
-        models: in memory, with an engine each; two of them play.
+        models: models in memory, each with an engine; two of them play.
     """
     placement = describe_sharding(config, mesh)
     layers = sum(w.device_bytes for w in placement.weights if w.name.startswith("layers."))
@@ -91,7 +91,7 @@ def play_memory(
 
 
 def cache_bytes(config: ModelConfig, mesh: AnyMesh, blocks: int) -> int:
-    """Return the bytes that so many blocks take on one device."""
+    """Return the bytes that `blocks` blocks take on one device."""
     share, parts = device_share(config, mesh), mesh.shape["data"] * mesh.shape["fsdp"]
     here = round_up(blocks, parts) // parts
     return _bytes(jax.eval_shape(lambda: kv.allocate(share, here)))
@@ -102,7 +102,7 @@ def _reading_bytes(config: ModelConfig, mesh: AnyMesh, engine: EngineConfig, spa
     sizes = pass_sizes(CHUNKS[0], prefill_tokens=engine.prefill_tokens, rows=engine.rows)
     share, chunk = device_share(config, mesh), CHUNKS[0]
     scores = 4 * sizes[0] * chunk * share.num_heads * (span + chunk)
-    # And the softmax of the scores.
+    # Twice: the scores and their softmax.
     return cache_bytes(config, mesh, sizes[0] * span // kv.BLOCK) + 2 * scores
 
 

@@ -1,7 +1,7 @@
 """Dialogue outcomes, read from a model that plays the user.
 
-Either every possible closing line is scored after the dialogue (`expected`), or the line that the
-model wrote itself is read (`sampled`); docs/algorithm.md, "Engagement".
+`expected` scores every possible closing line after the dialogue; `sampled` reads the line that the
+model wrote. See docs/algorithm.md, "Engagement".
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ ReadOut = Literal["expected", "sampled"]
 
 OUTCOME_TOKENS = 32  # room kept in every context for the marker and one closing line
 LINE = 1  # last number of a closing line's identity
-# Round outcomes: on a CPU their last bits depend on the batch.
-DECIMALS = 4
+DECIMALS = 4  # outcomes are rounded: on a CPU their last bits depend on the batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Closing:
     """The closing lines that a condition allows.
 
-    outcomes: what each line says.
+    outcomes: of each line.
     released: whether each is a full success.
-    prefix: marker and the tokens that all lines begin with.
-    tails: the other tokens of each line, its end token included.
+    prefix: the marker, and the tokens that all lines begin with.
+    tails: the remaining tokens of each line, its end token included.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -53,10 +52,10 @@ class Closing:
         Args:
             view: of the user's side.
             condition: of the user.
-            known: tokens of lines that were looked up before; added to.
+            known: a cache of the tokens of lines; added to.
 
         Raises:
-            InputError: one does not fit into the room that every context keeps for it.
+            InputError: a line is longer than the room that every context keeps for it.
         """
         scenario = view.scenario
         lines, outcomes = zip(*scenario.outcome_lines(condition), strict=True)
@@ -103,37 +102,37 @@ def line_tokens(view: View, lines: Sequence[str]) -> list[list[int]]:
     if len(tokens[longest]) > room:
         raise InputError(
             f"the outcome line {lines[longest]!r} has {len(tokens[longest])} tokens; contexts "
-            f"keep room for {room}: shorten the scenario's outcome lines"
+            f"keep room for {room}. Shorten the scenario's outcome lines"
         )
     return tokens
 
 
 def line_room(view: View) -> int:
-    """Return the tokens that a closing line may have."""
+    """Return the most tokens of a closing line."""
     return OUTCOME_TOKENS - len(view.template.marker_ids)
 
 
 def line_identity(identity: Sequence[int]) -> tuple[int, ...]:
-    """Return the identity that a closing line is sampled by, from that of the turn before it.
+    """Return the identity of a closing line, from that of the turn before it.
 
-    No turn has this last number, so the line's random numbers are its own.
+    No turn has `LINE` as its last number, so no turn shares the line's random numbers.
     """
     if len(identity) >= MOST_PARTS:
         raise ValueError(
-            f"an identity has {len(identity)} numbers; expected {MOST_PARTS - 1} at the most"
+            f"an identity has {len(identity)} numbers; expected at most {MOST_PARTS - 1}"
         )
     return (*identity, *(0,) * (MOST_PARTS - 1 - len(identity)), LINE)
 
 
 def reading_of(outcome: Outcome | None) -> OutcomeReading:
-    """Return what a closing line says; an unreadable one has nan, never 0."""
+    """Return the reading of a closing line; an unreadable one has nan, never 0."""
     if outcome is None:
         return OutcomeReading(engagement=math.nan, value=math.nan)
     return OutcomeReading(engagement=outcome.engagement, value=outcome.value)
 
 
 def _common_prefix(lines: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all lines begin with; one of each is left to tell them apart by."""
+    """Return the number of tokens that all lines begin with; each keeps at least one more."""
     shortest = min(len(line) for line in lines) - 1
     same = (len({line[i] for line in lines}) == 1 for i in range(shortest))
     return next((i for i, equal in enumerate(same) if not equal), shortest)

@@ -35,7 +35,7 @@ from ixjax.models import (
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a pass knows of a model while it is compiled: a static argument.
+    """A model without its weights: the static argument of every pass.
 
     config: of the decoder.
     graph: its NNX graph.
@@ -53,10 +53,10 @@ class Weights:
     """A model's parameters, and tables that depend on the model alone.
 
     params: of the decoder; without those of its layers if `layers` has them.
-    layers: the layers' parameters one by one, for passes that do not scan over layers: a slice of
-        stacked weights would be copied in every pass. A model that is also held elsewhere has its
-        layers in memory twice.
-    rotary: angles of all positions, `[T, D/2]`: XLA's CPU backend would compute the sines again in
+    layers: the parameters of each layer, for passes that do not scan over layers: a slice of
+        stacked weights would be copied in every pass. If the model is also held elsewhere, its
+        layers are in memory twice.
+    rotary: angles of all positions, `[T, D/2]`: XLA's CPU backend would recompute the sines in
         each layer, for each head.
     """
 
@@ -66,7 +66,7 @@ class Weights:
 
     @classmethod
     def of(cls, model: Transformer, *, unstacked: bool, positions: int) -> Weights:
-        """Return a model's weights as the passes take them, for `positions` positions."""
+        """Return a model's weights in the form that passes take, for `positions` positions."""
         params, layers = nnx.state(model), None
         if unstacked:
             _, params = nnx.split_state(params, _of_layers, ...)
@@ -80,18 +80,18 @@ def _of_layers(path: tuple, _: object) -> bool:
 
 
 def _model(program: Program, weights: Weights) -> Transformer:
-    """Return the decoder; with unstacked layers it has their shapes alone."""
+    """Return the decoder; if layers are unstacked, it has their shapes without values."""
     if weights.layers is None:
         return nnx.merge(program.graph, weights.params)
     layers, _ = nnx.split_state(abstract_params(program.config), _of_layers, ...)
     return nnx.merge(program.graph, weights.params, layers)
 
 
-class Piece(NamedTuple):
-    """Keys and values that new tokens attend to.
+class Source(NamedTuple):
+    """Keys and values of all layers that new tokens attend to; of each layer, one `Piece`.
 
     stored: a `Layer` for each of the model's layers, in a list or stacked; with a table, the pool.
-    visible: `[R, 1 or n, m]` bool, by each row's n new tokens.
+    visible: `[R, 1 or n, m]` bool, to each row's n new tokens.
     positions: `[R or 1, m]` of the keys in their rows.
     table: see `cache.Batch`.
     """
@@ -109,9 +109,9 @@ def _read(
     first: jax.Array,
     counts: jax.Array,
     adapters: jax.Array,
-    pieces: list[Piece],
+    sources: list[Source],
 ) -> tuple[jax.Array, Any]:
-    """Run new tokens `[R, n]` that attend to pieces and to themselves.
+    """Run new tokens `[R, n]` that attend to earlier tokens and to themselves.
 
     Args:
         program: the decoder.
@@ -120,15 +120,15 @@ def _read(
         first: `[R]` position of each row's first new token.
         counts: `[R]`.
         adapters: `[R]` the adapter of each row.
-        pieces: keys and values of earlier tokens, in order.
+        sources: keys and values of earlier tokens, in order.
 
     Returns:
         Hidden states `[R, n, hidden]`; the `Layer` of the new tokens for each of the model's
         layers, in a list or stacked.
     """
     positions = _positions(first, tokens.shape[1])
-    new = Piece(None, _causal(counts, tokens.shape[1]), positions)
-    return _run(program, weights, tokens, positions, adapters, [*pieces, new], lambda _, new: new)
+    new = Source(None, _causal(counts, tokens.shape[1]), positions)
+    return _run(program, weights, tokens, positions, adapters, [*sources, new], lambda _, new: new)
 
 
 def _run(
@@ -137,60 +137,60 @@ def _run(
     tokens: jax.Array,
     positions: jax.Array,
     adapters: jax.Array,
-    pieces: list[Piece],
+    sources: list[Source],
     written: Callable[[Any, Layer], Layer],
 ) -> tuple[jax.Array, Any]:
     """Run tokens `[R, n]` at positions `[R, n]`.
 
-    The last piece holds the new tokens: `written` takes what is stored there of a layer and the
-    `Layer` of the new tokens, and returns what is attended to and kept in its place.
+    The last source holds the new tokens. For each layer, `written(stored, new)` takes its stored
+    `Layer` and that of the new tokens, and returns the `Layer` to attend to and to keep.
     """
     config, depth = program.config, program.config.num_layers
-    near = [piece.visible & in_window(config, positions, piece.positions) for piece in pieces]
-    layers, stored = weights.layers, [piece.stored for piece in pieces]
-    for i, piece in enumerate(pieces):
-        if piece.table is not None:  # the pool is read by the layer's number
+    near = [source.visible & in_window(config, positions, source.positions) for source in sources]
+    layers, stored = weights.layers, [source.stored for source in sources]
+    for i, source in enumerate(sources):
+        if source.table is not None:  # the pool is indexed by the layer's number
             stored[i] = jnp.arange(depth) if layers is None else list(range(depth))
 
     def attention(stored, local, q, k, v):
-        masks = [select(local, a, piece.visible) for a, piece in zip(near, pieces, strict=True)]
+        masks = [select(local, a, source.visible) for a, source in zip(near, sources, strict=True)]
         kept = written(stored[-1], Layer(k.swapaxes(2, 3), v))
         layers: list[Any] = [*stored[:-1], kept]
         read = [
-            layer if piece.table is None else in_place(piece.stored, layer, piece.table)
-            for layer, piece in zip(layers, pieces, strict=True)
+            layer if source.table is None else in_place(source.stored, layer, source.table)
+            for layer, source in zip(layers, sources, strict=True)
         ]
         found = [(layer.keys, layer.values, mask) for layer, mask in zip(read, masks, strict=True)]
         return attend(program.attention, q, found, softcap=config.attention_softcap), kept
 
     if layers is not None:
-        stored = [[piece and piece[i] for piece in stored] for i in range(depth)]
+        stored = [[held and held[i] for held in stored] for i in range(depth)]
     rotary = jax.tree.map(lambda table: table[positions][:, None], weights.rotary)
     return _model(program, weights).run(
         tokens, positions, attention, stored, layers=layers, adapters=adapters, rotary=rotary
     )
 
 
-def _past(batch: Batch) -> list[Piece]:
-    """Return what a batch has read as pieces: one, or none if that is nothing."""
+def _past(batch: Batch) -> list[Source]:
+    """Return the tokens that a batch has read: one source, or none before the first token."""
     if batch.past is None:
         return []
     span = jnp.arange(batch.span)[None]
-    return [Piece(batch.past, _below(batch.lengths, batch.span), span, batch.table)]
+    return [Source(batch.past, _below(batch.lengths, batch.span), span, batch.table)]
 
 
 def _positions(first: jax.Array, count: int) -> jax.Array:
-    """`[R, count]` positions from `first` `[R]` on."""
+    """Return `[R, count]` positions from `first` `[R]` on."""
     return first[:, None] + jnp.arange(count)[None, :]
 
 
 def _below(counts: jax.Array, size: int) -> jax.Array:
-    """`[R, 1, size]` bool: the first `counts[r]` columns of each row."""
+    """Return `[R, 1, size]` bool: the first `counts[r]` columns of each row."""
     return (jnp.arange(size)[None, :] < counts[:, None])[:, None, :]
 
 
 def _causal(counts: jax.Array, size: int) -> jax.Array:
-    """`[R, size, size]` bool: earlier new tokens and itself, padding excluded."""
+    """Return `[R, size, size]` bool: each new token and those before it, without padding."""
     order = jnp.tril(jnp.ones((size, size), bool))[None]
     return order & _below(counts, size)
 
@@ -201,14 +201,14 @@ def _stacked(new: Any) -> Layer:
 
 
 def _head(program: Program, weights: Weights, hidden: jax.Array) -> jax.Array:
-    """Return logits; a single row is doubled, for XLA's kernel of one row differs in last bits."""
+    """Return logits; a single row is doubled: XLA's kernel for one row differs in the last bits."""
     if hidden.shape[:-1] == (1,):
         return _model(program, weights).logits(jnp.concatenate([hidden, hidden]))[:1]
     return _model(program, weights).logits(hidden)
 
 
 def _last(hidden: jax.Array, counts: jax.Array) -> jax.Array:
-    """`[R, hidden]` the state of each row's last new token."""
+    """Return `[R, hidden]` the state of each row's last new token."""
     return jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
 
 
@@ -232,15 +232,15 @@ def extend(
 class SamplingState:
     """How `decode` samples in each row.
 
-    tokens: `[R]` int32, the last token that each row was given: it is read first.
+    tokens: `[R]` int32, the last token of each row's context: it is read first.
     seeds: `[R]` uint32 of the run.
-    identities: `[R, k]` uint32.
-    parts: `[R]` int32, how many numbers of its identity count.
-    offsets: `[R]` int32, index in its turn of the first token that is sampled now.
-    limits: `[R]` int32, tokens sampled at most; 0 for a row that samples none.
-    end_ids: `[R, E]` int32 tokens that end the row's turn, filled up with -1.
+    identities: `[R, k]` uint32, padded with zeros.
+    parts: `[R]` int32, length of each identity.
+    offsets: `[R]` int32, index in its turn of the next token.
+    limits: `[R]` int32, most tokens to sample; 0 for a row that samples none.
+    end_ids: `[R, E]` int32 tokens that end the row's turn, padded with -1.
     rows: the settings of each row.
-    seen: `[R, V]` bool, tokens that the row holds; read only where a repetition penalty is not 1.
+    seen: `[R, V]` bool, tokens in the row's context; read only where a repetition penalty is not 1.
     stop_tables: `[A, Q, V]` see `ixjax.generation.stops`.
     stop_sets: `[R]` int32 index of the row's stop strings.
     stop_states: `[R]` int32 state of the row's turn in their automaton.
@@ -263,12 +263,12 @@ class SamplingState:
 
 
 class Sampled(NamedTuple):
-    """What `decode` sampled.
+    """The tokens that `decode` sampled.
 
     tokens: `[R, steps]`.
     logprobs: `[R, steps]` of each under the full softmax.
     counts: `[R]` tokens sampled, which is also the number of tokens read.
-    ended: `[R]` bool, whether the last one ended the turn.
+    ended: `[R]` bool, whether the last token ended the turn.
     """
 
     tokens: jax.Array
@@ -291,14 +291,14 @@ def decode(
 ) -> tuple[Any, Sampled]:
     """Sample up to `steps` tokens per row, until few rows run (`state.stay`).
 
-    Each step reads a row's last token and samples the next one. The tokens of a row's turn are in
-    its turn buffer from the first column on, so attention sums in one order and pauses change no
+    Each step reads a row's last token and samples the next one. The turn buffer holds the tokens of
+    a row's turn from the first column on, so attention sums in one order and a pause changes no
     bit.
 
     Args:
         program: the decoder.
         weights: its weights.
-        batch: what the rows have read before their turns.
+        batch: the tokens that the rows have read before their turns.
         buffer: see `cache.turn_buffer`; consumed.
         fills: `[R]` columns of the turn buffer in use; `fills + state.limits` is at most `TURN`.
         adapters: `[R]`.
@@ -326,8 +326,8 @@ def decode(
     def step(loop):
         t, running = loop["step"], loop["running"]
         column = jnp.minimum(fills + t, TURN - 1)  # a row at its limit reads no more
-        turn = Piece(loop["buffer"], _below(column + 1, TURN), turn_positions)
-        # Written, then read: a loop that reads what it writes over later copies it every time.
+        turn = Source(loop["buffer"], _below(column + 1, TURN), turn_positions)
+        # Write before reading: otherwise XLA copies the buffer in every step.
         hidden, buffer = _run(
             program,
             weights,
@@ -401,12 +401,12 @@ def score(
     hidden, read = _read(program, weights, prefix, batch.lengths, prefix_counts, adapters, past)
     first_logits = _head(program, weights, _last(hidden, prefix_counts))  # [R, V]
     size = prefix.shape[1]
-    pieces = [*past, Piece(read, _below(prefix_counts, size), _positions(batch.lengths, size))]
+    sources = [*past, Source(read, _below(prefix_counts, size), _positions(batch.lengths, size))]
 
     def one(candidate):
         tokens, counts = candidate  # [R, n], [R]
         first = batch.lengths + prefix_counts
-        hidden, _ = _read(program, weights, tokens, first, counts, adapters, pieces)
+        hidden, _ = _read(program, weights, tokens, first, counts, adapters, sources)
         # Token i is predicted from the prefix and tokens 0..i-1.
         later = _head(program, weights, hidden[:, :-1])
         logits = jnp.concatenate([first_logits[:, None], later], axis=1)

@@ -1,9 +1,9 @@
-"""What search and evaluation play with: speakers, each with one side of many dialogues.
+"""Protocols of speakers, each of which plays one side of many dialogues.
 
 A `Speaker` is a language model over the engine (`ixjax.generation.speakers`), a scripted user or
 policy in plain Python (`ixjax.dialogue.scenarios.sandbox.TrueUser`,
 `ixjax.testing.ScriptedSpeaker`), or a policy that searches before it speaks
-(`ixjax.search.SearchingPolicy`). It takes part in a dialogue as a `Participant`.
+(`ixjax.search.SearchingPolicy`). `begin` returns its `Participant` in one dialogue.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ixjax.generation.driver import Task
 class Participant(Protocol):
     """One side of one dialogue.
 
-    Methods that may have to wait for a model are tasks (see `ixjax.generation.driver`).
+    Methods that may wait for a model return tasks (see `ixjax.generation.driver`).
     """
 
     @property
@@ -27,7 +27,7 @@ class Participant(Protocol):
         ...
 
     def speak(self, identity: Sequence[int]) -> Task[Utterance]:
-        """Sample this side's next turn; the last turn is the other side's.
+        """Sample this side's next turn, after a turn of the other side or at the start.
 
         Args:
             identity: uint32 numbers; the turn is a function of them, the seed and the dialogue.
@@ -39,19 +39,19 @@ class Participant(Protocol):
         ...
 
     def fork(self, count: int) -> Task[list[Any]]:
-        """Return `count` participants that go on from here independently, and of this one."""
+        """Return `count` participants that continue from here, independent of this one."""
         ...
 
     def close(self) -> None:
-        """Give back what is held for this dialogue; the participant is not used again."""
+        """Free the memory held for this dialogue; the participant is not used again."""
         ...
 
 
 class UserParticipant(Participant, Protocol):
-    """The user's side, which also knows the dialogue's outcome."""
+    """The user's side of one dialogue, which also reads its outcome."""
 
     def outcome(self) -> Task[OutcomeReading]:
-        """Read the engagement after any turn of the user's."""
+        """Read the engagement after any turn of the user."""
         ...
 
 
@@ -63,8 +63,8 @@ class Speaker(Protocol):
 
         Args:
             dialogue: the turns so far.
-            near: a participant of this speaker's in a dialogue with the same beginning, whose work
-                may be shared.
+            near: a participant of this speaker in a dialogue with the same beginning; its work may
+                be shared.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""What the engine is asked to say, and how far it has got.
+"""Requests for turns, their progress, and the sampling state of a batch of them.
 
 Axes: R rows of a batch, E end tokens, A sets of stop strings, Q states of their automata,
 V vocabulary.
@@ -29,19 +29,19 @@ MOST_PARTS = 8  # of an identity
 class Request:
     """One turn to decode.
 
-    context: what the turn follows; the sampled tokens are appended to it.
+    context: the tokens before the turn; the sampled tokens are appended to it.
     sampling: temperature and the like; its `max_new_tokens` and `stop` are not used.
     seed: of the run; its last 32 bits count.
     identity: at most `MOST_PARTS` uint32 numbers; the turn is a function of them, the seed and the
         context.
-    limit: tokens to sample at most, 1 or more.
+    limit: most tokens to sample, 1 or more.
     end_ids: tokens that end the turn.
     stop: stop strings that end it: one of the engine's sets, or none.
     turns: turns of its dialogue so far; requests with fewer enter the batch first.
 
     The engine fills in:
 
-    tokens: sampled so far; the end token is included.
+    tokens: sampled so far, the end token included.
     logprobs: of each token under the full softmax.
     ended: whether an end token or a stop string ended the turn.
     done: whether it ended or reached its limit.
@@ -70,7 +70,7 @@ class StopSets:
 
     Attributes:
         vocab_size: see the argument.
-        array: `[A, Q, V]` all of them (see `stack_stops`).
+        array: `[A, Q, V]` all tables (see `stack_stops`).
     """
 
     def __init__(self, tables: Mapping[tuple[str, ...], StopTable], *, vocab_size: int):
@@ -88,8 +88,8 @@ class StopSets:
         if strings and strings not in self._numbers:
             known = ", ".join(map(str, self._numbers)) or "none"
             raise ValueError(
-                f"stop strings {strings} are unknown to this engine (it has {known}); make it with "
-                "the sampling of every speaker that shares it"
+                f"stop strings {strings} are unknown to this engine; expected one of its sets: "
+                f"{known}. Make it with the sampling of every speaker that shares it"
             )
         return self._numbers[strings] if strings else 0
 
@@ -102,17 +102,17 @@ class StopSets:
 def sampling_state(
     rows: Sequence[Request | None], *, steps: int, room: np.ndarray, stay: int, stops: StopSets
 ) -> SamplingState:
-    """Return how a decode pass samples in each row.
+    """Return the sampling state of a decode pass.
 
     Args:
-        rows: R requests; None for a row that is padding. At least one is given.
-        steps: tokens sampled at most.
+        rows: R requests; None for a row that is padding. At least one is a request.
+        steps: most tokens to sample.
         room: `[R]` columns of each row's turn buffer that are free.
         stay: see `SamplingState`.
         stops: the engine's.
     """
-    someone = next(request for request in rows if request is not None)
-    every = [someone if request is None else request for request in rows]
+    first = next(request for request in rows if request is not None)
+    every = [first if request is None else request for request in rows]
     sets = [stops.number(request.stop) for request in every]
     states = [stops.state(n, request.tokens) for n, request in zip(sets, every, strict=True)]
     limits = [
@@ -137,11 +137,11 @@ def sampling_state(
 
 
 def idle_state(rows: int, ends: int, *, stops: StopSets) -> SamplingState:
-    """Return a state in which no row samples, in the shapes of a batch's.
+    """Return a state of the same shapes in which no row samples.
 
     Args:
         rows: R.
-        ends: tokens that end a turn.
+        ends: E, before padding.
         stops: the engine's.
     """
     none: Any = np.zeros(rows, np.int32)
@@ -164,7 +164,7 @@ def idle_state(rows: int, ends: int, *, stops: StopSets) -> SamplingState:
 
 
 def _identities(identities: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """`[R, MOST_PARTS]` uint32, filled up with zeros."""
+    """Return `[R, MOST_PARTS]` uint32, padded with zeros."""
     filled = np.zeros((len(identities), MOST_PARTS), np.int64)
     for row, parts in enumerate(identities):
         filled[row, : len(parts)] = parts
@@ -172,23 +172,23 @@ def _identities(identities: Sequence[tuple[int, ...]]) -> np.ndarray:
 
 
 def _seen(requests: Sequence[Request], vocab_size: int) -> jax.Array:
-    """`[R, V]` bool: tokens that rows with a repetition penalty hold."""
+    """Return `[R, V]` bool: tokens in the contexts of rows with a repetition penalty."""
     if all(request.sampling.repetition_penalty == 1 for request in requests):
         return _nothing(len(requests), vocab_size)
     seen = np.zeros((len(requests), vocab_size), bool)
     for i, request in enumerate(requests):
         if request.sampling.repetition_penalty != 1:
             seen[i, request.context.tokens] = True
-    # A NumPy array would be another signature to jit than the array of `_nothing`.
+    # A JAX array, as `_nothing` returns: jit would compile again for a NumPy array.
     return jax.numpy.asarray(seen)
 
 
 @functools.lru_cache(maxsize=8)
 def _nothing(rows: int, vocab_size: int) -> jax.Array:
-    """`[R, V]` of no token seen, kept because it is large and the usual case."""
+    """Return `[R, V]` false; cached, since it is large and the usual case."""
     return jax.numpy.zeros((rows, vocab_size), bool)
 
 
 def _end_ids(end_ids: Sequence[Sequence[int]]) -> Any:
-    """`[R, E]`, filled up with a token that no row samples."""
+    """Return `[R, E]`, padded with `NO_TOKEN`."""
     return pad(end_ids, bucket(max(map(len, end_ids))), NO_TOKEN)[0]

@@ -1,7 +1,6 @@
-"""Rollouts: a policy and a user in turn, until the dialogue is over.
+"""Rollouts: a policy and a user speak in turn until the dialogue is over.
 
-Participants begin where their dialogue is; `rollout` plays one on, `play` plays many from their
-roots.
+`rollout` continues one dialogue; `play` plays many from their roots.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ class Rollout:
     """A dialogue that was played to its end.
 
     reading: its outcome, as the user reads it.
-    turns: policy turns in all.
+    turns: policy turns of the dialogue, those before the rollout included.
     ended: whether the user closed it.
-    said: the turns that were played, by speaker.
+    said: the turns of the rollout, by speaker.
     """
 
     reading: OutcomeReading
@@ -46,13 +45,13 @@ def rollout(
     turns: int = 0,
     max_turns: int,
 ) -> Task[Rollout]:
-    """Play a dialogue on to its end, and close its participants.
+    """Continue a dialogue to its end, and close its participants.
 
     Args:
-        policy: it is the policy's move.
+        policy: moves first.
         user: in the same dialogue.
-        identity: with the turn and the speaker it decides what is said.
-        turns: policy turns before.
+        identity: of the rollout; with the turn and the speaker it is the identity of each turn.
+        turns: policy turns before the rollout.
         max_turns: a dialogue with this many policy turns is over.
     """
     responses: list[Utterance] = []
@@ -81,20 +80,20 @@ def play(
     max_turns: int,
     rows: int,
 ) -> list[Rollout]:
-    """Let a policy talk to a user in many dialogues, the decode batches kept full.
+    """Play many dialogues between a policy and a user, with full decode batches.
 
     Args:
         policy: moves first.
         user: answers, and may leave.
-        roots: where each dialogue begins, and its identity (see `rollout`).
+        roots: the beginning of each dialogue, and its identity (see `rollout`).
         max_turns: a dialogue with this many policy turns is over.
-        rows: dialogues that are wanted side by side; a model's engine may play a few less or more.
+        rows: dialogues to play at once; two models may play a few less or more.
 
     Returns:
         One for each root, in order.
     """
     if min(rows, max_turns) < 1:
-        raise ValueError(f"expected 1 or more of each, got rows={rows}, max_turns={max_turns}")
+        raise ValueError(f"rows={rows}, max_turns={max_turns}; expected 1 or more of each")
 
     def one(root: Dialogue, identity: Sequence[int]) -> Task[Rollout]:
         return (
@@ -106,20 +105,20 @@ def play(
 
 
 def side_by_side(policy: Speaker, user: User, rows: int) -> int:
-    """Return how many dialogues of two speakers are played at once if `rows` are wanted."""
+    """Return how many dialogues of two speakers to play at once if `rows` are requested."""
     if not (isinstance(policy, ModelSpeaker) and isinstance(user, ModelSpeaker)):
         return rows
     return models_side_by_side(policy.engine.config, rows, shared=policy.engine is user.engine)
 
 
 def models_side_by_side(config: EngineConfig, rows: int, *, shared: bool) -> int:
-    """As `side_by_side`, of two models by the engine's settings.
+    """Return how many dialogues of two models to play at once, by the engine's settings.
 
     Args:
         config: of the engines.
-        rows: wanted.
+        rows: dialogues requested.
         shared: whether both sides share one engine.
     """
     in_flight = 1 if shared else config.in_flight
-    # Half a batch more: some dialogues are over and wait for their outcomes to be read.
+    # Half a batch more, for dialogues that are over and wait for their outcomes.
     return min(round((in_flight + 1 / 2) * config.rows), bucket(rows))

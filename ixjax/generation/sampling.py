@@ -1,13 +1,13 @@
-"""Drawing tokens: every setting per row, with randomness that belongs to an identity.
+"""Token sampling: settings per row, with random numbers keyed on an identity.
 
 A token is drawn by inverting the cumulative distribution at a uniform number, which is a function
-of (seed, identity of the row, index of the token) and of nothing else: neither of the batch nor of
-the row that a context happens to lie in (docs/algorithm.md, randomness).
+of (seed, identity of the row, index of the token). It does not depend on the batch or on the row of
+the context (docs/algorithm.md, randomness).
 
-The nucleus needs no sort and hardly ever a threshold. Whether one token belongs to it is one sum
-over the vocabulary (the mass of likelier tokens is below top_p), so tokens are drawn from the whole
-distribution until one belongs to it, which gives the distribution over the nucleus exactly. Rows
-that are still without a token after `ATTEMPTS` draws get theirs through the threshold.
+Top-p needs no sort and rarely a threshold. A token is in the nucleus if the mass of likelier tokens
+is below top_p, which takes one sum over the vocabulary. So tokens are drawn from the whole
+distribution until one is in the nucleus: rejection sampling, which is exact. Rows that have no
+token after `ATTEMPTS` draws compute the threshold.
 
 Axes: S rows, V vocabulary.
 """
@@ -22,57 +22,60 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ATTEMPTS = 6  # draws before the nucleus is computed: at top_p 0.9, one row in a million gets there
-DRAWS = ATTEMPTS + 1  # random numbers a token
+ATTEMPTS = 6  # draws before the threshold is computed: at top_p 0.9, for one row in a million
+DRAWS = ATTEMPTS + 1  # random numbers per token
 BLOCK = 64  # tokens that are summed before the cumulative sum
 ONE_BITS = 0x3F800000  # of float32 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How a speaker draws its turns."""
+    """How a speaker samples its turns."""
 
     temperature: float = 1.0
     """Divides the logits; 0 takes the most likely token."""
     top_k: int = 0
-    """This many most likely tokens are kept; 0 keeps all."""
+    """Keep this many most likely tokens; 0 keeps all."""
     top_p: float = 1.0
-    """Smallest set of tokens with at least this probability is kept; 1 keeps all."""
+    """Keep the smallest set of tokens with at least this probability; 1 keeps all."""
     min_p: float = 0.0
-    """Tokens less likely than this fraction of the most likely one are dropped."""
+    """Drop tokens less likely than this fraction of the most likely one."""
     repetition_penalty: float = 1.0
-    """Logits of tokens that the context holds are divided (negative: multiplied) by it."""
+    """Divide the logits of tokens in the context by this (multiply negative ones)."""
     max_new_tokens: int = 48
     """Longest turn in tokens; a turn that reaches it is cut."""
     stop: tuple[str, ...] = ()
-    """Texts that end a turn, e.g. a role's name in a model without end tokens; they are cut off."""
+    """Texts that end a turn and are cut off: a role's name, for a model without end tokens."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 or more")
+            raise ValueError(
+                f"temperature is {self.temperature}; expected a finite number, 0 or more"
+            )
         if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; it must be 0 or more")
+            raise ValueError(f"top_k is {self.top_k}; expected 0 or more")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be in (0, 1]")
+            raise ValueError(f"top_p is {self.top_p}; expected more than 0, and 1 at most")
         if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p is {self.min_p}; it must be in [0, 1]")
+            raise ValueError(f"min_p is {self.min_p}; expected 0 to 1")
         if not 0 < self.repetition_penalty < float("inf"):
             raise ValueError(
-                f"repetition_penalty is {self.repetition_penalty}; it must be more than 0"
+                f"repetition_penalty is {self.repetition_penalty}; expected a finite number above 0"
             )
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
-        if not isinstance(self.stop, tuple) or "" in self.stop:  # one text would be its letters
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected 1 or more")
+        # A string is a sequence of texts, too: each of its letters would be a stop string.
+        if not isinstance(self.stop, tuple) or "" in self.stop:
             raise ValueError(
-                f"stop is {self.stop!r}; it must be a tuple of texts, none of them empty"
+                f"stop is {self.stop!r}; expected a tuple of texts, none of them empty"
             )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowSampling:
-    """The settings of each row, `[S]` arrays: changing one never compiles."""
+    """The settings of each row, as `[S]` arrays: other values need no compilation."""
 
     temperature: jax.Array
     top_k: jax.Array
@@ -82,7 +85,7 @@ class RowSampling:
 
     @classmethod
     def of(cls, configs: Sequence[SamplingConfig]) -> RowSampling:
-        """Row s as `configs[s]` says."""
+        """Return the settings of S rows."""
 
         def column(name: str, dtype: type) -> Any:
             return np.array([getattr(config, name) for config in configs], dtype)
@@ -104,7 +107,7 @@ def identity_keys(
     Args:
         seeds: `[S]` typed keys of the run.
         identities: `[S, k]` uint32, for example (condition, node, sample, turn, speaker).
-        parts: `[S]` how many of the k count; default all.
+        parts: `[S]` length of each identity, k at most; default k.
 
     Returns:
         `[S]` typed keys.
@@ -122,9 +125,9 @@ def identity_keys(
 
 
 def uniforms(keys: jax.Array) -> jax.Array:
-    """The numbers in [0, 1) that one token is drawn with, `[..., DRAWS]`; consumes the keys.
+    """Return the uniform numbers in [0, 1) to draw one token each, `[..., DRAWS]`. Consumes `keys`.
 
-    Computed for many tokens at once: one by one, in a loop, they take a sixth of decoding.
+    Call it for many tokens at once: in the loop over tokens it takes a sixth of decoding.
     """
     later = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     each = lambda key: jnp.append(
@@ -136,19 +139,20 @@ def uniforms(keys: jax.Array) -> jax.Array:
 def sample(
     logits: jax.Array, uniform: jax.Array, rows: RowSampling, seen: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Draw one token per row.
+    """Sample one token per row.
 
-    Settings act in transformers' order: repetition penalty, temperature, top-k, top-p, min-p.
+    Settings apply in the order of transformers: repetition penalty, temperature, top-k, top-p,
+    min-p.
 
     Args:
         logits: `[S, V]` float32.
         uniform: `[S, DRAWS]` from `uniforms`.
         rows: settings.
-        seen: `[S, V]` bool, tokens that the row's context holds; read where a penalty is not 1.
+        seen: `[S, V]` bool, tokens in the row's context; read only where a penalty is not 1.
 
     Returns:
-        tokens `[S]` int32 and their log-probabilities `[S]` under the untempered, full softmax of
-        the logits as given.
+        Tokens `[S]` int32, and their log-probabilities `[S]` under the full softmax of `logits`,
+        without any setting.
     """
     scores = jax.lax.cond(
         jnp.any(rows.repetition_penalty != 1), penalise, lambda x, *_: x, logits, seen, rows
@@ -163,13 +167,13 @@ def sample(
 
 
 def penalise(logits: jax.Array, seen: jax.Array, rows: RowSampling) -> jax.Array:
-    """Scores of tokens that were seen, made smaller (Keskar et al. 2019, "CTRL")."""
+    """Lower the logits of seen tokens by the repetition penalty (Keskar et al. 2019, "CTRL")."""
     penalty = rows.repetition_penalty[:, None]
     return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def _draw(weights: jax.Array, uniform: jax.Array, rows: RowSampling) -> jax.Array:
-    """`[S]` tokens from `[S, V]` weights of which the largest is 1, min-p and top-p applied."""
+    """Sample `[S]` tokens from `[S, V]` weights with a maximum of 1; apply min-p and top-p."""
     possible = jnp.where(weights >= rows.min_p[:, None], weights, 0.0)
     needed = rows.top_p * weights.sum(-1)
     whole = (rows.top_p >= 1) | (rows.temperature == 0)
@@ -201,12 +205,12 @@ def _draw(weights: jax.Array, uniform: jax.Array, rows: RowSampling) -> jax.Arra
 
 
 def invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The first token of positive weight whose cumulative weight exceeds `uniform` of the total.
+    """Return the first token whose cumulative weight exceeds `uniform` times the total.
 
-    Summed block by block, so that the cumulative sum runs over blocks and then within one.
+    Its weight is positive. The cumulative sum runs over blocks, then within one block.
 
     Args:
-        weights: `[S, V]`, not negative.
+        weights: `[S, V]`, 0 or more.
         uniform: `[S]` in [0, 1).
     """
     count, size = weights.shape
@@ -214,7 +218,7 @@ def invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     sums = blocks.sum(-1)
     ends = jnp.cumsum(sums, axis=-1)
     target = uniform[:, None] * ends[:, -1:]
-    # A parallel sum is not monotonic in its last bit: whether there is weight must be asked, too.
+    # The last bit of a parallel sum is not monotonic, so blocks without weight are excluded, too.
     block = _first(ends > target, sums > 0)[:, None]
     inside = jnp.take_along_axis(blocks, block[:, :, None], axis=1)[:, 0]
     before = jnp.take_along_axis(ends - sums, block, axis=1)
@@ -223,7 +227,7 @@ def invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def _first(passed: jax.Array, possible: jax.Array | bool = True) -> jax.Array:
-    """`[S]` index of the first column both passed and possible; if none is, the last possible."""
+    """Return `[S]` the first column that is passed and possible; if none, the last possible."""
     size = passed.shape[-1]
     order = jnp.arange(size, dtype=jnp.int32)[None]
     possible = jnp.broadcast_to(possible, passed.shape)
@@ -233,7 +237,7 @@ def _first(passed: jax.Array, possible: jax.Array | bool = True) -> jax.Array:
 
 
 def keep_top_k(weights: jax.Array, top_k: jax.Array) -> jax.Array:
-    """Zero all but the `top_k` largest of each row; those tied at the limit are all kept."""
+    """Zero all but the `top_k` largest weights of each row; keep all that tie at the limit."""
 
     def enough(kept: jax.Array) -> jax.Array:
         return jnp.sum(kept, axis=-1, keepdims=True) >= top_k[:, None]
@@ -242,9 +246,9 @@ def keep_top_k(weights: jax.Array, top_k: jax.Array) -> jax.Array:
 
 
 def keep_nucleus(weights: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Zero all but the smallest set of largest weights whose mass reaches `top_p` of all.
+    """Zero all but the fewest largest weights whose sum reaches `top_p` of the total.
 
-    Weights tied at the limit are all kept.
+    Weights that tie at the limit are all kept.
 
     References: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration".
     """
@@ -257,10 +261,10 @@ def keep_nucleus(weights: jax.Array, top_p: jax.Array) -> jax.Array:
 
 
 def _keep_largest(weights: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Zero all below the highest threshold at which what is kept is `enough`.
+    """Zero the weights below the highest threshold at which `enough(kept)` holds.
 
-    Floats of one sign are ordered as their bits are, so that bisection over the bits of [0, 1] ends
-    at the very float; no sort over the vocabulary.
+    Positive floats are ordered as their bits are, so bisection over the bits of [0, 1] finds the
+    exact float without a sort over the vocabulary.
     """
     bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
 

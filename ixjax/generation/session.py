@@ -1,8 +1,8 @@
-"""A session: a person and a model in one dialogue, the model's words shown as they are sampled.
+"""A session: a person and a model in one dialogue; the model's words are shown as they are sampled.
 
-The model's turn is decoded a few tokens at a time, which gives the same turn as at once. Only text
-that no later token can change is shown: half a character, or what may yet become the marker of the
-closing line, waits for the next tokens.
+The model's turn is decoded a few tokens at a time, which gives the same turn as decoding it at
+once. Only text that no later token can change is shown: half a character, or a possible beginning
+of the closing line's marker, waits for the next tokens.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from ixjax.generation.driver import run_one
 from ixjax.generation.speakers import ModelParticipant, ModelSpeaker
 from ixjax.generation.turn_taking import TurnTaking
 
-FRAGMENT_TOKENS = 2  # decoded at a time: fewer cost more calls, more are seen to stutter
-BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token of SentencePiece that is a part of a character
+FRAGMENT_TOKENS = 2  # decoded at a time: fewer cost more calls, more make the text stutter
+BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a SentencePiece token that is a byte of a character
 
 
 class Session(TurnTaking):
-    """A dialogue with a `ModelSpeaker`, in fragments of a few tokens each; see `TurnTaking`.
+    """A dialogue between a person and a `ModelSpeaker`; see `TurnTaking`.
 
-    Joined, the fragments of a turn are the text that the speaker's participants say.
+    A fragment is the text of a few tokens. The joined fragments of a turn equal the text that the
+    speaker's participants say.
 
     Args:
         speaker: the model's side.
-        root: where the dialogue begins: without a turn, or with some that were given.
+        root: the beginning of the dialogue, with or without turns.
     """
 
     def __init__(self, speaker: ModelSpeaker, root: Dialogue):
@@ -38,7 +39,7 @@ class Session(TurnTaking):
 
     @property
     def dropped_turns(self) -> int:
-        """Return the speaker's; see `TurnTaking`."""
+        """See `TurnTaking.dropped_turns`."""
         return self.speaker.dropped_turns
 
     def outcome(self) -> OutcomeReading:
@@ -57,7 +58,7 @@ class Session(TurnTaking):
         return self._held or self.speaker.begin(self.dialogue)
 
     def _answer(self, text: str | None) -> Iterator[str]:
-        # Held again once the turn is whole: after an interruption the dialogue is read again.
+        # Not held until the turn is complete: after an interruption the dialogue is read again.
         participant, self._held = self._participant(), None
         if text is not None:
             participant.hear(text)
@@ -66,7 +67,7 @@ class Session(TurnTaking):
         engine, shown = self.speaker.engine, ""
         while not request.done:
             engine.step([request], most=FRAGMENT_TOKENS, pause=False)
-            if request.ended:  # `settle` knows what of it is said
+            if request.ended:  # `settle` cuts what ended it
                 break
             words = settled(self.speaker.view, request.tokens)
             words = before_stops(words, self.speaker.sampling.stop)
@@ -85,11 +86,11 @@ def settled(view: View, tokens: Sequence[int]) -> str:
     if turn.ended:
         return turn.text
     said = list(tokens[: turn.kept])
-    # A tail that the marker begins with may become the marker; only the user's side has one.
+    # A tail that begins the marker may become the marker; only the user's side has one.
     marker = list(view.template.marker_ids) if view.role == "user" else []
     tails = (n for n in range(len(marker) - 1, 0, -1) if said[-n:] == marker[:n])
     said = said[: len(said) - next(tails, 0)]
-    # Bytes become characters, or not, once their run is over; special tokens do not end it.
+    # A run of byte tokens is decoded once it is over; special tokens do not end it.
     said = [token for token in said if token not in view.template.special_ids]
     names = view.template.tokenizer.convert_ids_to_tokens(said)
     while said and BYTE.fullmatch(str(names[len(said) - 1])):
@@ -98,8 +99,8 @@ def settled(view: View, tokens: Sequence[int]) -> str:
 
 
 def before_stops(text: str, stops: Sequence[str]) -> str:
-    """Return the text up to a stop string, or up to what at its end may become one."""
-    # White space before a turn is not shown: all of it may be the rest of a stop string.
+    """Return the text before a stop string, or before a tail that may become one."""
+    # White space before a turn is not shown, so the text may be the rest of a stop string.
     if any(stop.lstrip().startswith(text) for stop in stops):
         return ""
     places = [place for stop in stops if (place := text.find(stop)) >= 0]

@@ -1,8 +1,8 @@
-"""A language model as one side of many dialogues, in words.
+"""A language model as one side of many dialogues: from text to tokens and back.
 
-A new turn costs its own tokens; the history is never read again. A context ends right after its
-speaker's own words: the end of that turn is read together with the reply to it, so the closing
-outcome line can be scored after any turn of the user's.
+A new turn costs only its own tokens; the history is not read again. A context ends right after its
+speaker's own words: the end of that turn is read together with the reply, so the closing outcome
+line can be scored after any turn of the user.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class ModelSpeaker:
         sampling: how turns are sampled.
         seed: of the run.
         readout: how outcomes are read: `expected` scores every possible closing line after the
-            forced marker (no sampling noise); `sampled` reads the line that was generated.
-        engine: made by `speaker_engine`; default a new one. Speakers that share a base share its
-            engine, each with an adapter.
+            forced marker (no sampling noise); `sampled` reads the generated line.
+        engine: from `speaker_engine`; default a new one. Speakers with one base model share an
+            engine and have an adapter each.
         adapter: the adapter of this side.
 
     Attributes:
-        dropped_turns: oldest turns that were left out of contexts for want of room.
+        dropped_turns: oldest turns that were dropped from contexts for lack of room.
     """
 
     def __init__(
@@ -87,19 +87,19 @@ class ModelSpeaker:
         return ModelParticipant(self, dialogue, near)
 
     def longest_turn(self, identity: Sequence[int]) -> int:
-        """Return the most tokens of a turn; one that reaches it is cut. Override to vary it."""
+        """Return the most tokens of a turn, at which it is cut. Override it to vary the limit."""
         return self.sampling.max_new_tokens
 
     def render(self, dialogue: Dialogue) -> tuple[int, ...]:
-        """Return the tokens of a context; oldest turns without room are dropped and counted."""
+        """Return the tokens of a context; drop and count the oldest turns if they do not fit."""
         context = self.view.context(dialogue, max_tokens=self.limit)
         self.dropped_turns += context.dropped_turns
         return tuple(context.tokens)
 
     def parse(self, tokens: Sequence[int]) -> tuple[Utterance, str | None, int | None]:
-        """Return an utterance, its closing line, and its number of tokens.
+        """Return an utterance, its closing line, and the number of sampled tokens that spell it.
 
-        The last is None if the utterance is not what was sampled, cut or not.
+        The number is None if no first part of the tokens spells the utterance.
         """
         stop = cut(tokens, self.sampling.stop, self._bytes) if self.sampling.stop else None
         turn = self.view.parse(tokens if stop is None else tokens[: stop[0]])
@@ -144,7 +144,7 @@ class ModelParticipant:
     ):
         self.speaker, self.dialogue = speaker, dialogue
         self.line: str | None = None
-        # Until a turn is spoken, a closing line is sampled by the dialogue itself.
+        # Before the first turn, the identity of a closing line is a hash of the dialogue.
         self._identity: tuple[int, ...] = (zlib.crc32(json.dumps(dialogue.to_json()).encode()),)
         engine = speaker.engine
         if near is None:
@@ -174,22 +174,22 @@ class ModelParticipant:
         )
 
     def settle(self, request: Request) -> Utterance:
-        """Return the utterance of a turn that was decoded; the dialogue has it now."""
+        """Append a decoded turn to the dialogue; return its utterance."""
         speaker, tokens = self.speaker, request.tokens
         said, self.line, kept = speaker.parse(tokens)
         mean = round(float(sum(request.logprobs)) / max(len(tokens), 1), DECIMALS)
         self._identity = request.identity
         start = len(self.context) - len(tokens) + request.ended
-        # At most a closing line follows the utterance; the outcome is read without it.
+        # Cut a closing line off: the outcome is read without it.
         speaker.engine.shorten(self.context, start + (kept or 0))
         if said.text:
             self.dialogue = self.dialogue.said(speaker.view.role, said.text)
-            if kept is None:  # not what was sampled: read what the other side hears
+            if kept is None:  # no sampled tokens spell it: render the text that is heard
                 self._render()
         return dataclasses.replace(said, mean_logprob=mean)
 
     def hear(self, text: str) -> None:
-        """See `Participant.hear`. A context that is full is read again without oldest turns."""
+        """See `Participant.hear`. A full context is read again without its oldest turns."""
         speaker = self.speaker
         new = speaker.view.continuation(self.dialogue, text)
         self.dialogue = self.dialogue.said(_other(speaker.view.role), text)
@@ -199,14 +199,14 @@ class ModelParticipant:
             speaker.engine.extend({self.context: new})
 
     def _render(self) -> None:
-        """Let the context hold the dialogue, and read again only where the two differ."""
+        """Make the context hold the dialogue; tokens after the first difference are read again."""
         engine, tokens = self.speaker.engine, self.speaker.render(self.dialogue)
         same = _common_beginning(self.context.tokens, tokens)
         engine.shorten(self.context, same)
         engine.extend({self.context: tokens[same:]})
 
     def fork(self, count: int) -> Task[list[ModelParticipant]]:
-        """See `Participant.fork`. What is unread is read first, so that the copies share it."""
+        """See `Participant.fork`. Unread tokens are read first, so that the copies share them."""
         if self.context.unread:
             yield from wait(Read(self.speaker.engine, self.context))
         return [self._copy() for _ in range(count)]
@@ -223,7 +223,7 @@ class ModelParticipant:
         self.speaker.engine.free(self.context)
 
     def outcome(self) -> Task[OutcomeReading]:
-        """Read the engagement by the configured read-out (docs/algorithm.md).
+        """Read the outcome by the configured read-out (docs/algorithm.md, "Engagement").
 
         Raises:
             ValueError: this speaker is the policy, which has no outcome.
@@ -240,7 +240,7 @@ class ModelParticipant:
         return closing.expectation(scores)
 
     def _drawn_line(self) -> Task[str]:
-        """Return the line as generated; one is sampled now if the dialogue was cut before it."""
+        """Return the generated closing line; sample one if the dialogue was cut before it."""
         speaker = self.speaker
         if self.line is not None:
             return self.line
@@ -270,7 +270,7 @@ def speaker_engine(
     stats: EngineStats | None = None,
     pool: BlockPool | None = None,
 ) -> Engine:
-    """Return an engine for speakers of this view's tokenizer that sample as `sampling` says."""
+    """Return an engine for speakers with this view's tokenizer and these sampling settings."""
     size = model.config.vocab_size
     stops = {}
     if sampling.stop:
@@ -279,14 +279,14 @@ def speaker_engine(
 
 
 def text_bytes(view: View) -> list[bytes]:
-    """Return the bytes of each token in a turn's text, which shows no markup."""
+    """Return the bytes of each token in a turn's text, which has no markup."""
     template = view.template
-    pieces = token_bytes(template.tokenizer)
-    return [b"" if i in template.special_ids else piece for i, piece in enumerate(pieces)]
+    texts = token_bytes(template.tokenizer)
+    return [b"" if i in template.special_ids else text for i, text in enumerate(texts)]
 
 
 def _common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens both begin with."""
+    """Return the number of tokens that both begin with."""
     differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differ, min(len(one), len(other)))
 

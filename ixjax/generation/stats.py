@@ -16,7 +16,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class RecompilationError(InputError):
-    """A program was compiled after warm-up, where that was forbidden."""
+    """A program was compiled after warm-up, and `debug.forbid_recompile` forbids it."""
 
 
 class _Compilations:
@@ -36,7 +36,7 @@ jax.monitoring.register_event_duration_secs_listener(_Compilations.note)
 class EngineStats:
     """Sums over the life of one or more engines.
 
-    A slot is a token's place in a pass, padding included.
+    A slot is the place of one token in a pass; padding takes slots, too.
     """
 
     prefill_tokens: int = 0
@@ -52,26 +52,26 @@ class EngineStats:
     evictions: int = 0
     """Contexts that lost their blocks because the pool was full."""
     prefill_seconds: float = 0.0
-    """In passes that read."""
+    """Seconds in passes that read."""
     decode_seconds: float = 0.0
-    """In passes that sample."""
+    """Seconds in passes that sample."""
     score_seconds: float = 0.0
-    """In passes that score."""
+    """Seconds in passes that score."""
     compilations: int = 0
     """Compiled programs."""
     compile_seconds: float = 0.0
-    """In calls that compiled; a part of the seconds above."""
+    """Seconds in calls that compiled; a part of those above."""
     forbidden: bool = False
     """Whether to raise at the next compilation."""
 
     @property
     def occupancy(self) -> float:
-        """Return the share of the decode batch's slots that sampled a token; 1 before the first."""
+        """Return the share of decode slots that sampled a token; 1 before the first."""
         return self.decode_tokens / self.decode_slots if self.decode_slots else 1.0
 
     @contextmanager
     def clock(self, name: str) -> Iterator[None]:
-        """Add the time of the block to `NAME_seconds`."""
+        """Add the time of the `with` block to `NAME_seconds`."""
         start = time.perf_counter()
         try:
             yield
@@ -83,7 +83,7 @@ class EngineStats:
         """Call a jitted function and count what it compiles.
 
         Raises:
-            RecompilationError: it compiled, and that is forbidden; names the shapes.
+            RecompilationError: it compiled, which is forbidden; names the shapes.
         """
         before, start = _Compilations.number, time.perf_counter()
         result = function(*args, **static)
@@ -96,8 +96,8 @@ class EngineStats:
                 shapes = sorted({str(jax.typeof(x)) for x in arrays})
                 raise RecompilationError(
                     f"{function.__name__} was compiled again, with {static} and arrays of "
-                    f"{', '.join(shapes)}; warm up with this shape, or allow it "
-                    "(debug.forbid_recompile)"
+                    f"{', '.join(shapes)}. Warm up with these shapes, or turn off "
+                    "debug.forbid_recompile"
                 )
         return result
 
@@ -106,11 +106,11 @@ class EngineStats:
         return dataclasses.replace(self)
 
     def report(self, seconds: float) -> dict[str, float]:
-        """Return a summary of work that took `seconds` in all.
+        """Return a summary of work that took `seconds` in total.
 
         Returns:
-            Tokens sampled a second, occupancy, evictions, compilations and their seconds, and the
-            shares of the time in reading, sampling, scoring, and on the host.
+            Tokens sampled per second, occupancy, evictions, compilations and their seconds, and the
+            shares of the time spent reading, sampling, scoring, and on the host.
         """
         busy = (self.prefill_seconds, self.decode_seconds, self.score_seconds)
         shares = [part / max(seconds, 1e-9) for part in busy]

@@ -1,6 +1,6 @@
-"""A person and a model in one dialogue: whose move it is, and what can be taken back.
+"""A dialogue between a person and a model: whose move it is, undo and restart.
 
-How the model comes by its turns is left open: `generation.Session` tells them as they are sampled,
+Subclasses produce the model's turns: `generation.Session` streams them as they are sampled,
 `search.ThinkingSession` searches before each of them.
 """
 
@@ -15,18 +15,19 @@ from ixjax.io import InputError
 
 
 class TurnTaking(abc.ABC):
-    """A dialogue between a model and whoever calls this.
+    """A dialogue between a model and the caller.
 
-    An iterator of pieces that is left before its end leaves the dialogue as it was.
+    `move` and `say` return iterators over fragments of the model's turn. If one is dropped before
+    its end, the dialogue is unchanged.
 
     Args:
         role: the model's side.
         scenario: of the dialogue.
-        root: where the dialogue begins: without a turn, or with some that were given.
+        root: the beginning of the dialogue, with or without turns.
 
     Attributes:
-        dialogue: what was said so far.
-        last: the model's last turn; None before it, and after one was taken back.
+        dialogue: all turns so far.
+        last: the model's last turn; None before the first, and after `undo` and `restart`.
     """
 
     def __init__(self, role: Role, scenario: Scenario, root: Dialogue):
@@ -37,17 +38,17 @@ class TurnTaking(abc.ABC):
 
     @property
     def person(self) -> Role:
-        """The side that the caller plays."""
+        """Return the side that the caller plays."""
         return "user" if self.role == "policy" else "policy"
 
     @property
     def ended(self) -> bool:
-        """Whether the model has closed the dialogue."""
+        """Return whether the model has closed the dialogue."""
         return self.last is not None and self.last.ended
 
     @property
     def model_moves(self) -> bool:
-        """Whether the next turn is the model's: it opens, or the root ends with the person's."""
+        """Return whether the model moves next: it opens, or the person spoke last."""
         if self.ended or self.dialogue.turns:
             return not self.ended and self.dialogue.turns[-1].role == self.person
         opener: Role = "policy" if self.scenario.policy_opens else "user"
@@ -56,43 +57,43 @@ class TurnTaking(abc.ABC):
     @property
     @abc.abstractmethod
     def dropped_turns(self) -> int:
-        """Oldest turns that found no room in a context, so far."""
+        """Return the number of oldest turns so far that did not fit in a context."""
 
     def move(self) -> Iterator[str]:
-        """The model's turn, where `model_moves`.
+        """Let the model speak, if `model_moves`.
 
-        Returns:
-            Pieces of it, as `say` gives them; nothing happens before the first is asked for.
+        Yields:
+            Fragments of its turn. The call starts with the first one that is requested.
 
         Raises:
             ValueError: the other side moves next.
         """
         if not self.model_moves:
-            raise ValueError(f"the {self.person} moves next; `say` something")
+            raise ValueError(f"the {self.person} moves next; call `say`")
         yield from self._answer(None)
 
     def say(self, text: str) -> Iterator[str]:
-        """Say a turn to the model.
+        """Say a turn to the model, and let it answer.
 
-        Returns:
-            Pieces of its answer. An iterator: nothing is said, or refused, before the first piece
-            is asked for.
+        Yields:
+            Fragments of the answer. The call, its checks included, starts with the first one that
+            is requested.
 
         Raises:
-            InputError: the text is empty, no valid Unicode, or too long for the model's context.
+            InputError: the text is empty, invalid Unicode, or too long for the model's context.
             ValueError: the dialogue is over, or the model moves first.
         """
         if self.ended or self.model_moves:
             state = "the dialogue is over" if self.ended else "the model moves next"
             raise ValueError(f"{state}; nothing can be said now")
         if problem := text_problem(text):
-            raise InputError(f"what was said {problem}")
+            raise InputError(f"the turn {problem}")
         yield from self._answer(text)
 
     def undo(self) -> bool:
-        """Take back the last exchange; whether there was one.
+        """Take back the last exchange; return whether there was one.
 
-        What is said next is answered by other draws, also if it is the same.
+        The next answer is sampled anew, even if the person says the same again.
         """
         said = [
             i
@@ -109,7 +110,7 @@ class TurnTaking(abc.ABC):
 
     @abc.abstractmethod
     def outcome(self) -> OutcomeReading:
-        """What the dialogue has come to, if the model is the user's side.
+        """Return the outcome of the dialogue so far, if the model is the user's side.
 
         Raises:
             ValueError: the model is the policy, which has no outcome.
@@ -117,9 +118,12 @@ class TurnTaking(abc.ABC):
 
     @abc.abstractmethod
     def _answer(self, text: str | None) -> Iterator[str]:
-        """Pieces of the model's next turn, after the person's, if any; then the dialogue has both.
+        """Yield fragments of the model's next turn; then add both turns to the dialogue.
 
-        Every turn is drawn by another identity, also one that is said again.
+        Every call samples by a new identity.
+
+        Args:
+            text: the person's turn before it; None if there is none.
         """
 
     def _go_to(self, dialogue: Dialogue) -> None:
@@ -128,4 +132,4 @@ class TurnTaking(abc.ABC):
 
     @abc.abstractmethod
     def _forget(self) -> None:
-        """Turns were taken back: let go of what was held of them."""
+        """Drop the state held for turns that were taken back."""

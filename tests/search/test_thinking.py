@@ -116,7 +116,7 @@ def test_what_cannot_be_said_is_refused_and_the_session_stays_as_it_was():
     talk = session()
     list(talk.say("hello"))
     before = talk.dialogue, talk.considered
-    with pytest.raises(InputError, match="what was said is empty"):
+    with pytest.raises(InputError, match="the turn is empty"):
         list(talk.say("  "))
     with pytest.raises(ValueError, match="the user moves next"):
         list(talk.move())
