@@ -240,7 +240,7 @@ def test_keys_differ_in_every_part_of_an_identity_their_order_and_the_seed():
         (
             "stop",
             ("User:", ""),
-            r"stop is \('User:', ''\); expected a tuple of texts, each non-empty",
+            r"stop is \('User:', ''\); expected a tuple of texts, none .* empty",
         ),
         ("stop", "User:", "stop is 'User:'; expected a tuple of texts"),
     ],
