@@ -1,9 +1,9 @@
-"""Returns on their way up: the arithmetic of `uct.backpropagate`, which says what it computes.
+"""The loop of `uct.backpropagate`, which documents the computed values.
 
-All `K` returns of all trees climb together, level by level from the deepest leaf of the call; one
-that starts higher up waits until the climb gets to it. So two returns that pass one node pass it
-in the same step, where they can be added in their order, and when a level is done, all below it
-is: a value that is made from the children's, as the max backup's, needs no second visit.
+All `K` returns of all trees move up together, level by level from the deepest leaf of the call; a
+return that starts higher up waits for its level. So the returns through a node pass it in the same
+step and are added in order, and all levels below are final: a value that is computed from the
+children's, as the max backup is, needs no second visit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def send_up(
     *,
     backup: Backup,
 ) -> tuple[Tree, None]:
-    """`leaves[B, K]`, `returns[B, K]`, `selected[B, L]`; see `uct.backpropagate`."""
+    """Backpropagate `returns[B, K]` from `leaves[B, K]`; see `uct.backpropagate`."""
     dtype = tree.value.dtype
     leaves, returns = jnp.asarray(leaves, jnp.int32), jnp.asarray(returns, dtype)
     gamma = jnp.asarray(gamma, dtype)
@@ -42,7 +42,7 @@ def send_up(
     worth = jax.vmap(jax.vmap(worth_of_one, in_axes=(None, 0)))  # trees, then returns
 
     def level(state: tuple) -> tuple:
-        """One level up, for the returns whose node is the farthest from the root."""
+        """Move the returns at the deepest nodes one level up."""
         node, depth, value, tree = state
         here = depth == jnp.max(depth)
         tree = _count(tree, node, value, arrived=here & readable, unread=here & ~readable)
@@ -73,13 +73,12 @@ def send_up(
 def _count(
     tree: Tree, node: jax.Array, value: jax.Array, *, arrived: jax.Array, unread: jax.Array
 ) -> Tree:
-    """`N` and `W` with the returns `[B, K]` that have arrived, `unread` with the others."""
+    """Add the returns `[B, K]` that `arrived` to `N` and `W`, and count the `unread` ones."""
     rows = jnp.arange(node.shape[0])
     into = or_nowhere(node, tree.visits, when=arrived)
     lost = or_nowhere(node, tree.visits, when=unread)
 
-    # Floats one after the other: two of one scatter that meet in a node would be added in whatever
-    # order the device likes.
+    # One scatter per return: within one scatter, the device picks the order of addition.
     def add(value_sum: jax.Array, one: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         at, value = one
         return value_sum.at[rows, at].add(value, mode="drop"), None
@@ -93,16 +92,16 @@ def _count(
 
 
 def _mean(tree: Tree, node: jax.Array) -> jax.Array:
-    """`W / N` at `node`, 0 without a return. Un-batched."""
+    """Return `W / N` at `node`, 0 without a return. Un-batched."""
     return tree.value_sum[node] / jnp.maximum(tree.visits[node], 1)
 
 
 def _best(tree: Tree, node: jax.Array, *, gamma: jax.Array) -> jax.Array:
-    """The max backup's value at `node`, from values below that are final. Un-batched."""
+    """Return the max backup's value at `node`, from final values below it. Un-batched."""
     known = jnp.arange(tree.width) < tree.num_children[node]
     at = jnp.where(known, tree.children[node], Tree.ROOT)
     visits = jnp.where(known, tree.visits[at], 0)
-    # A child without a visit has value 0, which is not a return of 0.
+    # A child without a visit is excluded: its value of 0 is no return.
     best = jnp.max(jnp.where(visits > 0, gamma * tree.value[at], -jnp.inf))
     total = jnp.sum(visits)
     mean = jnp.sum(visits * (tree.reward[at] + tree.value[at])) / jnp.maximum(total, 1)
@@ -111,7 +110,7 @@ def _best(tree: Tree, node: jax.Array, *, gamma: jax.Array) -> jax.Array:
 
 
 def _release(tree: Tree, selected: jax.Array) -> jax.Array:
-    """`pending[B, N]` with one visit less on the paths from `selected[B, L]` to the root."""
+    """Subtract a pending visit on each path from `selected[B, L]` to the root."""
     rows = jnp.arange(selected.shape[0])[:, None]
 
     def level(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""The budget and the constants of i×MCTS, and the sizes of everything that follow from them."""
+"""The budget and constants of i×MCTS, and the sizes that follow from them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class SearchConfig:
     """How i×MCTS searches."""
 
     conditions: int = 64
-    """Training conditions that are searched, one tree each: the first of the split."""
+    """Training conditions to search, the first ones of the split; one tree each."""
     trees: int = field(default=16, metadata=NO_EFFECT)
-    """Trees that grow side by side, one a condition."""
+    """Trees that grow at once."""
     iterations: int = 16
-    """Rounds of select, expand, roll out, back-propagate."""
+    """Rounds of select, expand, roll out, back-propagate, per tree."""
     leaves: int = 1
     """Leaves expanded per tree and iteration."""
     width: int = 4
-    """Responses sampled at an expansion; equal ones become one child."""
+    """Responses sampled per expansion; equal ones become one child."""
     reactions: int = 1
     """Reactions sampled to each new response."""
     rollouts: int = 1
@@ -46,23 +46,23 @@ class SearchConfig:
     c_uct: float = 1.0
     """Weight of exploration."""
     backup: Literal["mean", "max"] = "mean"
-    """What a decision is worth: the mean of its returns, or its best response's value."""
+    """Value of a decision: the mean of its returns, or the value of its best response."""
     widening_factor: float = 1.0
     """k_w: a response with N visits may have ceil(k_w N^alpha_w) reactions."""
     widening_exponent: float = 0.0
-    """alpha_w, from 0 (as many reactions as ceil(k_w), for good) to 1."""
+    """alpha_w, 0 to 1; at 0 a response has at most ceil(k_w) reactions."""
     gamma: float = 1.0
-    """Discount a policy turn; 1 counts the final engagement alone."""
+    """Discount per policy turn; 1: no discount."""
     reaction_weight: float = 0.0
-    """lambda: what each reaction earns by itself, in a scenario that says so, times this."""
+    """lambda: weight of the scenario's reward for each reaction; 0 if it has none."""
     stop_gap: float = 0.0
-    """Stop a tree once the root's responses are so many standard errors apart; 0: never."""
+    """Stop a tree once the root's responses differ by this many standard errors; 0: never."""
     max_nodes: int = 0
-    """Stop a tree that could pass so many nodes (twice, where it grows on in a chat); 0: never."""
+    """Most nodes of a tree (twice that for a tree reused in a chat); 0: no limit."""
     max_tokens: int = 0
-    """Stop a tree for which so many tokens were sampled; 0: no limit."""
+    """Stop a tree after this many sampled tokens; 0: no limit."""
     contexts: int = 64
-    """Contexts that a tree keeps to come back to; others are read again from an ancestor's."""
+    """Nodes of a tree whose contexts are kept; others are read again from an ancestor."""
 
     def __post_init__(self) -> None:
         for name in COUNTS:
@@ -78,8 +78,9 @@ class SearchConfig:
                 raise InputError(f"search.{name} is {getattr(self, name)!r}; expected {expected}")
         if 0 < self.max_nodes < 1 + self.growth:
             raise InputError(
-                f"search.max_nodes is {self.max_nodes}; expected {1 + self.growth} or more, since "
-                "one iteration may take as many (search.leaves, search.width, search.reactions)"
+                f"search.max_nodes is {self.max_nodes}; expected {1 + self.growth} or more: the "
+                f"root, and {self.growth} nodes of one iteration (search.leaves, search.width, "
+                "search.reactions)"
             )
         for name, low, high in (
             ("c_uct", 0, None),
@@ -96,34 +97,34 @@ class SearchConfig:
         if self.stop_gap and self.reaction_weight:
             raise InputError(
                 f"search.stop_gap is {self.stop_gap} and search.reaction_weight "
-                f"{self.reaction_weight}; expected one of them to be 0: how far apart means are is "
-                "told in errors of returns in [0, 1], which rewarded reactions leave"
+                f"{self.reaction_weight}; expected one of them to be 0: the standard error assumes "
+                "returns in [0, 1], and rewards of reactions may exceed that"
             )
 
     @property
     def expansions(self) -> int:
-        """The most responses that one tree can have."""
+        """Return the most responses of one tree."""
         return self.iterations * self.leaves * self.width
 
     @property
     def samples(self) -> int:
-        """The most reactions that one iteration of one tree can bring."""
+        """Return the most reactions that one iteration adds to a tree."""
         return self.leaves * self.width * self.reactions
 
     @property
     def growth(self) -> int:
-        """The most nodes that one iteration of one tree can bring."""
+        """Return the most nodes that one iteration adds to a tree."""
         return self.leaves * self.width + self.samples
 
     @property
     def nodes(self) -> int:
-        """The most nodes that one tree can have: the root, responses and their reactions."""
+        """Return the most nodes of one tree: the root, responses and reactions."""
         most = 1 + self.iterations * self.growth
         return min(most, self.max_nodes) if self.max_nodes else most
 
     @property
     def most_reactions(self) -> int:
-        """The most reactions that one response can have."""
+        """Return the most reactions of one response."""
         visits = self.expansions * self.reactions * self.rollouts + self.leaves
         limit = math.ceil(self.widening_factor * visits**self.widening_exponent)
         widened = max(1, min(limit, self.reactions + self.iterations * self.leaves))
@@ -131,14 +132,15 @@ class SearchConfig:
 
     @property
     def games(self) -> int:
-        """Dialogues that one iteration of one tree plays at once, at the most."""
+        """Return the most rollouts that one iteration of a tree plays at once."""
         return self.samples * self.rollouts
 
     @property
     def kept(self) -> int:
-        """Contexts that one tree keeps: `contexts`, or what one iteration needs, or all there are.
+        """Return the most nodes of one tree whose contexts are kept.
 
-        An iteration needs the root's, those of its leaves, and those that it makes.
+        That is `contexts`, but at least the number that one iteration needs (the root, its leaves
+        and its new nodes) and at most the number of nodes.
         """
         made = self.samples if self.most_reactions == 1 else self.growth
         needed = 1 + self.leaves + made

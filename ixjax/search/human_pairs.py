@@ -1,6 +1,6 @@
-"""Preference pairs from human dialogues: the human's turn against the policy's own sample.
+"""Preference pairs from human dialogues: the human's turn is preferred to the policy's sample.
 
-The paper mixes such pairs with those from the search.
+The paper mixes such pairs with pairs of the search.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ixjax.search.preference import PreferencePair
 def human_pairs(
     policy: Speaker, dialogues: Sequence[Dialogue], *, count: int, batch: int, seed: int
 ) -> Iterator[PreferencePair | None]:
-    """Draw pairs at `count` random policy turns of `dialogues`, no turn twice.
+    """Draw pairs at `count` random policy turns of `dialogues`, without replacement.
 
     Yields:
-        One pair for each drawn turn; None if the policy's sample equals the human's turn or has no
-        words.
+        One pair for each drawn turn; None if the policy's sample equals the human's turn or is
+        empty.
     """
 
     def sample(history: Dialogue) -> Task[Utterance]:

@@ -1,8 +1,8 @@
 """i×MCTS: many trees at once, one per user.
 
-Here trees are started and handed out as they finish; `search_tree` is the method, `uct` the
-arithmetic. Each tree goes at its own pace: while rollouts of some are in play, leaves of others are
-selected, so the decode batch stays full. A finished tree makes room for the next condition.
+This module starts trees and yields finished ones; `search_tree` is the method, `uct` the
+arithmetic. Trees do not wait for each other: while some play rollouts, others select leaves, so the
+decode batch stays full. A finished tree makes room for the next condition.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ixjax.search.stats import SearchStats
 from ixjax.search.tree import FinishedTree
 from ixjax.search.tree_pool import TreePool
 
-AHEAD = 4  # trees that may finish before the oldest one, in multiples of `config.trees`
+AHEAD = 4  # reorder window, in multiples of `config.trees`
 
 
 def run(
@@ -43,19 +43,19 @@ def run(
 
     Args:
         policy: the side that is searched for.
-        simulator: the user, who knows its condition and states the outcome.
+        simulator: the user, who is given the condition and states the outcome.
         scenario: gives the name, and whether the policy opens.
-        conditions: users; or dialogues to start from, where it is the policy's move. If the user
-            opens, the simulator speaks the opening turn of a bare condition.
+        conditions: users, or dialogues in which the policy moves next. If the user opens, the
+            simulator speaks the opening turn of a bare condition.
         config: budget and constants.
         seed: of the run.
         rule: scores responses in selection; default the rule that `config` names.
-        stats: where the time that this takes is added up.
+        stats: totals, to which the time of the search is added.
 
     Raises:
-        InputError: a root is not the policy's move, two roots share a condition id, or, once all
-            trees were yielded, not a single outcome of the whole run could be read. A single tree
-            without a readable outcome is yielded with no visits; its account says so.
+        InputError: the policy does not move next at a root, two roots share a condition id, or,
+            after the last tree, no outcome of the whole run was readable. A single tree without a
+            readable outcome is yielded; it has no visits, and its account counts the outcomes.
     """
     roots = searchable(conditions, scenario)
     if not roots:
@@ -70,12 +70,12 @@ def run(
 
 
 def check_readable(arrived: int, unreadable: int, scenario: Scenario) -> None:
-    """Raise `InputError` if a search with `unreadable` outcomes read none (`arrived` is 0)."""
+    """Raise `InputError` if no outcome of a search was readable (`arrived` is 0)."""
     if not arrived:
         raise InputError(
             f"not one of the {unreadable} simulated outcomes could be read; expected a closing "
             f"line that matches {scenario.outcome_pattern.pattern!r}. Train the simulator longer, "
-            "or read outcomes out as expectations"
+            "or read outcomes as expectations"
         )
 
 
@@ -85,7 +85,7 @@ def searchable(
     """Return roots for `grow`: conditions as dialogues without a turn, dialogues unchanged.
 
     Raises:
-        InputError: a root is not the policy's move, or two roots share a condition id.
+        InputError: the policy does not move next at a root, or two roots share a condition id.
     """
     roots: list[Dialogue] = []
     seen: set[str] = set()
@@ -94,13 +94,13 @@ def searchable(
         root = Dialogue(given.id, given, turns=(), outcome=None) if bare else given
         if root.turns and root.turns[-1].role == "policy":
             raise InputError(
-                f"dialogue {root.id!r} ends with a turn of the policy's; a search starts where the "
-                "policy is to move: cut it after a turn of the user's"
+                f"dialogue {root.id!r} ends with a turn of the policy; expected the policy to move "
+                "next. Cut it after a turn of the user"
             )
         if root.condition.id in seen:
             raise InputError(
-                f"condition id {root.condition.id!r} occurs twice; a tree is known by its "
-                f"condition, so give every {scenario.name} user an id of its own"
+                f"condition id {root.condition.id!r} occurs twice; expected a unique id for every "
+                f"{scenario.name} user, since trees are named by their conditions"
             )
         seen.add(root.condition.id)
         roots.append(root)
@@ -120,21 +120,19 @@ def grow(
     nodes: int | None = None,
     in_order: bool = True,
 ) -> Iterator[FinishedTree]:
-    """As `run`, of roots that can be searched; finished trees grow on.
+    """Search as `run` does, from checked roots; finished trees are searched further.
 
     Args:
         policy: see `run`.
         simulator: see `run`.
         scenario: see `run`.
-        roots: all of different conditions.
+        roots: from `searchable`, or finished trees; each has another condition.
         config: see `run`.
         seed: see `run`.
         rule: see `run`.
         stats: see `run`.
-        nodes: nodes that a tree can have at most, the known ones included; default what the budget
-            allows.
-        in_order: yield trees in the order of the roots; otherwise as they finish, so that none
-            waits for a slow one.
+        nodes: most nodes of a tree, those of a finished tree included; default by the budget.
+        in_order: whether to yield trees in the order of the roots or as they finish.
     """
     stats = stats or SearchStats()
     pool = TreePool(config, nodes=nodes, rule=rule)
@@ -163,7 +161,7 @@ def _reserve(
     roots: Sequence[Dialogue | FinishedTree],
     config: SearchConfig,
 ) -> None:
-    """Allocate the KV cache that the trees will need, so that it does not grow step by step."""
+    """Allocate the KV cache for all trees at once, instead of growing it step by step."""
     trees = min(config.trees, len(roots))
     for speaker in (policy, simulator):
         if isinstance(speaker, ModelSpeaker):
@@ -174,13 +172,13 @@ def _reserve(
 def search_tokens(config: SearchConfig, turn: int, longest: int) -> int:
     """Return an upper estimate of the tokens that one side of one tree stores at once.
 
-    Every held node stores one exchange of its own, every rollout in play the rest of its dialogue,
-    and the root its history.
+    Each kept node stores one exchange, each rollout the rest of its dialogue, and the root its
+    history.
 
     Args:
         config: of the search.
-        turn: tokens of a turn at most.
-        longest: tokens of a context at most.
+        turn: most tokens of a turn.
+        longest: most tokens of a context.
     """
     held = config.kept * dialogue_tokens(1, turn, longest)
     in_play = config.games * dialogue_tokens(config.max_turns, turn, longest)
@@ -193,13 +191,13 @@ def warm_up(
     roots: Sequence[Dialogue],
     config: SearchConfig,
 ) -> None:
-    """Compile all that a search of these roots will need, so that nothing compiles while it runs.
+    """Compile every program of a search of these roots before it starts.
 
     Args:
         policy: the side that is searched for.
         simulator: the user.
-        roots: what is searched.
-        config: sizes.
+        roots: of the search.
+        config: its budget.
     """
     _reserve(policy, simulator, roots, config)
     conditions = list({root.condition.id: root.condition for root in roots}.values())

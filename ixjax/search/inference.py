@@ -1,10 +1,9 @@
-"""A policy that searches before it speaks: i×MCTS at inference, and best of n, its smallest form.
+"""A policy that searches before it speaks: i×MCTS at inference, and its special case, best of n.
 
-At each of its turns such a policy searches a tree from the present dialogue, with a simulator of
-its own, and says the response that did best there. The subtree below that response and the user's
-real reaction is kept for the next turn. Like the search, it knows the user's condition, which the
-policy itself never sees: read its score as the value of look-ahead, not as what a policy without a
-simulator can do.
+At each turn the policy searches a tree from the present dialogue, with a simulator, and says the
+best response. The subtree after that response and the user's real reaction is kept for the next
+turn. The search uses the user's condition, which the policy never sees: the score of this method is
+the value of look-ahead, not the quality of a policy without a simulator.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ Choice = Literal["value", "visits"]
 
 
 class SearchingPolicy:
-    """A `Speaker` that says what a tree search from its dialogue found best.
+    """A `Speaker` that says the best response of a tree search from its dialogue.
 
-    With one iteration, `choose="value"` and nothing to reuse it is best of n by look-ahead.
+    With one iteration, `choose="value"` and `reuse=False` it is best of n by look-ahead.
 
     Args:
-        policy: samples the responses, and plays on in the look-ahead.
-        simulator: the user of the look-ahead; not the one that the policy is evaluated with.
+        policy: samples the responses, and plays the rollouts.
+        simulator: the user of the rollouts; another one than the policy is evaluated with.
         scenario: of the dialogues.
-        config: budget of a turn; its look-ahead ends at `max_turns`.
-        choose: the response of the best mean return, or the most visited one (ties: of the best
-            mean return), which has been compared most.
-        reuse: keep the subtree below a turn that is really played.
+        config: budget of a turn; its rollouts end at `max_turns`.
+        choose: the response with the best mean return (`value`), or with the most visits
+            (`visits`; ties by mean return).
+        reuse: whether to keep the subtree after each turn that is played.
         seed: of the search.
     """
 
@@ -61,7 +60,7 @@ class SearchingPolicy:
 
     @property
     def dropped_turns(self) -> int:
-        """Return the oldest turns that found no room in contexts of the two, if they count them."""
+        """Return the turns that both sides dropped from contexts, if they count them."""
         return sum(getattr(side, "dropped_turns", 0) for side in self._sides)
 
     def begin(self, dialogue: Dialogue, *, near: object = None) -> SearchingParticipant:
@@ -69,14 +68,14 @@ class SearchingPolicy:
         return SearchingParticipant(self, dialogue)
 
     def search(self, root: FinishedTree) -> Task[FinishedTree]:
-        """Search a tree from a root, for a turn at least if the dialogue is long already."""
+        """Search a tree from a root; in a long dialogue, look at least one turn ahead."""
         longest = max(self.config.max_turns, policy_turns(root.root) + 1)
         config = dataclasses.replace(self.config, max_turns=longest)
         search = Search(*self._sides, self.scenario, config, self._seed, self._pool)
         return (yield from search_tree(search, root))
 
     def ranked(self, tree: FinishedTree) -> list[TreeNode]:
-        """Return the root's responses, the best first; in order if no outcome could be read."""
+        """Return the root's responses, best first; by id if no outcome was readable."""
 
         def merit(node: TreeNode) -> tuple[float, ...]:
             value = node.value if node.visits else -np.inf
@@ -94,9 +93,9 @@ class SearchingParticipant:
         dialogue: the turns so far.
 
     Attributes:
-        tree: what is known from here on: after a turn of the policy's, the tree that its response
-            was chosen from; None if nothing is.
-        chosen: that response's node.
+        tree: after a turn of the policy, the tree that its response was chosen from; after a turn
+            of the user, the subtree to search further; None if there is none.
+        chosen: node of the chosen response.
     """
 
     def __init__(self, speaker: SearchingPolicy, dialogue: Dialogue):
@@ -105,7 +104,7 @@ class SearchingParticipant:
         self.chosen = Tree.NO_NODE
 
     def speak(self, identity: Sequence[int]) -> Task[Utterance]:
-        """See `Participant.speak`; the search depends on `identity` and the dialogue alone."""
+        """See `Participant.speak`; the search depends only on `identity` and the dialogue."""
         tree = yield from self.speaker.search(self._root("-".join(map(str, identity))))
         best = self.speaker.ranked(tree)[0]
         self.dialogue = self.dialogue.said("policy", best.text)
@@ -118,7 +117,7 @@ class SearchingParticipant:
         )
 
     def hear(self, text: str) -> None:
-        """See `Participant.hear`. A reaction that was foreseen leads into the tree below it."""
+        """See `Participant.hear`. If the search sampled this reaction, its subtree is kept."""
         self.dialogue = self.dialogue.said("user", text)
         tree, self.tree = self.tree, None
         if tree is not None and self.speaker.reuse:
@@ -132,7 +131,7 @@ class SearchingParticipant:
         return [self.copy() for _ in range(count)]
 
     def copy(self) -> SearchingParticipant:
-        """Return a participant that knows the same."""
+        """Return a participant with the same dialogue and tree."""
         copy = SearchingParticipant(self.speaker, self.dialogue)
         copy.tree, copy.chosen = self.tree, self.chosen
         return copy
@@ -141,7 +140,7 @@ class SearchingParticipant:
         """See `Participant.close`."""
 
     def _root(self, name: str) -> FinishedTree:
-        """Return the dialogue with the known subtree; `name` stands for its condition's id."""
+        """Return the dialogue and its known subtree as a root, with the condition id `name`."""
         condition = dataclasses.replace(self.dialogue.condition, id=name)
         root = dataclasses.replace(self.dialogue, condition=condition)
         if self.tree is not None:

@@ -1,7 +1,7 @@
-"""The host's side of a growing tree: what was said at each node, and its participants.
+"""The host's side of a growing tree: the text of each node, and its participants.
 
-The arrays of `ixjax.search.tree` hold counts and values; a node table holds words. `finish` joins
-the two into the records that are saved.
+The arrays of `ixjax.search.tree` hold counts and values, a node table the text. `finish` joins both
+into the records that are saved.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def policy_turns(dialogue: Dialogue) -> int:
 
 
 class NodeTable:
-    """Nodes of one tree by id, without their statistics; its participants; its counts.
+    """Nodes of one tree without their statistics, its participants, and its counts.
 
     Args:
         root: the dialogue up to the root.
-        policy: who speaks at decision nodes.
-        simulator: who speaks at response nodes.
+        policy: speaks at decision nodes.
+        simulator: speaks at response nodes.
 
     Attributes:
         nodes: by id.
-        counts: what the account of the finished tree adds up.
-        iteration: the present one: participants that it uses are the last to be closed.
+        counts: of the finished tree's account.
+        iteration: the present one, by which the oldest participants are found.
     """
 
     def __init__(self, root: Dialogue, policy: Speaker, simulator: User):
@@ -58,7 +58,7 @@ class NodeTable:
         self._used: dict[int, int] = {}  # last iteration by node
 
     def add(self, node: TreeNode) -> None:
-        """Enter a node; nodes come in the order of their ids."""
+        """Add a node; nodes must come in the order of their ids."""
         if node.id != len(self.nodes):
             raise RuntimeError(
                 f"node {node.id} was added to the tree; expected {len(self.nodes)} next"
@@ -74,16 +74,16 @@ class NodeTable:
         return policy_turns(self.root) + (self.nodes[node].depth + 1) // 2
 
     def reactions(self, response: int) -> int:
-        """Return how many reactions to a response are known."""
+        """Return the number of reactions to a response."""
         return sum(node.parent == response for node in self.nodes[response + 1 :])
 
     def count(self, speaker: str, said: Utterance) -> None:
-        """Count a response or reaction that becomes a node, by `policy` or `simulator`."""
+        """Count a response of the `policy` or reaction of the `simulator` that becomes a node."""
         self.spend(speaker, [said])
         self.counts["silent"] += said.text in ("", SILENCE) and not said.ended
 
     def spend(self, speaker: str, said: Iterable[Utterance]) -> None:
-        """Count the tokens of turns that were sampled by `policy` or `simulator`."""
+        """Count the sampled tokens of turns of the `policy` or `simulator`."""
         self.counts[f"{speaker}_tokens"] += sum(turn.num_tokens for turn in said)
 
     @property
@@ -92,11 +92,11 @@ class NodeTable:
         return self.counts["policy_tokens"] + self.counts["simulator_tokens"]
 
     def hold(self, node: int, participants: Participants) -> None:
-        """Keep the participants of a node's dialogue, to go on from."""
+        """Keep the participants of a node's dialogue, to continue from."""
         self._held[node], self._used[node] = participants, self.iteration
 
     def participants(self, node: int) -> Participants:
-        """Return the participants of a node's dialogue; if they were closed, begin them again."""
+        """Return the participants of a node's dialogue; begin them again if they were closed."""
         path = self._path(node)
         near = next(at for at in path if at in self._held)
         self.counts["context_hits" if near == node else "context_misses"] += 1
@@ -114,9 +114,9 @@ class NodeTable:
         return self._held[node]
 
     def close_oldest(self, most: int) -> None:
-        """Close participants until `most` nodes hold some, those used longest ago first.
+        """Close the least recently used participants until `most` nodes have some.
 
-        Which are kept follows from the tree alone, so a tree is the same next to any others.
+        The choice depends only on the tree, so a tree is the same next to any others.
         """
         while len(self._held) > most:
             others = (node for node in self._held if node != Tree.ROOT)
