@@ -1,9 +1,9 @@
-"""What every operation on trees does at its public edge: check shapes, be jitted, reuse memory.
+"""Shape checks, compilation and memory reuse for operations on trees.
 
 An operation is a plain function `(tree, ...) -> (tree, result)`. `jitted` compiles it in two forms.
-One leaves the tree that it is given as it was, and returns what changes and nothing else: what
-passes through a jitted function is copied, and the children of large trees are most of their
-memory. The other is given the tree for good (donated), and writes into its arrays.
+The first leaves its tree unchanged and returns only the fields that change: outputs of a jitted
+function are copies, and the children of large trees are most of their memory. The second donates
+the tree and writes into its arrays.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def jitted(
     changes: tuple[str, ...],
     static: tuple[str, ...] = (),
 ) -> Callable[..., tuple[Tree, Any]]:
-    """`operation` compiled, with one more keyword, `donate`.
+    """Compile `operation`; the result has one more keyword, `donate`.
 
     Args:
-        operation: of a tree and more, to a tree and a result.
+        operation: from a tree and other arguments to a tree and a result.
         changes: the fields of the tree that it changes.
         static: its static arguments.
     """
@@ -51,15 +51,15 @@ def jitted(
 
 
 def or_nowhere(node: jax.Array, table: jax.Array, *, when: ArrayLike = True) -> jax.Array:
-    """`node`, or an index past the end of `table[N]`, which scatters drop.
+    """Return `node`, or for `NO_NODE` and where `when` is false, an index that scatters drop.
 
-    The latter for `NO_NODE` and where `when` is false.
+    That index is past the end of `table[N]`.
     """
     return jnp.where((node == Tree.NO_NODE) | jnp.logical_not(when), table.shape[-1], node)
 
 
 def require_per_tree(tree: Tree, *, ndim: int = 2, **arrays: ArrayLike) -> None:
-    """Refuses anything but `[B, K]` (or `[B]`) before a silent broadcast makes it something else.
+    """Refuse arrays that are not `[B, K]` (or `[B]`), which would broadcast silently.
 
     Raises:
         ValueError: an array has another shape.
@@ -75,11 +75,11 @@ def require_per_tree(tree: Tree, *, ndim: int = 2, **arrays: ArrayLike) -> None:
 
 
 def require_same_shape(**arrays: ArrayLike) -> None:
-    """Refuses arrays that differ in shape.
+    """Refuse arrays that differ in shape.
 
     Raises:
-        ValueError: they do.
+        ValueError: shows the shapes.
     """
     shapes = {name: jnp.shape(array) for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"expected one shape for all of these, found {shapes}")
+        raise ValueError(f"shapes are {shapes}; expected one shape for all")

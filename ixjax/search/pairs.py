@@ -1,8 +1,8 @@
-"""From trees to preference pairs: which two responses are compared, and which of them kept.
+"""Preference pairs from trees: which responses are compared, and which pairs are kept.
 
 Every decision node of a finished tree is a history; its children are responses with a mean return
-and a visit count. Which of them make pairs is docs/algorithm.md, "Preference pairs";
-how many did not, and by which rule, is counted.
+and a visit count. docs/algorithm.md, "Preference pairs", has the rules. Dropped responses and pairs
+are counted by rule.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ixjax.search.similarity import text_similarity
 from ixjax.search.tree import FinishedTree, TreeNode
 
 RESPONSE_RULES = ("few_visits", "silent")
-"""Names in an account: why a response was compared with no other."""
+"""Names in an account: rules by which a response is not compared."""
 
 PAIR_RULES = (
     "equal_text",
@@ -32,7 +32,7 @@ PAIR_RULES = (
     "over_limit",
     "over_depth_limit",
 )
-"""Names in an account: why two compared responses are no pair; the first that applies counts."""
+"""Names in an account: rules by which a compared pair is dropped; the first that applies counts."""
 
 # Values are float32 means: 0.6 - 0.5 must pass a margin of 0.1.
 _MARGIN_SLACK = 1e-6
@@ -43,21 +43,21 @@ class PairsConfig:
     """Which preference pairs are taken from a tree."""
 
     selection: Literal["all", "extremes"] = "all"
-    """Every two siblings that differ enough, or the best against the worst alone."""
+    """Compare all siblings, or only the best with the worst."""
     min_visits: int = 1
-    """Returns that a response needs before it is compared."""
+    """Fewest returns of a response that is compared."""
     min_margin: float = 0.1
-    """Least difference of the mean returns, in units of engagement."""
+    """Smallest difference of the mean returns, in units of engagement."""
     max_pairs_per_node: int = 4
     """Most pairs from one history; the widest margins are kept."""
     keep_truncated: bool = False
-    """Also take pairs whose chosen response was cut at the token limit."""
+    """Also keep pairs whose chosen response was cut at the token limit."""
     max_similarity: float = 0.9
-    """Most that chosen and rejected may be alike (shared character trigrams); 1: no limit."""
+    """Highest similarity of chosen and rejected (shared character trigrams); 1: no limit."""
     max_depth_ratio: float = 0.0
     """Most pairs of one depth in a run, as a multiple of the mean over depths; 0: no limit."""
     human_pair_ratio: float = 0.25
-    """Human pairs for every pair of the search, in the mix."""
+    """Human pairs per pair of the search, in the mix."""
 
     def __post_init__(self) -> None:
         if self.selection not in ("all", "extremes"):
@@ -66,7 +66,7 @@ class PairsConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"pairs.{name} is {getattr(self, name)}; expected 1 or more")
         if self.min_margin > 1:
-            raise InputError(f"pairs.min_margin is {self.min_margin}; engagement is 1 at most")
+            raise InputError(f"pairs.min_margin is {self.min_margin}; expected 0 to 1")
         for name in ("min_margin", "human_pair_ratio"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"pairs.{name} is {getattr(self, name)}; expected 0 or more")
@@ -77,11 +77,11 @@ class PairsConfig:
         if self.max_depth_ratio != 0 and not 1 <= self.max_depth_ratio < math.inf:
             raise InputError(
                 f"pairs.max_depth_ratio is {self.max_depth_ratio}; expected 1 or more, or 0 (no "
-                "limit): some depth always has as many pairs as the mean"
+                "limit)"
             )
 
     def too_similar(self, chosen: str, rejected: str) -> bool:
-        """Whether two responses are so nearly one text that they make no pair."""
+        """Return whether two responses are too similar for a pair."""
         limit = self.max_similarity
         return limit < 1 and text_similarity(chosen, rejected) > limit
 
@@ -89,16 +89,16 @@ class PairsConfig:
 def extract_pairs(
     tree: FinishedTree, config: PairsConfig, *, account: Counter[str] | None = None
 ) -> list[PreferencePair]:
-    """All preference pairs of a tree by the rules of `config`, node by node, widest first.
+    """Return all preference pairs of a tree, node by node, widest margin first.
 
     Args:
         tree: a finished tree.
         config: the rules.
-        account: counts to add to: `kept` pairs; responses left out as `few_visits` or `silent`
-            (without a word); and pairs dropped as `equal_text`, `small_margin`, `truncated` (the
-            chosen one was cut), `near_duplicate` and `over_limit` (more than
-            `max_pairs_per_node`). Kept and dropped pairs add up to those that were considered:
-            every two compared siblings, or one for each node whose extremes are compared.
+        account: counts to add to: `kept` pairs; responses not compared: `few_visits`, `silent`
+            (without a word); and dropped pairs: `equal_text`, `small_margin`, `truncated` (the
+            chosen one was cut), `near_duplicate`, `over_limit` (more than `max_pairs_per_node`).
+            Kept and dropped pairs add up to the compared ones: every two siblings, or one pair per
+            node with `selection="extremes"`.
     """
     account = Counter() if account is None else account
     pairs: list[PreferencePair] = []
@@ -117,11 +117,10 @@ def extract_pairs(
 def balance_depths(
     pairs: Sequence[PreferencePair], config: PairsConfig, *, account: Counter[str] | None = None
 ) -> list[PreferencePair]:
-    """The pairs of a run without what makes one depth of the trees outweigh the others.
+    """Return the pairs of a run, with at most `max_depth_ratio` times the mean at any depth.
 
-    A depth keeps `max_depth_ratio` times the mean number of pairs over the depths that have any,
-    the widest margins first. Which pairs these are does not depend on the order of the trees:
-    of equal margins the lower condition id, node id and texts go first.
+    The mean is over depths that have pairs. The widest margins are kept; of equal margins, the
+    lower condition id, node id and texts, so the choice does not depend on the order of the trees.
 
     Args:
         pairs: of all trees, with values.
@@ -129,7 +128,7 @@ def balance_depths(
         account: counts to move from `kept` to `over_depth_limit`.
 
     Returns:
-        What is left, in the order given.
+        The kept pairs, in the order given.
     """
     if not pairs or config.max_depth_ratio == 0:
         return list(pairs)
@@ -153,7 +152,7 @@ def _rank(pair: PreferencePair) -> tuple[float, str, int, str, str]:
 def _sound(
     responses: Sequence[TreeNode], config: PairsConfig, account: Counter[str]
 ) -> list[tuple[TreeNode, TreeNode]]:
-    """(chosen, rejected) that pass every rule but the limit, widest margin first."""
+    """Return (chosen, rejected) that pass every rule but the limit, widest margin first."""
     visited = [node for node in responses if node.visits >= config.min_visits]
     compared = [node for node in visited if node.text != SILENCE]
     account["few_visits"] += len(responses) - len(visited)
@@ -171,11 +170,11 @@ def _sound(
 def _candidates(
     responses: Sequence[TreeNode], config: PairsConfig
 ) -> Iterator[tuple[TreeNode, TreeNode]]:
-    """Two siblings at a time, the better one first; ties in value keep the order of ids."""
+    """Return pairs of siblings, the better one first; ties in value keep the order of ids."""
     ranked = sorted(responses, key=lambda node: (-node.value, node.id))
     if config.selection == "all":
         return itertools.combinations(ranked, 2)
-    # The best that may be chosen at all, against the worst.
+    # The best response that may be chosen, with the worst.
     choosable = [node for node in ranked if config.keep_truncated or not node.truncated]
     return iter(
         [(choosable[0], ranked[-1])] if choosable and choosable[0] is not ranked[-1] else []

@@ -1,9 +1,9 @@
-"""A preference pair: two responses in one history, the one that earned more against the other.
+"""A preference pair: two responses in one history, one of which is preferred.
 
-Here it is a record: our own form, which keeps what the preference rests on, and the forms in which
-other trainers read it (docs/data-formats.md). Both of those begin with a user's turn, since TRL,
-LLaMA-Factory and many chat templates expect one; where the policy opens the dialogue, it is the
-turn that our own rendering uses with such templates.
+The record keeps the values and visits of both responses; it is exported in the forms that other
+trainers read (docs/data-formats.md). Those forms begin with a user's turn, since TRL, LLaMA-Factory
+and many chat templates expect one. If the policy opens the dialogue, that turn is the one that
+training uses with such templates.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class PreferencePair:
     rejected: str
     """The other one; never equal to `chosen`."""
     source: Literal["imcts", "human"] = "imcts"
-    """Where the preference comes from: mean returns, or a person having said it."""
+    """Source of the preference: mean returns of a search, or a human dialogue."""
     chosen_value: float | None = None
     """Mean return `Q` of the chosen response; None for a human pair."""
     rejected_value: float | None = None
     """Mean return `Q` of the rejected response; None for a human pair."""
     chosen_visits: int = 0
-    """Returns `N` behind `chosen_value`."""
+    """Number of returns `N` in `chosen_value`."""
     rejected_visits: int = 0
-    """Returns `N` behind `rejected_value`."""
+    """Number of returns `N` in `rejected_value`."""
     node_id: int | None = None
     """Decision node of the tree; None for a human pair."""
     depth: int = 0
@@ -51,34 +51,34 @@ class PreferencePair:
         if self.chosen == self.rejected:
             raise InputError(
                 f"a pair of condition {self.condition_id!r} has the same text twice: "
-                f"{self.chosen!r}; chosen and rejected must differ"
+                f"{self.chosen!r}; expected chosen and rejected to differ"
             )
         if self.history.turns and self.history.turns[-1].role == "policy":
             raise InputError(
                 f"a pair of condition {self.condition_id!r} has a history that ends with the "
-                "policy's turn; expected the user's, or none: a response is the policy's next turn"
+                "policy's turn; expected the user's, or no turn, before a response"
             )
 
     @classmethod
     def from_human(cls, history: Dialogue, *, chosen: str, rejected: str) -> PreferencePair:
-        """A person's turn against the policy's own sample in the same history."""
+        """Return a pair that prefers a person's turn to the policy's sample in one history."""
         depth = sum(turn.role == "policy" for turn in history.turns)
         return cls(history, chosen, rejected, source="human", depth=depth)
 
     @property
     def condition_id(self) -> str:
-        """Id of the user condition."""
+        """Return the id of the user condition."""
         return self.history.condition.id
 
     @property
     def margin(self) -> float:
-        """`Q_chosen - Q_rejected`; nan for a human pair."""
+        """Return `Q_chosen - Q_rejected`; nan for a human pair."""
         if self.chosen_value is None or self.rejected_value is None:
             return math.nan
         return self.chosen_value - self.rejected_value
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; `io.write_jsonl(..., schema=PAIRS_SCHEMA)` writes a file of them."""
+        """Return a JSON object, a line of a file of `io.write_jsonl(..., schema=PAIRS_SCHEMA)`."""
         return {
             "condition_id": self.condition_id,
             "history": self.history.to_json(),
@@ -95,7 +95,7 @@ class PreferencePair:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> PreferencePair:
-        """The inverse of `to_json`.
+        """Return the pair of a JSON object from `to_json`.
 
         Raises:
             InputError: a field is missing or unknown, or the two texts are equal.
@@ -111,10 +111,10 @@ class PreferencePair:
             ) from error
 
     def to_trl(self, scenario: Scenario) -> dict[str, list[dict[str, str]]]:
-        """TRL's conversational form: prompt, chosen and rejected as lists of messages.
+        """Return TRL's conversational form: prompt, chosen and rejected as lists of messages.
 
-        The prompt is the policy's view: its system prompt and the dialogue, never the condition.
-        It ends with a user's message, as TRL wants it, also where the policy opens the dialogue.
+        The prompt is the policy's view: its system prompt and the dialogue, without the condition.
+        It ends with a user's message, as TRL requires, even if the policy opens the dialogue.
         """
         messages = [("system", scenario.policy_prompt)]
         messages += [(_ROLES[turn.role], turn.text) for turn in self._turns_from_user()]
@@ -125,10 +125,10 @@ class PreferencePair:
         }
 
     def to_llama_factory(self, scenario: Scenario) -> dict[str, Any]:
-        """LLaMA-Factory's Alpaca form of a preference; `llama_factory_info` names the columns.
+        """Return LLaMA-Factory's Alpaca form; `llama_factory_info` names the columns.
 
-        The last user turn is the `instruction`, what went before it the `history`: a list of
-        [user, assistant]. `input` would be put behind the instruction; there is none.
+        The last user turn is the `instruction`, and the turns before it are the `history`, a list
+        of [user, assistant]. LLaMA-Factory appends `input` to the instruction, so it is empty.
         """
         *before, last = [turn.text for turn in self._turns_from_user()]
         return {
@@ -141,17 +141,17 @@ class PreferencePair:
         }
 
     def _turns_from_user(self) -> tuple[Turn, ...]:
-        """The history, behind a neutral turn of the user's where the policy opens the dialogue."""
+        """Return the history; if the policy opens it, after a neutral turn of the user."""
         turns = self.history.turns
         opened = bool(turns) and turns[0].role == "user"
         return turns if opened else (Turn("user", NEUTRAL), *turns)
 
 
 def llama_factory_info(dataset: str, file_name: str) -> dict[str, Any]:
-    """What LLaMA-Factory's `dataset_info.json` says of a file of `to_llama_factory`.
+    """Return the `dataset_info.json` of LLaMA-Factory for a file of `to_llama_factory` records.
 
     Args:
-        dataset: the name that its setting `dataset` gets.
+        dataset: name of the dataset, the value of LLaMA-Factory's setting `dataset`.
         file_name: the file, relative to the folder of `dataset_info.json`.
     """
     columns = {"prompt": "instruction", "query": "input"}

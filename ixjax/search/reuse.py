@@ -1,8 +1,8 @@
-"""Slots of the arrays that are used again: for the next condition, or for a tree known before.
+"""Reuse of slots: cleared for the next condition, or filled with a finished tree.
 
-Memory is allocated once, by `Tree.create`; a slot whose tree is done is cleared, not made anew.
-When a turn has really been played, what was searched below it is still true: a part of a finished
-tree (`FinishedTree.subtree`) is restored into a slot, with all that was learnt there.
+`Tree.create` allocates memory once; the slot of a finished tree is cleared, not allocated again.
+After a turn has been played, the search below it is still valid: `FinishedTree.subtree` is restored
+into a slot with all its statistics.
 """
 
 from __future__ import annotations
@@ -22,30 +22,29 @@ from ixjax.search.tree import FinishedTree, Tree
 
 
 def clear(tree: Tree, which: ArrayLike, *, donate: bool = False) -> Tree:
-    """Makes the trees `which` what `Tree.create` makes: an unvisited root and nothing else.
+    """Reset the trees `which` to an unvisited root, as `Tree.create` returns them.
 
     Args:
         tree: the trees, `[B, N]`.
         which: `[B]` bool, the trees to clear; the others stay as they are.
-        donate: give `tree` up, so that its memory is written in place, and that of cleared trees
-            only.
+        donate: donate `tree`, so that its memory is written in place, and only for cleared trees.
     """
     require_per_tree(tree, ndim=1, which=which)
     return _clear(tree, which, donate=donate)[0]
 
 
 def restore(tree: Tree, slot: int, finished: FinishedTree, *, gamma: float, backup: str) -> Tree:
-    """A finished tree in a slot, to be searched on.
+    """Restore a finished tree into a slot, to search it further.
 
     Args:
-        tree: the trees, `[B, N]`; given up.
-        slot: of the tree, which has to be clear.
+        tree: the trees, `[B, N]`; donated.
+        slot: of the tree; it must be clear.
         finished: at most N nodes.
         gamma: see `backpropagate`.
-        backup: what the value of a node is made of, `mean` or `max`.
+        backup: see `backpropagate`, `mean` or `max`.
 
     Raises:
-        ValueError: the finished tree has more nodes, or more children at one, than there is room.
+        ValueError: the finished tree has too many nodes, or a node with too many children.
     """
     nodes, size = finished.nodes, len(finished.nodes)
     widest = max(len(finished.children(node.id)) for node in nodes)
@@ -56,7 +55,7 @@ def restore(tree: Tree, slot: int, finished: FinishedTree, *, gamma: float, back
         if found > most:
             raise ValueError(
                 f"the tree of condition {finished.condition_id!r} has {found} {what}; expected at "
-                f"most {most}: give it more room, or its subtree below a turn that was played"
+                f"most {most}. Give the pool more room, or restore a subtree"
             )
     children = np.full((tree.capacity, tree.width), Tree.NO_NODE, np.int32)
     count = np.zeros(tree.capacity, np.int32)
@@ -90,7 +89,7 @@ def restore(tree: Tree, slot: int, finished: FinishedTree, *, gamma: float, back
 
 
 def _values(finished: FinishedTree, *, gamma: float, backup: str) -> list[float]:
-    """What selection goes by at each node, as `backpropagate` says."""
+    """Return the value of each node, as `backpropagate` computes it."""
     values = [node.value if node.visits else 0.0 for node in finished.nodes]
     if backup == "mean":
         return values
@@ -106,7 +105,7 @@ def _values(finished: FinishedTree, *, gamma: float, backup: str) -> list[float]
 
 @jax.jit
 def statistics(tree: Tree, slot: ArrayLike) -> dict[str, jax.Array]:
-    """`[N]` of one tree alone: what the records of its nodes hold of its arrays."""
+    """Return `[N]` the arrays of one tree that its records need."""
     return {
         name: lax.dynamic_index_in_dim(getattr(tree, name), slot, keepdims=False)
         for name in ("depth", "visits", "value_sum", "unread")
@@ -121,7 +120,7 @@ def _put(tree: Tree, row: Tree, slot: ArrayLike) -> Tree:
 
 
 def _clear_batch(tree: Tree, which: ArrayLike) -> tuple[Tree, None]:
-    """Writes blank rows one cleared tree at a time, so that the others are not touched."""
+    """Write blank rows one cleared tree at a time, so that the others are not touched."""
     blank = Tree.create(1, tree.capacity, tree.width, value_dtype=tree.value.dtype)
     (rows,) = jnp.nonzero(which, size=tree.parent.shape[0], fill_value=0)
 

@@ -1,9 +1,10 @@
 """One tree of i×MCTS, from its root to its record: select, expand, roll out, back-propagate.
 
-At a decision leaf the policy says `width` responses. Equal ones become one, the user reacts to
-each, `reactions` times, and every reaction is played on to the end of the dialogue, `rollouts`
-times. At a response leaf the user reacts once more. A tree waits for turns, outcomes and tree
-arithmetic, which the driver batches over all trees; its result depends on itself alone.
+At a decision leaf the policy samples `width` responses, of which equal ones become one. The user
+reacts to each response `reactions` times, and each reaction is followed by `rollouts` rollouts to
+the end of the dialogue. At a response leaf the user reacts once more. A tree waits for turns,
+outcomes and tree arithmetic, which the driver batches over all trees; its result does not depend on
+other trees.
 
 The method is docs/algorithm.md, "The tree", after Wang et al. 2025, arXiv 2506.21497.
 """
@@ -39,24 +40,24 @@ from ixjax.search.tree_pool import NewNode, TreePool
 
 
 def check_reaction_weight(config: SearchConfig, scenario: Scenario) -> None:
-    """Raise `InputError` for a weight of reactions in a scenario where they earn nothing."""
+    """Raise `InputError` for `reaction_weight` in a scenario without rewards for reactions."""
     if config.reaction_weight and not isinstance(scenario, RewardsReactions):
         raise InputError(
             f"search.reaction_weight is {config.reaction_weight}, but scenario {scenario.name!r} "
-            "has no `reaction_reward(text)`; expected 0, or a scenario that rewards reactions"
+            "has no `reaction_reward(text)`; expected 0, or a scenario with that method"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What the trees of a search share.
+    """The arguments that all trees of a search share.
 
     policy: the side that is searched for.
     simulator: the user.
     scenario: says who opens, and may reward reactions.
     config: budget and constants.
     seed: of the run.
-    pool: where the trees' arrays are.
+    pool: holds the trees' arrays.
     """
 
     policy: Speaker
@@ -70,7 +71,7 @@ class Search:
         check_reaction_weight(self.config, self.scenario)
 
     def reward(self, reaction: Utterance) -> float:
-        """Return what a reaction earns by itself, weighted."""
+        """Return the weighted reward of a reaction."""
         weight, scenario = self.config.reaction_weight, self.scenario
         if not weight or not isinstance(scenario, RewardsReactions):
             return 0.0
@@ -83,8 +84,8 @@ class Response:
 
     said: the policy's turn.
     multiplicity: samples with this text.
-    held: participants to react with again; None if there is only one reaction.
-    reactions: to it, new as well.
+    held: participants for later reactions; None if there are none.
+    reactions: to it.
     """
 
     said: Utterance
@@ -100,7 +101,7 @@ class Reaction:
     said: the user's turn.
     over: whether it is the dialogue's last turn.
     outcome: engagement if it is over; nan if it is unreadable.
-    held: participants to go on with; None if it is over.
+    held: participants that continue; None if it is over.
     returns: `[rollouts]` discounted to the reaction; nan if unreadable.
     """
 
@@ -113,7 +114,7 @@ class Reaction:
 
 @dataclasses.dataclass(frozen=True)
 class Expansion:
-    """What was said at a leaf: new responses with reactions, or one more reaction to a response."""
+    """New nodes at a leaf: responses with their reactions, or one more reaction to a response."""
 
     leaf: int
     responses: Sequence[Response] = ()
@@ -124,8 +125,9 @@ def search_tree(search: Search, root: Dialogue | FinishedTree) -> Task[FinishedT
     """Grow a tree from a root until its budget is spent.
 
     Args:
-        search: what it shares with others.
-        root: it is the policy's move, or the user opens; a finished tree grows on.
+        search: shared by all trees.
+        root: a dialogue in which the policy moves next or the user opens, or a finished tree to
+            search further.
     """
     pool, config = search.pool, search.config
     slot = yield from pool.acquire()
@@ -141,7 +143,7 @@ def search_tree(search: Search, root: Dialogue | FinishedTree) -> Task[FinishedT
             leaves = yield from pool.select(slot)
             expansions = yield from _expand(search, table, leaves)
             reached = yield from _add(search, table, slot, expansions)
-            # A dialogue that is over has its outcome sent up again: nothing else can come.
+            # A selected terminal node sends its outcome up again: it has no other return.
             ends = [table.nodes[leaf] for leaf in leaves if table.nodes[leaf].terminal]
             again = [(n.id, math.nan if n.outcome is None else n.outcome) for n in ends]
             yield from pool.backpropagate(slot, [*reached, *again], selected=leaves)
@@ -155,7 +157,7 @@ def search_tree(search: Search, root: Dialogue | FinishedTree) -> Task[FinishedT
 
 
 def _plant(search: Search, root: Dialogue) -> Task[NodeTable]:
-    """Return a table with a root; the user opens if that is its part."""
+    """Return a table with a root; if the scenario lets the user open, it speaks first."""
     policy, user = search.policy.begin(root), search.simulator.begin(root)
     table = NodeTable(root, search.policy, search.simulator)
     over = policy_turns(root) >= search.config.max_turns
@@ -181,7 +183,7 @@ def _plant(search: Search, root: Dialogue) -> Task[NodeTable]:
 
 
 def _expand(search: Search, table: NodeTable, leaves: Sequence[int]) -> Task[list[Expansion]]:
-    """Say what is to be said at selected leaves, at all of them at once."""
+    """Expand all selected leaves at once."""
     tasks: list[Task[Expansion]] = []
     for leaf in dict.fromkeys(leaves):
         if table.nodes[leaf].terminal:
@@ -237,13 +239,13 @@ def _react_to(
         search: shared.
         table: of the tree.
         leaf: the decision node.
-        equal: which of its samples have this text.
+        equal: indices of the samples with this text.
         said: the first of them.
         policy: has said it.
-        user: has not heard it.
+        user: has not heard it yet.
     """
     config = search.config
-    again = config.most_reactions > 1  # only then it is reacted to later
+    again = config.most_reactions > 1  # whether there may be later reactions
     count = config.reactions + again
     policies = (yield from policy.fork(count - 1)) if count > 1 else []
     policies = [policy, *policies]
@@ -286,7 +288,7 @@ def _react(
     *,
     turns: int,
 ) -> Task[Reaction]:
-    """Sample a reaction, and its returns: by rollouts, or its outcome if the dialogue is over.
+    """Sample a reaction and its returns: by rollouts, or the outcome if the dialogue is over.
 
     Args:
         search: shared.
@@ -302,8 +304,8 @@ def _react(
         policy.close()
         [outcome] = engagements([(yield from user.outcome())]).tolist()
         user.close()
-        # It counts as often as others are played on from, so that a response which the user left
-        # at weighs as much in its ancestors' means.
+        # One return per rollout of other reactions, so that all reactions have equal weight in
+        # their ancestors' means.
         return Reaction(said, True, outcome, None, np.full(config.rollouts, outcome))
     policy.hear(words(said))
     policies = yield from policy.fork(config.rollouts)
@@ -329,7 +331,7 @@ def _react(
 
 
 def _return(search: Search, found: Rollout) -> float:
-    """Return a rollout's rewards and engagement, discounted to where it began."""
+    """Return a rollout's rewards and engagement, discounted to its first turn."""
     gamma, reactions = search.config.gamma, found.said[USER]
     shaping = sum(gamma**k * search.reward(said) for k, said in enumerate(reactions, start=1))
     return shaping + gamma ** len(reactions) * found.reading.engagement
@@ -338,7 +340,7 @@ def _return(search: Search, found: Rollout) -> float:
 def _add(
     search: Search, table: NodeTable, slot: int, expansions: Sequence[Expansion]
 ) -> Task[list[tuple[int, float]]]:
-    """Add new nodes to the tree; return (reaction, return) for each return."""
+    """Add new nodes to the tree; return (node of the reaction, return) for each return."""
     responses = [(e.leaf, response) for e in expansions for response in e.responses]
     ids = yield from search.pool.add(slot, [_new_response(*found) for found in responses])
     parents: dict[int, int] = {}  # of reactions, by the identity of their response
@@ -364,7 +366,7 @@ def _add(
 def _in_order(
     expansions: Sequence[Expansion], parents: dict[int, int]
 ) -> list[tuple[int, Reaction]]:
-    """Return new reactions with their parents, leaf by leaf."""
+    """Return (parent, reaction) of the new reactions, leaf by leaf."""
     found: list[tuple[int, Reaction]] = []
     for expansion in expansions:
         if expansion.reaction is not None:
@@ -437,10 +439,10 @@ def _stops(search: Search, table: NodeTable, slot: int) -> Task[bool]:
 
 
 def _settled(table: NodeTable, statistics: dict[str, np.ndarray], *, gap: float) -> bool:
-    """Return whether neighbours in the order of the root's responses are `gap` errors apart.
+    """Return whether adjacent means of the root's responses differ by `gap` standard errors.
 
-    A mean of N returns in [0, 1] has a standard error of at most 1 / (2 sqrt N). A single response
-    is in no order.
+    A mean of N returns in [0, 1] has a standard error of at most 1 / (2 sqrt N). With a single
+    response the answer is False.
     """
     visits, value_sum = statistics["visits"], statistics["value_sum"]
     responses = [node.id for node in table.nodes if node.parent == Tree.ROOT]

@@ -1,4 +1,4 @@
-"""Selection rules: scores of the responses at a decision node, of which the best is taken.
+"""Selection rules: scores of the responses at a decision node; selection takes the highest.
 
 A rule is a function of `Responses` and `c_uct`, un-batched and jittable. To add one, write it here
 and name it in `Rule` and `RULES`; or pass your own to `ixjax.search.run`.
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 class Responses(NamedTuple):
     """The responses `a` at one decision node `s`, by child slot. W child slots.
 
-    known: `[W]` whether the slot is filled; what stands in others counts for nothing.
+    known: `[W]` whether the slot is filled; scores of other slots are ignored.
     value: `[W]` `Q`, which is 0 before the first return.
     returns: `[W]` int32 returns that arrived.
     visits: `[W]` int32 `N(s, a)`: arrived, pending and unread.
@@ -39,7 +39,7 @@ Rule = Literal["uct", "puct"]
 
 
 def uct(responses: Responses, c_uct: jax.Array) -> jax.Array:
-    """Return `[W]` `Q + c_uct * sqrt(ln N(s) / N(s, a))`; infinite for one that was never tried.
+    """Return `[W]` `Q + c_uct * sqrt(ln N(s) / N(s, a))`; infinite if `N(s, a)` is 0.
 
     Kocsis and Szepesvári, Bandit based Monte-Carlo planning, 2006.
     """
@@ -51,9 +51,8 @@ def uct(responses: Responses, c_uct: jax.Array) -> jax.Array:
 def puct(responses: Responses, c_uct: jax.Array) -> jax.Array:
     """Return `[W]` `Q + c_uct * P(a | s) * sqrt(N(s)) / (1 + N(s, a))`.
 
-    `P` is the softmax of the priors, uniform where one is missing. A response from which no return
-    has arrived has for `Q` the mean at `s`: as good as its siblings have been, neither the best
-    nor, with returns that are all above 0, the worst.
+    `P` is the softmax of the priors, uniform if one is missing. For a response without a return,
+    `Q` is the mean at `s`; a `Q` of 0 would rank it below all positive returns.
 
     Silver et al., A general reinforcement learning algorithm that masters chess, shogi and Go
     through self-play, 2018, supplement, "Search".

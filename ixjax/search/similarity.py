@@ -1,9 +1,9 @@
-"""How alike two texts are: the share of character trigrams that they have in common.
+"""Similarity of two texts: the share of character trigrams that they have in common.
 
-Trigrams of characters need no tokenizer and no spaces between words, so that the figure means the
-same in any language and for any model. Two responses that are nearly one text teach DPO little:
-their returns differ by chance more than by words, and what the pair takes from one it takes from
-the other (Pal et al. 2024, arXiv 2402.13228; Razin et al. 2024, arXiv 2410.08847).
+Character trigrams need no tokenizer and no spaces between words, so the measure works in any
+language and for any model. Near-duplicates are poor pairs for DPO: their returns differ mostly by
+chance, and lowering the rejected response lowers the chosen one, too (Pal et al. 2024,
+arXiv 2402.13228; Razin et al. 2024, arXiv 2410.08847).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ TRIGRAM = 3
 
 
 def text_similarity(first: str, second: str) -> float:
-    """Dice's coefficient of two texts' character trigrams, counted with their repetitions.
+    """Return Dice's coefficient of the character trigrams of two texts, with repetitions.
 
-    Case, punctuation, the width of spaces and how Unicode composes a letter make no difference;
-    symbols such as emoji do. One other word in a turn of twenty leaves about 0.95.
+    Case, punctuation, the width of spaces and Unicode composition are ignored; symbols such as
+    emoji count. Replacing one word in a turn of twenty gives about 0.95.
 
     Returns:
         `2 |common| / (|first| + |second|)` in [0, 1]: 1 for equal texts, and for two texts without
-        a letter, digit or symbol; 0 where nothing is shared.
+        a letter, digit or symbol; 0 if they share no trigram.
     """
     mine, theirs = _trigrams(first), _trigrams(second)
     total = mine.total() + theirs.total()
@@ -30,7 +30,7 @@ def text_similarity(first: str, second: str) -> float:
 
 
 def _trigrams(text: str) -> Counter[str]:
-    """Trigrams of the words with one space around each, so that short words have some, too."""
+    """Return the trigrams of words with one space around each, so that short words count, too."""
     composed = unicodedata.normalize("NFKC", text).casefold()
     letters = "".join(" " if unicodedata.category(c).startswith("P") else c for c in composed)
     spaced = f" {' '.join(letters.split())} "

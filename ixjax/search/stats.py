@@ -1,4 +1,4 @@
-"""Where the time of a search goes."""
+"""Time of a search, by activity."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import dataclasses
 
 @dataclasses.dataclass
 class SearchStats:
-    """Seconds of a search by what they were spent on.
+    """Seconds of a search by activity.
 
     seconds: by the kind of effect that the driver served.
-    total: all of it; the rest is the host's bookkeeping.
+    total: all seconds; the rest is the host's bookkeeping.
     """
 
     seconds: dict[str, float] = dataclasses.field(
@@ -21,12 +21,12 @@ class SearchStats:
 
     @property
     def trees(self) -> float:
-        """Return the seconds in which leaves were selected, nodes added, returns sent up."""
+        """Return the seconds of tree arithmetic: selection, new nodes, back-propagation."""
         return self.seconds["trees"]
 
     @property
     def play(self) -> float:
-        """Return the seconds in which both speakers' turns were read, decoded and scored."""
+        """Return the seconds in which both speakers read, decoded and scored turns."""
         return self.seconds["turns"] + self.seconds["outcomes"]
 
     @property

@@ -1,8 +1,7 @@
 """A session with a policy that searches before each of its turns.
 
-It takes turns as `generation.Session` does, but a turn comes as a whole, after the search. The tree
-of every turn is kept: it shows why a turn was chosen, and taking a turn back leads to the tree that
-was there before it.
+It takes turns as `generation.Session` does, but a turn is yielded as a whole, after the search. The
+tree of every turn is kept: it shows why a turn was chosen, and `undo` returns to it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ class ThinkingSession(TurnTaking):
 
     Args:
         policy: the model's side.
-        root: where the dialogue begins, with the condition that the search assumes of the user.
+        root: the beginning of the dialogue, with the condition that the search assumes of the user.
     """
 
     def __init__(self, policy: SearchingPolicy, root: Dialogue):
@@ -31,7 +30,7 @@ class ThinkingSession(TurnTaking):
 
     @property
     def dropped_turns(self) -> int:
-        """Return those of the dialogue and of its look-ahead; see `TurnTaking`."""
+        """Return the dropped turns of the dialogue and of its rollouts; see `TurnTaking`."""
         return self.policy.dropped_turns
 
     @property

@@ -1,9 +1,9 @@
-"""Search trees: as arrays while they grow, as records once they are finished.
+"""Search trees: arrays while they grow, records once they are finished.
 
-While a search runs, many trees grow together as one struct of arrays, `[trees, nodes]`, so that
-selection and back-propagation are a few vectorised operations and no Python object is a node.
-Texts never enter the arrays: they live on the host, by node id. A tree that is done becomes a
-`FinishedTree`: plain records that JSON, pair extraction and reports read.
+During a search, many trees grow as one struct of arrays, `[trees, nodes]`, so selection and
+back-propagation are a few vectorised operations and no node is a Python object. Texts are stored on
+the host, by node id. A tree that is done becomes a `FinishedTree`: plain records that JSON, pair
+extraction and reports read.
 
 Two kinds of node alternate (docs/algorithm.md, "The tree"): at a *decision* node the policy moves,
 at a *response* node the user reacts. The root is a decision node.
@@ -33,24 +33,24 @@ NodeKind = Literal["decision", "response"]
 class Tree:
     """The state of `B` search trees of at most `N` nodes with at most `W` children a node.
 
-    Nodes are numbered in the order in which they were added; a node that is not there yet has
-    `parent == NO_NODE` and no children.
+    Nodes are numbered in the order of their addition; an unused one has `parent == NO_NODE` and no
+    children.
 
     Attributes:
         parent: `[B, N]` the parent's index; `NO_NODE` for the root.
         kind: `[B, N]` `DECISION` or `RESPONSE`.
         depth: `[B, N]` edges from the root; even for decisions, odd for responses.
-        num_children: `[B, N]` how many slots of `children` are filled.
+        num_children: `[B, N]` number of filled slots in `children`.
         children: `[B, N, W]` indices of the children in the order of their addition.
         visits: `[B, N]` returns that arrived through the node.
-        pending: `[B, N]` selected paths through the node whose returns are still out.
-        unread: `[B, N]` returns through the node that could not be read: they have no value, but
-            the exploration term remembers that they were tried.
+        pending: `[B, N]` selected paths through the node whose returns have not arrived.
+        unread: `[B, N]` unreadable returns through the node: they have no value, but the
+            exploration term counts them.
         value_sum: `[B, N]` sum of the arrived returns, `W` in the formulas (not the axis).
-        value: `[B, N]` what selection goes by, as `backpropagate` left it: the mean `W / N` or the
+        value: `[B, N]` the value that selection uses, from `backpropagate`: the mean `W / N` or the
             backed-up maximum; 0 without a return.
-        prior: `[B, N]` log-likelihood per token of what was said to get here, under the speaker
-            who said it; nan where it is not known.
+        prior: `[B, N]` log-likelihood per token of the node's text under its speaker; nan if
+            unknown.
         reward: `[B, N]` reward earned on arriving at a decision node; 0 at responses.
         terminal: `[B, N]` whether the dialogue is over at the node.
         num_nodes: `[B]` nodes in use.
@@ -80,35 +80,34 @@ class Tree:
     def create(
         cls, trees: int, nodes: int, width: int, *, value_dtype: DTypeLike = jnp.float32
     ) -> Tree:
-        """`trees` trees that hold nothing but an unvisited root.
+        """Return trees of an unvisited root each.
 
         Args:
-            trees: how many trees, `B`.
-            nodes: the most nodes that one tree may ever have, `N`, the root included.
-            width: the most children that one node may ever have, `W`.
+            trees: number of trees, `B`.
+            nodes: most nodes of one tree, `N`, the root included.
+            width: most children of one node, `W`.
             value_dtype: float32 or, with x64 enabled, float64.
         """
         if min(trees, nodes, width) < 1:
             raise ValueError(
-                f"a tree needs at least one tree, node and child slot, got trees={trees}, "
-                f"nodes={nodes}, width={width}"
+                f"trees={trees}, nodes={nodes}, width={width}; expected 1 or more of each"
             )
         return _blank(trees, nodes, width, jnp.dtype(value_dtype))
 
     @property
     def capacity(self) -> int:
-        """The most nodes that one tree may have, `N`."""
+        """Return the most nodes of one tree, `N`."""
         return self.parent.shape[-1]
 
     @property
     def width(self) -> int:
-        """The most children that one node may have, `W`."""
+        """Return the most children of one node, `W`."""
         return self.children.shape[-1]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))  # one program, not one for each field
 def _blank(trees: int, nodes: int, width: int, value_dtype: jnp.dtype) -> Tree:
-    """See `Tree.create`; an array for each field: one that two shared could not be donated."""
+    """See `Tree.create`. Every field is a separate array: a shared one could not be donated."""
     table = (trees, nodes)
     return Tree(
         parent=jnp.full(table, Tree.NO_NODE, jnp.int32),
@@ -139,8 +138,7 @@ class TreeNode:
     kind: NodeKind
     """Who moves here: the policy at a decision, the user at a response."""
     text: str
-    """What was said to get here: a response, a reaction, "" at the root or when the user left
-    without a word."""
+    """The response or reaction that led here; "" at the root, or if the user left silently."""
     depth: int
     """Edges from the root."""
     visits: int
@@ -154,25 +152,25 @@ class TreeNode:
     outcome: float | None = None
     """The engagement read at a terminal node; None when unreadable or not terminal."""
     multiplicity: int = 1
-    """How many of the samples drawn at the parent had this text."""
+    """Number of samples at the parent with this text."""
     truncated: bool = False
     """Whether the text was cut at the token limit."""
     num_tokens: int = 0
     """Tokens that were sampled for the text."""
     mean_logprob: float | None = None
-    """Log-probability a token of the text; None for a scripted speaker."""
+    """Mean log-probability per token of the text; None for a scripted speaker."""
     reward: float = 0.0
     """Shaping reward of the reaction that led here, its weight included."""
 
     @property
     def value(self) -> float:
-        """Mean return `Q = W / N`, nan without a visit."""
+        """Return the mean return `Q = W / N`; nan without a visit."""
         return self.value_sum / self.visits if self.visits else math.nan
 
 
 @dataclass(frozen=True)
 class FinishedTree:
-    """One condition's search, complete: what was said, how often it was tried, what it earned."""
+    """The finished search of one condition: texts, visits and returns."""
 
     scenario: str
     """Name of the scenario."""
@@ -183,13 +181,13 @@ class FinishedTree:
     account: Mapping[str, int] = field(default_factory=dict)
     """Counts: nodes, simulations (returns that arrived), unreadable, duplicates (samples equal to
     a sibling), collisions (leaves selected twice at once), silent (empty utterances),
-    policy_tokens, simulator_tokens, context_hits and context_misses (expansions whose contexts
-    were kept, and those that an ancestor's had to be read on from), and decisions_at_D (decision
-    nodes, D policy turns below the root)."""
+    policy_tokens, simulator_tokens, context_hits (expansions whose contexts were kept),
+    context_misses (expansions whose contexts were read again from an ancestor's), and
+    decisions_at_D (decision nodes, D policy turns below the root)."""
 
     @property
     def condition_id(self) -> str:
-        """Id of the user condition that was searched."""
+        """Return the id of the searched user condition."""
         return self.root.condition.id
 
     @functools.cached_property
@@ -201,15 +199,15 @@ class FinishedTree:
         return tuple(map(tuple, lists))
 
     def children(self, node: int) -> tuple[TreeNode, ...]:
-        """The children of node `node`, in the order in which they were added."""
+        """Return the children of a node, in the order of their addition."""
         return tuple(self.nodes[child] for child in self._children[node])
 
     def value(self, node: int) -> float:
-        """Mean return `Q` of node `node`, nan without a visit."""
+        """Return the mean return `Q` of a node; nan without a visit."""
         return self.nodes[node].value
 
     def dialogue_at(self, node: int) -> Dialogue:
-        """The dialogue from its first turn to node `node`."""
+        """Return the dialogue from its first turn to a node."""
         path: list[TreeNode] = []
         index = node
         while index != Tree.ROOT:
@@ -218,13 +216,13 @@ class FinishedTree:
         return dialogue_along(self.root, path[::-1])
 
     def subtree(self, node: int) -> FinishedTree:
-        """The tree whose root is a decision node of this one, with all that was learnt below it.
+        """Return the tree whose root is a decision node of this one, with its statistics.
 
         Raises:
-            ValueError: the policy does not move there.
+            ValueError: the node is a response.
         """
         if self.nodes[node].kind != "decision":
-            raise ValueError(f"node {node} is a response; expected a decision, to be a root")
+            raise ValueError(f"node {node} is a response; expected a decision as root")
         ids = {node: Tree.ROOT}
         for below in self.nodes[node + 1 :]:  # children come after their parents
             if below.parent in ids:
@@ -242,7 +240,7 @@ class FinishedTree:
         return FinishedTree(self.scenario, self.dialogue_at(node), tuple(moved))
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; `io.write_jsonl(..., schema=TREE_SCHEMA)` writes a file of them."""
+        """Return a JSON object, a line of a file of `io.write_jsonl(..., schema=TREE_SCHEMA)`."""
         return {
             "condition_id": self.condition_id,
             "scenario": self.scenario,
@@ -253,10 +251,10 @@ class FinishedTree:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> FinishedTree:
-        """The inverse of `to_json`.
+        """Return the tree of a JSON object from `to_json`.
 
         Raises:
-            InputError: a field is missing or the nodes do not form one tree.
+            InputError: a field is missing, or the nodes do not form one tree.
         """
         try:
             nodes = tuple(TreeNode(**node) for node in record["nodes"])
@@ -282,21 +280,21 @@ class FinishedTree:
 
 
 class Said(Protocol):
-    """A node as far as its words go."""
+    """The part of a node that a dialogue needs."""
 
     @property
     def kind(self) -> NodeKind:
-        """Who moves after them."""
+        """Return who moves at the node."""
         ...
 
     @property
     def text(self) -> str:
-        """The words; "" where there are none."""
+        """Return the text that led to the node; "" if there is none."""
         ...
 
 
 def dialogue_along(root: Dialogue, path: Iterable[Said]) -> Dialogue:
-    """The dialogue from its first turn along the nodes of a path that begins below the root."""
+    """Return the root's dialogue, extended by the nodes of a path that starts below the root."""
     dialogue = root
     for step in path:
         if step.text:
@@ -305,7 +303,7 @@ def dialogue_along(root: Dialogue, path: Iterable[Said]) -> Dialogue:
 
 
 def restored_dialogue(record: Mapping[str, Any], condition_id: str) -> Dialogue:
-    """A dialogue from its JSON, which leaves out the condition's id where it is not its own."""
+    """Return a dialogue from its JSON, with this condition id, which the JSON may lack."""
     dialogue = Dialogue.from_json(record)
     condition = dataclasses.replace(dialogue.condition, id=condition_id)
     return dataclasses.replace(dialogue, condition=condition)

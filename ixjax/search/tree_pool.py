@@ -1,8 +1,7 @@
-"""Trees that grow side by side, as one struct of arrays.
+"""A pool of growing trees in one struct of arrays.
 
-Each tree has a slot of the arrays. What a tree wants done is an effect (`ixjax.generation.driver`);
-the driver hands over all trees that wait for the same operation, and it is done for them in one
-jitted call.
+Each tree has a slot of the arrays. Its operations are effects (`ixjax.generation.driver`): the
+driver groups all trees that wait for the same operation, and one jitted call serves them.
 
 Axes: B slots, N nodes, K new nodes or returns of a tree.
 """
@@ -31,8 +30,8 @@ class NewNode:
 
     parent: its parent's id.
     terminal: whether the dialogue is over there.
-    prior: of a response, log-likelihood a token; nan if it is not known.
-    reward: of a reaction, the reward it earns by itself.
+    prior: of a response, log-likelihood per token; nan if unknown.
+    reward: of a reaction, its weighted reward.
     """
 
     parent: int
@@ -46,7 +45,7 @@ class TreePool:
 
     Args:
         config: budget and constants.
-        nodes: nodes that a tree can have, N; default what the budget allows.
+        nodes: most nodes of a tree, N; default by the budget.
         rule: scores responses in selection; default the rule that `config` names.
     """
 
@@ -74,7 +73,7 @@ class TreePool:
         return bool(self._free)
 
     def acquire(self) -> Task[int]:
-        """Wait for a slot; it holds an unvisited root and nothing else."""
+        """Wait for a slot; return it with an unvisited root."""
         return (yield from wait(_Acquire(self)))
 
     def release(self, slot: int) -> None:
@@ -83,7 +82,7 @@ class TreePool:
         self._free.append(slot)
 
     def root(self, slot: int, *, terminal: bool, known: FinishedTree | None) -> Task[None]:
-        """Note that a root's dialogue is over, and restore what was searched below it before."""
+        """Mark a root whose dialogue is over, and restore a known tree into the slot."""
         if terminal or known is not None:
             yield from wait(_Root(self, slot, terminal, known))
 
@@ -105,7 +104,7 @@ class TreePool:
         Args:
             slot: of the tree.
             returns: (node, return), in order.
-            selected: the leaves that they come from.
+            selected: the leaves from `select` whose pending visits end here.
         """
         yield from wait(_Backpropagate(self, slot, returns, selected))
 
@@ -202,7 +201,7 @@ class TreePool:
 
 @dataclasses.dataclass(eq=False)
 class _Operation(Effect):
-    """One operation of a tree's; those of all trees that wait for it are done at once."""
+    """An operation of one tree; one call serves all trees that wait for it."""
 
     pool: TreePool
     kind: ClassVar[Kind] = "trees"

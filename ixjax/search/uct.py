@@ -1,8 +1,8 @@
 """Select, expand, back-propagate: the tree arithmetic of i×MCTS, without any text.
 
-One node's arithmetic is written for one tree and vmapped over trees. The loops over levels belong
-to the batch and run as many steps as the deepest path needs: with a bound per tree, XLA would copy
-whole trees at every step to freeze those that are done.
+The arithmetic of a node is written for one tree and vmapped over trees. The loops over levels are
+over the whole batch and run until the deepest path ends: with a loop per tree, XLA would copy whole
+trees in every step to freeze those that are done.
 
 See docs/algorithm.md, "The tree". References: Kocsis and Szepesvári, Bandit based Monte-Carlo
 planning, 2006; Silver et al., Mastering the game of Go without human knowledge, 2017; Liu et al.,
@@ -26,8 +26,8 @@ from ixjax.search.operations import jitted, or_nowhere, require_per_tree, requir
 from ixjax.search.selection import Responses, SelectionRule, uct
 from ixjax.search.tree import Tree
 
-# `k * N**a` comes from pow, whose last bit may put an exact integer just above itself; ceil would
-# then admit a reaction too many. float32 has seven digits, so this is wide enough and invisible.
+# `k * N**a` may be one bit above an exact integer, and ceil would then admit one reaction too many.
+# float32 has seven digits, so this slack covers that bit and changes nothing else.
 _CEIL_SLACK = 1e-5
 
 
@@ -42,34 +42,33 @@ def uct_select(
     rule: SelectionRule = uct,
     donate: bool = False,
 ) -> tuple[Tree, jax.Array]:
-    """Walk down every tree to `leaves` nodes worth expanding next.
+    """Select `leaves` nodes of every tree to expand next.
 
-    At a decision node `s` the response `a` with the largest score is taken; ties go to the lowest
-    index. The score is the rule's (`ixjax.search.selection`). In it, `N` counts arrived, pending
-    and unread visits alike, and `Q` is `tree.value`: `W / N`, or the max backup of it.
+    At a decision node `s` the walk takes the response `a` with the highest score of the rule
+    (`ixjax.search.selection`); ties go to the lowest index. In the score, `N` counts arrived,
+    pending and unread visits, and `Q` is `tree.value`: `W / N` or its max backup.
 
-    At a response node the reaction with the fewest visits is taken, unless fewer than
-    `ceil(k_w * N**alpha_w)` reactions are known: then the walk ends on the response node itself,
-    where a new reaction is to be sampled. The walk also ends on a decision node without children
-    and on a terminal node.
+    At a response node the walk takes the reaction with the fewest visits. If there are fewer than
+    `ceil(k_w * N**alpha_w)` reactions, it ends at the response node, where a new reaction is to be
+    sampled. The walk also ends at a decision node without children and at a terminal node.
 
-    Paths of one call see each other: each carries one pending visit, which counts in `N` and never
-    in `W`, until `backpropagate` is told that it was `selected`. The same leaf may still come out
-    twice (a tree of one node has no other).
+    Each path adds one pending visit to its nodes, which counts in `N` and not in `W`, so later
+    paths of the call differ. `backpropagate` removes it when the leaf is in `selected`. Paths may
+    still end at the same leaf (a tree of one node has no other).
 
     Args:
         tree: the trees, `[B, N]`.
-        c_uct: weight of exploration, at least 0.
+        c_uct: weight of exploration, 0 or more.
         leaves: paths per tree, `L`.
-        widening_factor: `k_w`, above 0; 1 and exponent 0 keep one reaction a response.
+        widening_factor: `k_w`, above 0; 1 with exponent 0 gives one reaction per response.
         widening_exponent: `alpha_w`, in [0, 1].
-        active: `[B]` which trees take part; default all.
+        active: `[B]` bool, the trees to select in; default all.
         rule: the score of a response.
-        donate: give `tree` up, so that its memory is written in place.
+        donate: donate `tree`, so that its memory is written in place.
 
     Returns:
         The trees with the pending visits added, and the selected nodes, `[B, L]`; `NO_NODE` for
-        trees that take no part.
+        inactive trees.
 
     References:
         docs/algorithm.md, "The tree", selection.
@@ -102,17 +101,17 @@ def add_children(
 
     Args:
         tree: the trees, `[B, N]`.
-        parents: `[B, K]` the parent of each new node; `NO_NODE` where there is none to add.
+        parents: `[B, K]` the parent of each new node; `NO_NODE` for no node.
         terminal: `[B, K]` whether the dialogue is over at the new node; default False.
         prior: `[B, K]` log-likelihood per token of each new response under the policy; nan, the
-            default, where it is not known.
-        reward: `[B, K]` reward earned on arriving at each new decision node; default 0. Responses
-            earn nothing, whatever is given.
-        donate: give `tree` up, so that its memory is written in place.
+            default, if unknown.
+        reward: `[B, K]` reward earned on arriving at each new decision node; default 0. It is
+            ignored for responses.
+        donate: donate `tree`, so that its memory is written in place.
 
     Returns:
-        The trees, and the new nodes' indices, `[B, K]`. `NO_NODE` where nothing was to be added
-        and where the tree or the parent's child slots were full.
+        The trees, and the new nodes' indices, `[B, K]`; `NO_NODE` for no node, and if the tree or
+        the parent's child slots were full.
     """
     require_per_tree(tree, parents=parents)
     shape = jnp.shape(parents)
@@ -138,32 +137,32 @@ def backpropagate(
 ) -> Tree:
     """Send returns from nodes up to the root: `N += 1`, `W += return` at every node of the path.
 
-    On its way up a return `G` changes with what lies between the nodes: `G + reward(s)` passes from
-    a decision `s` to the response before it, `gamma * G` from a response to the decision before it.
-    The `K` returns of a tree are added in order, so the sums do not depend on the batch.
+    A return `G` changes on its way up: a decision `s` passes `G + reward(s)` to the response before
+    it, and a response passes `gamma * G` to the decision before it. The `K` returns of a tree are
+    added in order, so the sums do not depend on the batch.
 
-    Selection goes by the `value` of each node that was passed. With the `mean` backup that is
-    `W / N`; with `max` it is, from the leaves up, over children that have visits,
+    The `value` of each passed node, which selection uses, is `W / N` with the `mean` backup. With
+    `max` it is, from the leaves up, over children that have visits,
 
         value(s) = max over responses a of  gamma * value(a)                          decisions
         value(a) = sum over reactions s of  N(s) * (reward(s) + value(s)) / sum N(s)  responses
 
-    and `W / N` for a node none of whose children has a visit. The policy may choose, so a decision
-    is worth its best response; the user's reactions are chance, so a response is worth their mean.
-    gamma is above 0 and rounding is monotone, so discounting before the maximum or after it is the
-    same to the last bit. `N` and `W` do not depend on the backup; one tree keeps to one backup.
+    and `W / N` for a node without visited children. The policy chooses, so the value of a decision
+    is that of its best response; reactions are chance, so the value of a response is their mean.
+    gamma is above 0 and rounding is monotone, so discounting before or after the maximum gives the
+    same bits. `N` and `W` do not depend on the backup. Use one backup for all calls on a tree.
 
     Args:
         tree: the trees, `[B, N]`.
-        leaves: `[B, K]` where each return was obtained; `NO_NODE` entries are skipped.
-        returns: `[B, K]` the returns; nan (the outcome could not be read) leaves `N` and `W` as
-            they are and is counted in `unread`.
-        gamma: discount a policy turn, in (0, 1], applied when a return passes from a response up
+        leaves: `[B, K]` the node of each return; `NO_NODE` entries are skipped.
+        returns: `[B, K]` the returns; nan (an unreadable outcome) leaves `N` and `W` unchanged and
+            is counted in `unread`.
+        gamma: discount per policy turn, in (0, 1], applied when a return passes from a response up
             to the decision before it.
         selected: `[B, L]` the leaves of `uct_select` whose pending visits end here; `NO_NODE`
             entries are skipped.
-        backup: what the value of a node is made of.
-        donate: give `tree` up, so that its memory is written in place.
+        backup: how values are computed.
+        donate: donate `tree`, so that its memory is written in place.
 
     References:
         docs/algorithm.md, "The tree", back-propagation.
@@ -199,7 +198,7 @@ def _select_batch(
     root = jnp.full(active.shape, Tree.ROOT, jnp.int32)
 
     def turn(walk: tuple) -> tuple:
-        """From a decision to a response to the reaction; stays where the walk ends."""
+        """Step from a decision to a response to a reaction; stay where the walk ends."""
         node, going, pending = walk
         for choose in (respond, react):
             child = choose(tree, pending, node)
@@ -219,25 +218,25 @@ def _select_batch(
 
 
 def _add_at(pending: jax.Array, node: jax.Array, *, when: jax.Array) -> jax.Array:
-    """`pending[B, N]` with the path's visit at `node[B]` of the trees `when[B]`.
+    """Add the path's pending visit at `node[B]` of the trees `when[B]` to `pending[B, N]`.
 
-    A node has it on arrival, so `_tried` leaves it out. Were it given on leaving, to a node that
-    was known before its children were read, nothing would order that write after these reads, and
-    XLA would copy `pending` at every step.
+    It is added on arrival at a node, so `_tried` subtracts it. If it were added on leaving, XLA
+    could not order the write after the reads of the children, and would copy `pending` in every
+    step.
     """
     rows = jnp.arange(node.size)
     return pending.at[rows, or_nowhere(node, pending, when=when)].add(1, mode="drop")
 
 
 def _tried(tree: Tree, pending: jax.Array, node: jax.Array) -> jax.Array:
-    """`N` of the node that the walk is at, without the walk itself. Un-batched."""
+    """Return `N` of the walk's present node, without the walk's own visit. Un-batched."""
     return tree.visits[node] + tree.unread[node] + pending[node] - 1
 
 
 def _best_response(
     tree: Tree, pending: jax.Array, node: jax.Array, *, c_uct: jax.Array, rule: SelectionRule
 ) -> jax.Array:
-    """The response taken at the decision `node`; `NO_NODE` if the walk ends there. Un-batched."""
+    """Return the best response at a decision; `NO_NODE` if the walk ends there. Un-batched."""
     known, at = _children(tree, node)
     responses = Responses(
         known=known,
@@ -257,7 +256,7 @@ def _best_response(
 def _next_reaction(
     tree: Tree, pending: jax.Array, node: jax.Array, *, factor: jax.Array, exponent: jax.Array
 ) -> jax.Array:
-    """The reaction taken at the response `node`; `NO_NODE` if the walk ends there. Un-batched."""
+    """Return the next reaction at a response; `NO_NODE` if the walk ends there. Un-batched."""
     known, at = _children(tree, node)
     tried = tree.visits[at] + pending[at] + tree.unread[at]
     least = jnp.argmin(jnp.where(known, tried, jnp.iinfo(tried.dtype).max))
@@ -269,7 +268,7 @@ def _next_reaction(
 
 
 def _children(tree: Tree, node: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Which child slots `[W]` of `node` are filled, and by whom; the root where empty."""
+    """Return which child slots `[W]` are filled, and the child in each; the root if empty."""
     known = jnp.arange(tree.width) < tree.num_children[node]
     return known, jnp.where(known, tree.children[node], Tree.ROOT)
 
@@ -281,7 +280,7 @@ def _add_children_one(
     prior: jax.Array,
     reward: jax.Array,
 ) -> tuple[Tree, jax.Array]:
-    """Un-batched `add_children`: `parents[K]`."""
+    """Add children to one tree, `parents[K]`; see `add_children`."""
     wanted = parents != Tree.NO_NODE
     at = jnp.where(wanted, parents, Tree.ROOT)
     earlier = jnp.tril(jnp.ones((parents.size, parents.size), bool), -1)

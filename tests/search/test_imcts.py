@@ -363,7 +363,7 @@ def test_tokens_are_counted_by_speaker():
 
 def test_roots_that_cannot_be_searched_are_refused():
     root = roots(1)[0]
-    with pytest.raises(InputError, match="'d0' ends with a turn of the policy's"):
+    with pytest.raises(InputError, match="'d0' ends with a turn of the policy;"):
         search([root.said("policy", "good")], SMALL)
     with pytest.raises(InputError, match="condition id 'c0' occurs twice"):
         search([root, root], SMALL)
