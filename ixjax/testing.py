@@ -1,7 +1,7 @@
-"""Doubles for your own tests: a tiny model, a byte tokenizer, a scripted speaker.
+"""Test doubles for your tests: a tiny model, a byte tokenizer, a scripted speaker.
 
-Public, and not imported by the package: tests of a scenario or of a policy need no weights, no
-download and no seconds.
+With them, a test of a scenario or a policy needs no weights and no download, and takes no time. The
+package itself does not import this module.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Distribution = Callable[[Dialogue], Mapping[str, float]]
 
 
 def tiny_model(vocab_size: int, *, max_length: int = 128, seed: int = 0) -> Transformer:
-    """A decoder of two layers with random weights, on one device."""
+    """Return a decoder of two layers with random weights, on one device."""
     arguments = ModelArguments(
         hidden_size=32,
         num_layers=2,
@@ -40,22 +40,21 @@ def tiny_model(vocab_size: int, *, max_length: int = 128, seed: int = 0) -> Tran
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Our own kind of tokenizer with bytes alone: any text, 256 tokens and the special ones."""
+    """Return a tokenizer of bytes, as `train_tokenizer` makes it, with the special tokens."""
     return train_tokenizer([""], vocab_size=256 + len(SPECIAL_TOKENS))
 
 
 class ScriptedSpeaker:
-    """A `Speaker` that draws from a known distribution.
+    """A `Speaker` that samples from a known distribution.
 
-    A turn is a function of the seed, the role, the identity it is given and the dialogue so far, so
-    any implementation that asks in the same place gets the same answer. With a `reading` it is a
-    `User` too, and so a world whose every value is known.
+    A turn is a function of the seed, the role, the identity and the dialogue so far, so any two
+    searches that ask for the same turn get the same text. With `reading` it is also a `User`.
 
     Args:
-        role: whose turns it speaks.
-        distribution: text -> probability at any dialogue; sums to 1.
-        reading: the outcome of a dialogue; a `User` needs it.
-        ends: whether the dialogue is over with the turn just spoken; default: never.
+        role: the side that it speaks for.
+        distribution: from a dialogue to the probability of each text; they sum to 1.
+        reading: from a dialogue to its outcome; a `User` needs it.
+        ends: whether the turn just spoken ends the dialogue; default never.
         seed: of the run, 0 or more.
     """
 
@@ -80,7 +79,7 @@ class ScriptedSpeaker:
 
     def turn(self, dialogue: Dialogue, identity: Sequence[int]) -> Utterance:
         """Return the next turn of a dialogue."""
-        # A spawn key, not more entropy: there [1, 5] and [1, 5, 0] would be the same stream.
+        # A spawn key: as entropy, [1, 5] and [1, 5, 0] would give the same stream.
         key = (int(self.role == "user"), *map(int, identity))
         draw = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=key)).random()
         options = self._distribution(dialogue)
@@ -93,7 +92,7 @@ class ScriptedSpeaker:
         """Return the outcome of a dialogue.
 
         Raises:
-            ValueError: it was made without a `reading`.
+            ValueError: the speaker has no `reading`.
         """
         if self._reading is None:
             raise ValueError("this speaker reads no outcomes; give it reading=...")
@@ -107,7 +106,7 @@ class ScriptedParticipant:
         self.speaker, self.dialogue = speaker, dialogue
 
     def speak(self, identity: Sequence[int]) -> Generator[Any, Any, Utterance]:
-        """See `ixjax.generation.Participant`; waits for nothing."""
+        """See `ixjax.generation.Participant`; it never waits."""
         yield from ()
         said = self.speaker.turn(self.dialogue, identity)
         self.dialogue = self.dialogue.said(self.speaker.role, said.text)

@@ -1,6 +1,6 @@
-"""Evaluation: held-out conditions played by every method, paired figures, simulator fidelity.
+"""Evaluation: held-out dialogues of every method, paired gains, simulator fidelity, and parity.
 
-And whether the engine, by which all of it is played, computes what the trainer does (parity).
+Parity compares the engine's log-probabilities with the trainer's.
 """
 
 from ixjax.evaluation.fidelity import fidelity, utterance_nll

@@ -1,6 +1,6 @@
-"""How sure a share is, and how far raters agree beyond chance.
+"""Confidence intervals of shares, and agreement of raters beyond chance.
 
-Undefined figures are nan: a kappa where chance alone would agree always, anything of no ratings.
+Undefined results are nan: any without ratings, and a kappa if chance agreement is 1.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ Z_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share of `count` independent trials.
+    """Return the 95 % interval of a share of `count` independent trials.
 
-    A trial may also score between 0 and 1 (a tie, the mean of several raters): it then varies less
-    than a coin of the same mean does, and the interval is on the safe side.
+    A trial may score between 0 and 1 (a tie, the mean of several raters). It then has a smaller
+    variance than a coin of the same mean, so the interval is conservative.
 
     Args:
         share: mean score of the trials, in [0, 1].
-        count: how many trials.
+        count: number of trials.
 
     Returns:
         Low and high end; both nan without a trial.
@@ -38,17 +38,17 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
 
 def cohen_kappa(first: Sequence[str], second: Sequence[str]) -> float:
-    """Agreement of two raters beyond chance; 1 is perfect, 0 what chance gives.
+    """Return the agreement of two raters beyond chance: 1 is perfect, 0 is chance.
 
     Args:
         first: a category for each item.
-        second: the other rater's, for the same items.
+        second: those of the other rater, for the same items.
 
     References:
         Cohen 1960, "A coefficient of agreement for nominal scales".
     """
     if len(first) != len(second):
-        raise ValueError(f"{len(first)} and {len(second)} ratings; expected one an item from both")
+        raise ValueError(f"{len(first)} and {len(second)} ratings; expected one per item from both")
     if not first:
         return math.nan
     left, right = np.array(first), np.array(second)
@@ -57,11 +57,11 @@ def cohen_kappa(first: Sequence[str], second: Sequence[str]) -> float:
 
 
 def fleiss_kappa(counts: np.ndarray) -> float:
-    """Agreement of several raters beyond chance.
+    """Return the agreement of several raters beyond chance.
 
     Args:
-        counts: `[N, C]` how many raters put item n into category c; every item has as many
-            ratings, two or more.
+        counts: `[N, C]` number of raters that put item n into category c; all items have the same
+            number of ratings, two or more.
 
     References:
         Fleiss 1971, "Measuring nominal scale agreement among many raters", equations 3 to 7.
@@ -71,7 +71,8 @@ def fleiss_kappa(counts: np.ndarray) -> float:
         return math.nan
     raters = counts[0].sum()
     if raters < 2 or (counts.sum(axis=1) != raters).any():
-        raise ValueError("every item must have as many ratings as the others, two or more")
+        found = sorted({int(n) for n in counts.sum(axis=1)})
+        raise ValueError(f"items have {found} ratings; expected one number for all, 2 or more")
     agreeing = (counts * (counts - 1)).sum(axis=1) / (raters * (raters - 1))
     shares = counts.sum(axis=0) / counts.sum()
     return _beyond_chance(float(agreeing.mean()), float((shares**2).sum()))

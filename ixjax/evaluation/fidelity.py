@@ -29,7 +29,7 @@ CALIBRATION_BINS = 10
 """Bins of equal width over the predicted engagement."""
 
 NLL_ROWS = 4
-"""Packed rows a device scores at once: their logits are the most memory that this takes."""
+"""Packed rows per device and pass; their logits take most of the memory."""
 
 
 def fidelity(
@@ -101,14 +101,14 @@ def utterance_nll(
     rendered = [example for example in rendered if any(example.scored)]
     if not rendered:
         return math.nan
-    # Each device must get as many rows.
+    # All devices must get the same number of rows.
     devices = len(jax.tree.leaves(nnx.state(model))[0].sharding.device_set)
     return validation_loss(model, rendered, batch_size=rows * devices)
 
 
 def expected_engagements(user: User, dialogues: Sequence[Dialogue], *, batch: int) -> np.ndarray:
-    """Return `[N]` engagement that the user reads after each dialogue; nan if unreadable."""
-    # Recorded outcomes are taken off, so that they can't be looked up.
+    """Return `[N]` the user's engagement after each dialogue; nan if unreadable."""
+    # Remove recorded outcomes, so that a user cannot return them.
     tasks = (user.begin(d.before(len(d.turns))).outcome() for d in dialogues)
     return engagements(run_all(tasks, at_once=batch))
 

@@ -1,12 +1,12 @@
-"""Figures of one method against one user, each beside the same conditions under the reference.
+"""Metrics of one method with one user, paired with a reference method on the same conditions.
 
 The condition is the unit: samples of one condition are averaged first, and the bootstrap (Efron
 and Tibshirani 1993, percentile interval) resamples conditions. Gains are paired: the difference is
-taken within a condition and sample, where both methods met the same user draws, so that what is
-hard about a condition cancels out.
+taken within a condition and sample, where both methods met the same user draws, so the difficulty
+of a condition cancels.
 
-A dialogue whose outcome is unreadable has no engagement. It is left out of what is averaged,
-counted in `unreadable_rate`, and never taken for 0; a gain needs both sides readable.
+A dialogue with an unreadable outcome has no engagement. It is excluded from means, counted in
+`unreadable_rate`, and never taken as 0; a gain needs two readable outcomes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ixjax.evaluation.play import EvaluationConfig, Played
 Key = tuple[str, int]  # condition id, sample
 
 TIE = 1e-6
-"""Engagements this close are a tie: equal dialogues in other batches differ by float rounding."""
+"""Engagements this close are a tie: rounding of equal dialogues depends on their batches."""
 
 WORD = re.compile(r"\w+|[^\w\s]")
-"""A word, or a punctuation mark, as distinct-n counts them."""
+"""A word or a punctuation mark, for distinct-n."""
 
 
 def cell_metrics(
@@ -40,13 +40,13 @@ def cell_metrics(
     config: EvaluationConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """One cell of evaluation.json: how a method fared with a user.
+    """Return one cell of evaluation.json: the metrics of a method with a user.
 
     Args:
         played: the method's dialogues, at least one.
-        baseline: those of the reference method (SFT) with the same user; may be `played` itself,
-            whose gain is then 0 and whose win rate is 1/2.
-        scenario: says what a full success is.
+        baseline: those of the reference method (SFT) with the same user; may be `played`, which
+            gives a gain of 0 and a win rate of 1/2.
+        scenario: defines a full success.
         method: its name, for the table.
         user: its name, for the table.
         config: uses `bootstrap`.
@@ -54,9 +54,9 @@ def cell_metrics(
 
     Returns:
         A JSON object. `low` and `high` bound the 95 % interval of `engagement`, `gain_low` and
-        `gain_high` that of `gain`. What can't be told, as everything about engagement where
-        no outcome was readable, is None. `turns` counts policy turns, `response_tokens` is per
-        policy turn, `relative_gain` is `gain` over the reference's engagement.
+        `gain_high` that of `gain`. Undefined values are None, such as those of engagement if no
+        outcome is readable. `turns` counts policy turns, `response_tokens` is per policy turn,
+        `relative_gain` is `gain` over the reference's engagement.
 
     Raises:
         ValueError: no dialogue, or two of one condition and sample.
@@ -91,15 +91,15 @@ def cell_metrics(
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray, *, resamples: int, seed: int
 ) -> tuple[float, float]:
-    """95 % percentile interval of the mean.
+    """Return the 95 % bootstrap percentile interval of the mean.
 
     Args:
-        values: `[C]`, one a condition, none of them nan.
+        values: `[C]`, one per condition, without nan.
         resamples: draws of C conditions with replacement.
         seed: of the draws.
 
     Returns:
-        Low and high end; both nan for fewer than two conditions, which tell nothing of a spread.
+        Low and high end; both nan for fewer than two conditions, which have no spread.
     """
     values = np.asarray(values, np.float64)
     if len(values) < 2:
@@ -110,7 +110,7 @@ def bootstrap_interval(
 
 
 def condition_means(values: Mapping[Key, float]) -> np.ndarray:
-    """`[C]` mean over the samples of each condition, conditions in order of appearance."""
+    """Return `[C]` mean over the samples of each condition, conditions in order of appearance."""
     grouped: dict[str, list[float]] = {}
     for (condition, _), value in values.items():
         grouped.setdefault(condition, []).append(value)
@@ -118,7 +118,7 @@ def condition_means(values: Mapping[Key, float]) -> np.ndarray:
 
 
 def win_rate(mine: Mapping[Key, Played], theirs: Mapping[Key, Played]) -> float:
-    """Share of dialogues that beat the reference's own; a tie is half a win; nan without any."""
+    """Return the share of dialogues that beat the reference's; a tie counts 1/2; nan if none."""
     wins = {}
     for key in _common(mine, theirs):
         difference = mine[key].engagement - theirs[key].engagement
@@ -127,9 +127,9 @@ def win_rate(mine: Mapping[Key, Played], theirs: Mapping[Key, Played]) -> float:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams over all n-grams within the texts, case ignored; nan without any.
+    """Return distinct n-grams over all n-grams of the texts, case ignored; nan if none.
 
-    It falls as more is said, so compare equal numbers of conditions.
+    It falls with the amount of text, so compare equal numbers of conditions.
 
     References:
         Li et al. 2016, "A diversity-promoting objective function", section 5.
@@ -142,7 +142,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 
 def _readable(played: Sequence[Played]) -> dict[Key, Played]:
-    """Dialogues with an engagement, by condition and sample."""
+    """Return the dialogues with an engagement, by condition and sample."""
     keys = [(p.condition, p.sample) for p in played]
     if len(set(keys)) < len(keys):
         raise ValueError("two dialogues have the same condition and sample")
@@ -154,10 +154,10 @@ def _common(mine: Mapping[Key, Played], theirs: Mapping[Key, Played]) -> list[Ke
 
 
 def _release(played: Played, scenario: Scenario) -> float:
-    """Probability of a full success, or whether the value is one.
+    """Return the probability of a full success; without one, whether the value is a full success.
 
-    An expected value is no outcome that a user could have: half a chance of a dollar is 50 cents,
-    which would count as a donation. So a read-out that has probabilities gives this one.
+    An expected value must not be tested for success: half a chance of a dollar is 50 cents, which
+    would count as a donation. So a read-out with probabilities states this one.
     """
     if played.released is not None:
         return played.released
@@ -167,7 +167,7 @@ def _release(played: Played, scenario: Scenario) -> float:
 def _gain(
     mine: Mapping[Key, Played], theirs: Mapping[Key, Played], *, resamples: int, seed: int
 ) -> dict[str, float]:
-    """Paired gain over the reference, where both sides are readable."""
+    """Return the paired gain over the reference, over pairs of readable outcomes."""
     keys = _common(mine, theirs)
     gains = condition_means({key: mine[key].engagement - theirs[key].engagement for key in keys})
     low, high = bootstrap_interval(gains, resamples=resamples, seed=seed)
@@ -178,5 +178,5 @@ def _gain(
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
-    """The mean, nan of nothing (numpy would warn)."""
+    """Return the mean; nan if there are no values (numpy would warn)."""
     return float(np.mean(values)) if len(values) else math.nan

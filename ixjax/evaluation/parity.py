@@ -1,9 +1,9 @@
-"""Parity: whether the engine computes what the trainer does.
+"""Parity: whether the engine and the trainer compute the same log-probabilities.
 
-DPO compares log-probabilities of a teacher-forced pass; dialogues are played through a KV cache, in
-pieces, with other shapes. Both must be the same function of the same tokens, up to the rounding of
-their type: if they are not, a policy is trained on something else than what it says. So turns are
-decoded by the engine, scored by it, and read by the trainer, and compared token by token.
+DPO uses log-probabilities of a teacher-forced pass; dialogues are played through a KV cache, in
+several passes of other shapes. Both must be the same function of the tokens, up to the rounding of
+their type: otherwise a policy is not trained on its own probabilities. So turns are decoded by the
+engine, scored by it, and read by the trainer, and compared token by token.
 
 Axes: S dialogues, C candidates.
 """
@@ -27,21 +27,21 @@ from ixjax.models.sharding import weights_by_path
 from ixjax.training import example_logprobs
 
 TOLERANCES: dict[DType, float] = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
-"""Largest difference of a log-probability, in nats, that rounding explains, by compute type."""
+"""Largest difference of a log-probability due to rounding, in nats, by compute type."""
 
 Way = Literal["decoded", "scored"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One token on which engine and trainer differ.
+    """The log-probabilities of one token by engine and trainer.
 
     dialogue: its id.
     token: index in the turn that the engine sampled.
-    text: the token, in words.
-    way: whether the engine gave `engine` while it decoded the turn, or when it scored it.
+    text: the token as text.
+    way: whether the engine decoded or scored the turn.
     engine: log-probability by the engine, in nats.
-    trainer: by the trainer.
+    trainer: log-probability by the trainer.
     """
 
     dialogue: str
@@ -53,20 +53,20 @@ class Difference:
 
     @property
     def size(self) -> float:
-        """How far they are apart; infinite where one of them is no number."""
+        """Return the absolute difference; infinite if a value is not finite."""
         distance = abs(self.engine - self.trainer)
         return distance if np.isfinite(distance) else float("inf")
 
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """How far engine and trainer are apart for one model.
+    """Differences of log-probabilities between engine and trainer for one model.
 
-    dialogues: turns that were compared, one a dialogue.
+    dialogues: compared turns, one per dialogue.
     tokens: tokens in them.
     largest: largest difference by way, in nats.
     mean: mean difference by way.
-    worst: the token with the largest of all.
+    worst: the token with the largest difference.
     """
 
     dialogues: int
@@ -77,7 +77,7 @@ class Parity:
 
 
 def not_finite(model: Transformer) -> list[str]:
-    """Paths of the weights that hold a NaN or an infinity."""
+    """Return the paths of weights with a NaN or an infinity."""
     return [
         name for name, weight in weights_by_path(model).items() if not jnp.isfinite(weight).all()
     ]
@@ -97,13 +97,13 @@ def parity(
     Args:
         model: the decoder.
         view: how it sees a dialogue.
-        dialogues: each is cut before its last turn of this side, which the engine then says.
-        sampling: how turns are drawn.
-        seed: of the draws.
+        dialogues: each is cut before its last turn of this side, which the engine samples.
+        sampling: how turns are sampled.
+        seed: of the run.
         engine_config: sizes of the engine's batches, and its attention kernel.
 
     Raises:
-        InputError: this side says nothing in any of the dialogues, or a context has no room.
+        InputError: this side has no turn in any dialogue, or a context has no room.
     """
     histories = [history for d in dialogues if (history := _history(view, d)) is not None]
     if not histories:
@@ -141,7 +141,7 @@ def parity(
 
 
 def _history(view: View, dialogue: Dialogue) -> Dialogue | None:
-    """The dialogue before this side's last turn."""
+    """Return the dialogue before this side's last turn; None if it has no turn."""
     own = [i for i, turn in enumerate(dialogue.turns) if turn.role == view.role]
     return dialogue.before(own[-1]) if own else None
 
@@ -173,7 +173,7 @@ def _decode(
 def _score(
     engine: Engine, prompts: Sequence[Sequence[int]], turns: Sequence[Sequence[int]]
 ) -> list[np.ndarray]:
-    """Return the same by scoring: each beginning of a turn is a candidate."""
+    """Return the log-probabilities by scoring: each beginning of a turn is a candidate."""
     contexts = [engine.new(prompt[:-1]) for prompt in prompts]
     longest = max(map(len, turns))
     candidates = [[turn[: n + 1] for n in range(longest)] for turn in turns]

@@ -27,26 +27,26 @@ class EvaluationConfig:
     """How the methods are compared."""
 
     conditions: int = 128
-    """Held-out conditions, the first ones; all of them where there are fewer."""
+    """Held-out conditions, the first ones; all if there are fewer."""
     samples: int = 1
-    """Dialogues a condition, each with its own draws; methods are paired sample by sample."""
+    """Dialogues per condition, with separate draws; methods are paired sample by sample."""
     batch: int = dataclasses.field(default=64, metadata=NO_EFFECT)
-    """Most dialogues played side by side."""
+    """Most dialogues played at once."""
     max_turns: int = 8
     """Policy turns after which a dialogue is over."""
     bootstrap: int = 2000
-    """Resamples behind each 95 % interval."""
+    """Bootstrap resamples for each 95 % interval."""
     candidates: int = 4
-    """Best of n: responses sampled a turn."""
+    """Best of n: responses sampled per turn."""
     rollouts: int = 1
-    """Best of n: dialogues looked ahead from each of them."""
+    """Best of n: rollouts from each response."""
     think: int = 4
     """i×MCTS at inference: iterations before each turn; 0 leaves the method out."""
     fidelity_dialogues: int = 64
-    """Held-out human dialogues that each simulator's fidelity is measured on, the first ones."""
+    """Held-out human dialogues for the simulators' fidelity, the first ones."""
 
     def __post_init__(self) -> None:
-        """Refuse counts below 1, or 0 where that means something."""
+        """Refuse counts below 1; `think` may be 0."""
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), int(field.name != "think")
             if value < least:
@@ -60,11 +60,11 @@ class Played:
     condition: id of the condition.
     sample: which of the condition's dialogues.
     dialogue: its turns, the root's included.
-    engagement: in [0, 1], as the user's read-out gave it; nan where it is unreadable.
-    value: in the scenario's unit; nan where it is unreadable.
-    released: probability of a full success; None where the read-out has no probabilities.
-    ended: whether the user closed the dialogue, before it was cut at `max_turns`.
-    response_tokens: tokens of each policy turn played, oldest first.
+    engagement: in [0, 1], from the user's read-out; nan if unreadable.
+    value: in the scenario's unit; nan if unreadable.
+    released: probability of a full success; None if the read-out has no probabilities.
+    ended: whether the user closed the dialogue before `max_turns`.
+    response_tokens: tokens of each played policy turn, oldest first.
     """
 
     condition: str
@@ -110,7 +110,7 @@ class Played:
         try:
             dialogue = Dialogue.from_json(record["dialogue"])
             if not isinstance(record["condition"], str):
-                raise TypeError(f"condition is {record['condition']!r}, not a text")
+                raise TypeError(f"condition is {record['condition']!r}, not a string")
             condition = UserCondition(record["condition"], dialogue.condition.attributes)
             return cls(
                 condition=record["condition"],
@@ -129,10 +129,10 @@ class Played:
 
 
 def read_played(path: str | Path) -> list[Played]:
-    """Return the dialogues of one method with one user.
+    """Read the dialogues of one method with one user.
 
     Raises:
-        InputError: no such file, or a line of it is no dialogue of an evaluation.
+        InputError: there is no such file, or a line is not a dialogue of an evaluation.
     """
     found = []
     for number, record in io.read_numbered_jsonl(path, schema=io.PLAYED_SCHEMA):
@@ -146,13 +146,13 @@ def read_played(path: str | Path) -> list[Played]:
 def play(
     policy: Speaker, user: User, roots: Sequence[Dialogue], *, config: EvaluationConfig
 ) -> list[Played]:
-    """Let the policy talk to the user under each condition, `config.samples` times.
+    """Play `config.samples` dialogues between policy and user under each condition.
 
     Args:
         policy: moves first.
         user: answers, may leave, and reads the outcome.
-        roots: where each dialogue begins; conditions all differ.
-        config: uses `samples`, `batch` and `max_turns`; `conditions` is the caller's to apply.
+        roots: the beginning of each dialogue; each has another condition.
+        config: uses `samples`, `batch` and `max_turns`; the caller applies `conditions`.
 
     Returns:
         One for each root and sample; samples of a root are adjacent.
@@ -162,10 +162,10 @@ def play(
         ValueError: several roots have a condition of the same id.
     """
     if not roots:
-        raise InputError("there is no held-out condition to evaluate under")
+        raise InputError("there is no held-out condition; expected one or more to evaluate under")
     name, count = collections.Counter(root.condition.id for root in roots).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"{count} roots have the condition id {name!r}; ids must differ")
+        raise ValueError(f"{count} roots have the condition id {name!r}; expected different ids")
     rows = [(root, sample) for root in roots for sample in range(config.samples)]
     finished = generation.play(
         policy,
@@ -194,7 +194,7 @@ def _played(root: Dialogue, sample: int, found: Rollout) -> Played:
 
 
 def _exchange(dialogue: Dialogue, response: Utterance, reaction: Utterance) -> Dialogue:
-    """Append both turns; a user who left without a word said nothing."""
+    """Append both turns; a user who left without a word has no turn."""
     dialogue = dialogue.said("policy", words(response))
     if reaction.ended and not reaction.text:
         return dialogue

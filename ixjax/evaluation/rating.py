@@ -1,8 +1,8 @@
-"""Two methods compared by people who do not know which is which.
+"""Blind comparison of two methods by human raters.
 
-An item is one held-out condition: the dialogue of one method and that of the other with the same
-user, named A and B. Which is which is a coin's decision for each item, balanced over all of them,
-and stands in the key alone. Raters choose A, B or a tie.
+An item is one held-out condition: a dialogue of each method with the same user, named A and B. The
+assignment is random and balanced over the items, and recorded in the key only. Raters choose A, B
+or a tie.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from ixjax.io import InputError
 
 RATINGS_SCHEMA = "ixjax.ratings"
 CHOICES = ("A", "B", "tie")
-# Where a spreadsheet would begin a cell, whatever it splits at, and what would make it a formula.
+# A possible start of a spreadsheet cell (after any delimiter), and a character of a formula.
 _FORMULA = re.compile("(^|[;\t\n])(\\s*)([=+\\-@\uff1d\uff0b\uff0d\uff20])")
 COLUMNS = ("task", "item", "condition", "A", "B", "choice", "comment")
-DELIMITERS = ",;\t"  # as spreadsheets of different places save a table
+DELIMITERS = ",;\t"  # of tables saved by spreadsheets, which depend on the locale
 
 Choice = Literal["A", "B", "tie"]
 
 
 @dataclasses.dataclass(frozen=True)
 class RatingConfig:
-    """What raters compare."""
+    """The comparison that raters make."""
 
     methods: tuple[str, str] = ("sft", "dpo_imcts")
-    """The two methods; win rates are the second one's."""
+    """The two methods; win rates are of the second one."""
     user: str = "simulator_heldout"
-    """The user whose dialogues with both are read."""
+    """The user whose dialogues with both methods are compared."""
     count: int = 50
-    """Items, drawn from the held-out conditions; all of them where there are fewer."""
+    """Items, drawn from the held-out conditions; all if there are fewer."""
     order_seed: int = 0
-    """Of the draw, the order of the items, and which dialogue is A."""
+    """Seed of the draw, of the order of the items, and of which dialogue is A."""
     question: str = "In which dialogue does the user get more out of it?"
-    """What raters are asked."""
+    """Question that raters are asked."""
 
     def __post_init__(self) -> None:
-        """Refuse what can't be compared."""
+        """Refuse invalid settings."""
         if self.methods[0] == self.methods[1]:
             raise InputError(f"methods are both {self.methods[0]!r}; expected two different ones")
         if self.count < 1:
@@ -56,16 +56,16 @@ class RatingConfig:
         if self.order_seed < 0:
             raise InputError(f"order_seed is {self.order_seed}; expected 0 or more")
         if not self.question.strip():
-            raise InputError("question is empty; expected what raters are to be asked")
+            raise InputError("question is empty; expected a question to the raters")
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
     """Two dialogues under one condition.
 
-    id: says nothing about what it holds.
-    dialogues: as A and as B.
-    methods: whose they are.
+    id: number in the order shown; it does not reveal the methods.
+    dialogues: A and B.
+    methods: of A and of B.
     """
 
     id: str
@@ -76,16 +76,16 @@ class Item:
 def draw_items(
     first: Sequence[Played], second: Sequence[Played], config: RatingConfig
 ) -> tuple[list[Item], int]:
-    """Choose conditions and shuffle who is A.
+    """Draw conditions, and assign A and B.
 
     Args:
         first: dialogues of `config.methods[0]`; of each condition, the first sample is taken.
         second: those of the other method with the same user.
-        config: see there.
+        config: see `RatingConfig`.
 
     Returns:
-        The items, in the order in which they are read; and how many conditions were left out since
-        both dialogues are the same, which a rater could only call a tie.
+        The items in the order shown, and the number of conditions left out because their two
+        dialogues are equal.
     """
     theirs = {p.condition: p.dialogue for p in second if p.sample == 0}
     both = [
@@ -107,7 +107,7 @@ def draw_items(
 
 
 def task_of(items: Sequence[Item], question: str) -> dict[str, Any]:
-    """What raters see, as JSON: nothing in it tells the methods."""
+    """Return the task for raters as JSON; it does not reveal the methods."""
     shown = [
         {
             "id": item.id,
@@ -122,17 +122,17 @@ def task_of(items: Sequence[Item], question: str) -> dict[str, Any]:
     return {
         "schema": RATINGS_SCHEMA,
         "version": io.SCHEMA_VERSION,
-        "task": f"task-{io.fingerprint(question, shown)}",  # to a spreadsheet no number, ever
+        "task": f"task-{io.fingerprint(question, shown)}",  # never a number to a spreadsheet
         "question": question,
         "items": shown,
     }
 
 
 def task_csv(task: Mapping[str, Any]) -> str:
-    """The same as a table with two empty columns, for raters who prefer a spreadsheet.
+    """Return the task as a table with two empty columns, for raters who prefer a spreadsheet.
 
-    What was said is a stranger's: no cell is a formula, nor is what a spreadsheet makes of the file
-    that splits it at semicolons, tabs or lines. An apostrophe stands before what would be one.
+    Dialogues are untrusted text, so no cell may be a formula, even if a spreadsheet splits the file
+    at semicolons, tabs or lines. An apostrophe precedes each possible formula.
     """
     text = text_io.StringIO()
     table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -146,28 +146,28 @@ def task_csv(task: Mapping[str, Any]) -> str:
 
 
 def _harmless(cell: str) -> str:
-    """A cell without formulas; a carriage return ends a line like any other."""
+    """Return a cell without formulas, and with line feeds as its only line ends."""
     return _FORMULA.sub(r"\1\2'\3", cell.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Ratings:
-    """What one rater chose: item id -> choice; items that were passed over are not in it."""
+    """The choices of one rater by item id, without skipped items."""
 
     rater: str
     choices: Mapping[str, Choice]
 
 
 def read_ratings(path: str | Path, *, task: str, items: Sequence[str]) -> Ratings:
-    """A rater's file: what the form saved (JSON), or the filled-in table (CSV).
+    """Read a rater's file: JSON saved by the form, or the filled-in table (CSV).
 
     Args:
-        path: the file: what does not begin as JSON is a table, whose name is the rater's.
-        task: fingerprint of what was to be rated.
-        items: their ids.
+        path: the file. One that does not begin as JSON is a table; its stem names the rater.
+        task: fingerprint of the exported task.
+        items: ids of its items.
 
     Raises:
-        InputError: it is neither, of another task, or has an item or a choice that there is not.
+        InputError: the file is neither, is of another task, or has an unknown item or choice.
     """
     path = Path(path)
     text = io.read_text(path)
@@ -182,7 +182,7 @@ def read_ratings(path: str | Path, *, task: str, items: Sequence[str]) -> Rating
         if choice:
             choices[item] = _choice(choice, where)
     if not choices:
-        raise InputError(f"{path}: nothing is rated in it")
+        raise InputError(f"{path}: no item is rated; expected a choice for one or more")
     return Ratings(rater, choices)
 
 
@@ -194,10 +194,10 @@ def _choice(text: Any, where: str) -> Choice:
     raise InputError(f"{where}: choice is {text!r}; expected one of {', '.join(CHOICES)}")
 
 
-Rows = list[tuple[str, Any, Any]]  # where it stands, item, choice
+Answers = list[tuple[str, Any, Any]]  # place in the file, item, choice
 
 
-def _from_form(path: Path, task: str) -> tuple[str, Rows]:
+def _from_form(path: Path, task: str) -> tuple[str, Answers]:
     content = io.read_document(path, schema=RATINGS_SCHEMA)
     _check_task(content.get("task"), task, str(path))
     choices, rater = content.get("choices"), content.get("rater")
@@ -207,10 +207,10 @@ def _from_form(path: Path, task: str) -> tuple[str, Rows]:
     return rater.strip() or path.stem, rows
 
 
-def _from_table(path: Path, text: str, task: str) -> tuple[str, Rows]:
+def _from_table(path: Path, text: str, task: str) -> tuple[str, Answers]:
     delimiter = max(DELIMITERS, key=text.partition("\n")[0].count)
     try:
-        # Strict: a quote that is never closed is a file that was cut off.
+        # Strict: an unclosed quote means that the file was cut off.
         table = list(csv.reader(text_io.StringIO(text), delimiter=delimiter, strict=True))
     except csv.Error as error:
         raise InputError(
@@ -223,10 +223,10 @@ def _from_table(path: Path, text: str, task: str) -> tuple[str, Rows]:
         raise InputError(
             f"{path}:1: no column {', '.join(missing)}; expected those exported, found {head}"
         )
-    rows: Rows = []
+    rows: Answers = []
     for number, cells in enumerate(records, start=1):
         if not "".join(cells).strip():
-            continue  # spreadsheets write rows of nothing
+            continue  # spreadsheets write empty rows
         where, record = f"{path}: row {number}", dict(zip(columns, cells, strict=False))
         _check_task(record.get("task"), task, where)
         rows.append((where, record.get("item"), record.get("choice", "").strip()))
@@ -236,6 +236,6 @@ def _from_table(path: Path, text: str, task: str) -> tuple[str, Rows]:
 def _check_task(found: Any, task: str, where: str) -> None:
     if found != task:
         raise InputError(
-            f"{where}: rates the task {found!r}; the run's key is of {task}: it was exported anew "
-            "since, or is of another run"
+            f"{where}: task is {found!r}; expected {task!r}, as in the run's key. The items were "
+            "exported again since, or the file is of another run"
         )

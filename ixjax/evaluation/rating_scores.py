@@ -1,4 +1,4 @@
-"""What raters made of two methods: win rates with intervals, and how far they agree."""
+"""Results of a rating: win rates with intervals, and agreement of the raters."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ixjax.io import InputError
 def score(
     ratings: Sequence[Ratings], sides: Mapping[str, tuple[str, str]], methods: tuple[str, str]
 ) -> dict[str, Any]:
-    """Win rates with intervals, and how far the raters agree.
+    """Return win rates with intervals, and the agreement of the raters.
 
-    The item is the unit: an item's score is the mean over its raters of 1 where the second method
-    is preferred, 1/2 for a tie, 0 otherwise; its interval is Wilson's over items. Kappas are of
-    what was chosen: the one method, the other, or a tie.
+    The item is the unit: its score is the mean over its raters of 1 if the second method is
+    preferred, 1/2 for a tie, else 0. The interval is Wilson's over items. Kappas have three
+    categories: the two methods and a tie.
 
     Args:
         ratings: at least one, of raters with different names.
-        sides: item id -> which method was A and which B.
+        sides: the methods of A and B by item id.
         methods: the two that were compared.
 
     Returns:
         A JSON object: `win_rate` of the second method with `low` and `high`; `votes` by choice;
-        `first_shown`, the share of A among an item's decided votes, its mean over items and the
-        interval, whose distance from 1/2 tells of raters who go by place; `by_rater`; `cohen` for
-        each two raters; `fleiss` over the items that all have rated. What can't be told is null.
+        `first_shown`, the mean over items of the share of A among decided votes, with its interval
+        (1/2 without a position bias); `by_rater`; `cohen` for each two raters; `fleiss` over the
+        items that all have rated. Undefined values are null.
     """
     names = [r.rater.casefold() for r in ratings]
     for rating, name in zip(ratings, names, strict=True):
@@ -73,7 +73,7 @@ def _win_rate(by_rater: Sequence[Mapping[str, str]], method: str) -> dict[str, A
 
 
 def _by_item(by_rater: Sequence[Mapping[str, float]], name: str) -> dict[str, Any]:
-    """The mean over items of an item's mean over raters, under `name`, with its interval."""
+    """Return the mean over items of each item's mean over raters, as `name`, with its interval."""
     found: dict[str, list[float]] = {}
     for scores in by_rater:
         for item, value in scores.items():

@@ -66,10 +66,10 @@ def test_fleiss_own_example():
 
 @pytest.mark.parametrize("counts", [[[1, 0]], [[2, 0], [1, 0]]])
 def test_unequal_or_single_ratings_have_no_fleiss_kappa(counts):
-    with pytest.raises(ValueError, match="as many ratings as the others, two or more"):
+    with pytest.raises(ValueError, match=r"items have \[.*\] ratings; expected .* 2 or more"):
         fleiss_kappa(np.array(counts))
 
 
 def test_lists_of_different_lengths_have_no_kappa():
-    with pytest.raises(ValueError, match="2 and 1 ratings; expected one an item from both"):
+    with pytest.raises(ValueError, match="2 and 1 ratings; expected one per item from both"):
         cohen_kappa(["a", "b"], ["a"])

@@ -62,7 +62,7 @@ def test_a_dialogue_that_is_not_whole_is_named_with_its_line(tmp_path):
     for damage, message in (
         (("released", "other"), "'released' is missing"),
         (("[4]", "4"), "4"),
-        (named, "condition is 5, not a text"),
+        (named, "condition is 5, not a string"),
     ):
         path.write_text(whole.replace(*damage))
         with pytest.raises(InputError, match=re.escape(f"{path}:2: ")) as refused:
