@@ -145,8 +145,10 @@ class Driver:
                     yield self._done.pop(0)
                 if self._waiting and not self._ready:
                     self._serve()
-                elif not running and (exhausted or not may_start(started)):
+                elif not running and exhausted:
                     return
+                elif not running and not may_start(started):
+                    raise RuntimeError(f"task {started} may not start, and none is in progress")
         finally:
             self._close()
 
