@@ -230,7 +230,7 @@ def extend(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SamplingState:
-    """How `decode` samples in each row.
+    """The sampling state of each row in `decode`.
 
     tokens: `[R]` int32, the last token of each row's context: it is read first.
     seeds: `[R]` uint32 of the run.

@@ -54,7 +54,7 @@ class SearchConfig:
     gamma: float = 1.0
     """Discount per policy turn; 1: no discount."""
     reaction_weight: float = 0.0
-    """lambda: weight of the scenario's reward for each reaction; 0 if it has none."""
+    """lambda: weight of the reward for each reaction, in scenarios that define one."""
     stop_gap: float = 0.0
     """Stop a tree once the root's responses differ by this many standard errors; 0: never."""
     max_nodes: int = 0

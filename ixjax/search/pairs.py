@@ -45,7 +45,7 @@ class PairsConfig:
     selection: Literal["all", "extremes"] = "all"
     """Compare all siblings, or only the best with the worst."""
     min_visits: int = 1
-    """Fewest returns of a response that is compared."""
+    """Returns that a response needs to be compared."""
     min_margin: float = 0.1
     """Smallest difference of the mean returns, in units of engagement."""
     max_pairs_per_node: int = 4
