@@ -199,7 +199,8 @@ def test_every_setting_is_described_in_one_line():
     text = (DOCS / "configuration.md").read_text()
     rows = re.findall(r"^\| `\w+` \| .*? \| (.*) \|$", text, re.MULTILINE)
     assert len(rows) > 100
-    assert not [row for row in rows if not row.endswith(".") or len(row) > 100]
+    described = [row.partition(" One of `")[0] for row in rows]  # the script adds the choices
+    assert not [row for row in described if not row.endswith(".") or len(row) > 100]
 
 
 def test_every_message_of_the_troubleshooting_is_one_of_the_code():
