@@ -64,7 +64,7 @@ class ScriptedSpeaker:
         distribution: Distribution,
         *,
         reading: Callable[[Dialogue], OutcomeReading] | None = None,
-        ends: Callable[[Dialogue], bool] = lambda dialogue: False,
+        ends: Callable[[Dialogue], bool] | None = None,
         seed: int = 0,
     ):
         self.role: Role = role
@@ -85,7 +85,7 @@ class ScriptedSpeaker:
         options = self._distribution(dialogue)
         place = int(np.searchsorted(np.cumsum(list(options.values())), draw, "right"))
         text = list(options)[min(place, len(options) - 1)]
-        ended = self._ends(dialogue.said(self.role, text))
+        ended = self._ends is not None and self._ends(dialogue.said(self.role, text))
         return Utterance(text=text, ended=ended, num_tokens=len(text.split()))
 
     def read(self, dialogue: Dialogue) -> OutcomeReading:

@@ -38,9 +38,10 @@ def text_problem(text: Any) -> str | None:
         return "is empty"
     if "\x00" in text:
         return f"holds a NUL character at {text.index(chr(0))}"
-    surrogate = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
-    if surrogate is not None:
-        return f"holds a lone surrogate (U+{ord(text[surrogate]):04X}) at {surrogate}"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"holds a lone surrogate (U+{ord(text[error.start]):04X}) at {error.start}"
     return None
 
 
@@ -91,7 +92,8 @@ class Dialogue:
 
     def said(self, role: Role, text: str) -> Dialogue:
         """Return this dialogue with one more turn and no outcome."""
-        return dataclasses.replace(self, turns=(*self.turns, Turn(role, text)), outcome=None)
+        turns = (*self.turns, Turn(role, text))
+        return Dialogue(self.id, self.condition, turns, groups=self.groups)
 
     def before(self, turn: int) -> Dialogue:
         """Return the first `turn` turns without an outcome."""
