@@ -1,4 +1,4 @@
-"""The stages of a run, chained over its directory, each resumable; and its models by name."""
+"""The stages of a run over its directory, each resumable, and its models by name."""
 
 from typing import Any
 
@@ -7,17 +7,19 @@ from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.dpo import align
 from ixjax.pipeline.evaluate import evaluate
 from ixjax.pipeline.export import export
-from ixjax.pipeline.opening import open_run
+from ixjax.pipeline.open_run import open_run
 from ixjax.pipeline.plan import Plan, PlanConfig, make_plan
 from ixjax.pipeline.prepare import prepare
 from ixjax.pipeline.rating import export_rating, score_ratings
 from ixjax.pipeline.read_run import read_run, speakers
-from ixjax.pipeline.run import Reporter, Run, SilentReporter
+from ixjax.pipeline.reporter import Reporter, SilentReporter
+from ixjax.pipeline.run import Run
 from ixjax.pipeline.search import search
 from ixjax.pipeline.settings import load, presets
 from ixjax.pipeline.sft import train_speakers
 
 __all__ = [
+    "COMMANDS",
     "Checkpoint",
     "Plan",
     "PlanConfig",
@@ -45,12 +47,15 @@ __all__ = [
 ]
 
 
+COMMANDS = {
+    "prepare": prepare,
+    "sft": train_speakers,
+    "search": search,
+    "dpo": align,
+    "evaluate": evaluate,
+}  # each runs its stages of `ixjax.pipeline.stages`
+
+
 def run_all(run: Run, reporter: Reporter) -> dict[str, Any]:
-    """Every stage in turn; what is finished and unchanged is not done again."""
-    return {
-        "prepare": prepare(run, reporter),
-        "sft": train_speakers(run, reporter),
-        "search": search(run, reporter),
-        "dpo": align(run, reporter),
-        "evaluate": evaluate(run, reporter),
-    }
+    """Run every command in turn; finished, up-to-date stages are not done again."""
+    return {name: command(run, reporter) for name, command in COMMANDS.items()}

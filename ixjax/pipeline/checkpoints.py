@@ -1,7 +1,6 @@
 """Finished models by name: those of a run, and Hugging Face folders.
 
-What talks to a model, exports it or measures it takes it as it lies there; whether its stage would
-be done again with other settings is the stage's own question.
+Tools use a model as it is on disk. Only its stage compares its settings with the present ones.
 """
 
 from __future__ import annotations
@@ -19,56 +18,56 @@ from ixjax.dialogue.tokenizer import load_tokenizer
 from ixjax.dialogue.types import ROLES, Role
 from ixjax.models import Transformer, check_hf, load_hf
 from ixjax.models.config import DType
-from ixjax.pipeline.bases import refuse_runs_model
-from ixjax.pipeline.inputs import pair_sources
+from ixjax.pipeline.base_model import refuse_runs_model
 from ixjax.pipeline.run import Run
+from ixjax.pipeline.stages import model_stages
 from ixjax.training import is_finished, load_model
 
-ALIGNED = ("policy_dpo/imcts", "policy_dpo/preferences")  # the first of a run's is its default
-FOLDER_DTYPE: DType = "bfloat16"  # of a Hugging Face folder, unless another is asked for
-RECORD, RECORD_SCHEMA = "ixjax.json", "ixjax.export"  # what a folder that we wrote says of itself
+ALIGNED = ("policy_dpo/imcts", "policy_dpo/preferences")  # default: the first that is finished
+FOLDER_DTYPE: DType = "bfloat16"  # default type of a Hugging Face folder
+RECORD, RECORD_SCHEMA = "ixjax.json", "ixjax.export"  # in an exported folder
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk, and the tokenizer that it reads with."""
+    """A model on disk and its tokenizer."""
 
     name: str
-    """As `--model` says it."""
+    """Its name as `--model` takes it."""
     path: Path
     """Its folder."""
     tokenizer: Path
     """A Hugging Face tokenizer folder."""
     role: Role | None
-    """The side that it was trained to speak for; None for a folder that does not say."""
+    """The side that it speaks for; None for a folder that does not record it."""
     command: str
-    """The stage that makes it; empty for a folder, which is nobody's here."""
+    """The command that makes it; empty for a folder."""
     scenario: str = ""
-    """Whose dialogues it was trained on; empty for a folder that does not say."""
+    """Scenario of its dialogues; empty for a folder that does not record it."""
 
     @property
     def finished(self) -> bool:
-        """Whether it is there and whole; of a folder, its reader finds out."""
+        """Whether it is complete on disk; a folder is checked when it is read."""
         return not self.command or is_finished(self.path)
 
     def load(
         self, *, mesh: Mesh | None = None, dtype: DType | None = None
     ) -> tuple[Transformer, ChatTemplate]:
-        """The model and its chat template.
+        """Return the model and its chat template.
 
         Args:
             mesh: the devices; None: see `load_model` and `load_hf`.
-            dtype: of parameters and computation; None: as a run wrote it, bfloat16 for a folder.
+            dtype: of parameters and computation; None: as a run wrote it, or bfloat16.
 
         Raises:
-            InputError: one of them can't be read, or they do not belong together.
+            InputError: one of them can't be read, or the tokenizer has too many tokens.
         """
         if not self.command:
-            check_hf(self.path)  # reads config.json with clearer words than a tokenizer's reader
+            check_hf(self.path)  # its errors about config.json are clearer than the tokenizer's
         elif not self.tokenizer.is_dir():
             raise io.InputError(
-                f"{self.tokenizer}: the run's tokenizer is gone; run `ixjax prepare` with the same "
-                "--config and --out to write it again"
+                f"{self.tokenizer}: no such folder; expected the run's tokenizer. Run `ixjax "
+                "prepare` with the same --config and --out to write it again."
             )
         template = ChatTemplate.from_tokenizer(load_tokenizer(self.tokenizer, setting="model"))
         if self.command:
@@ -77,40 +76,36 @@ class Checkpoint:
             model = load_hf(self.path, mesh=mesh, dtype=dtype or FOLDER_DTYPE)
         if template.vocab_size > model.config.vocab_size:
             raise io.InputError(
-                f"{self.path}: the model has {model.config.vocab_size} embeddings; its tokenizer "
-                f"has {template.vocab_size} tokens"
+                f"{self.path}: the model has {model.config.vocab_size} embeddings; expected "
+                f"{template.vocab_size} or more, the tokens of its tokenizer"
             )
         return model, template
 
 
 def run_checkpoints(run: Run) -> list[Checkpoint]:
-    """Every model that a run makes, in the order of its stages, finished or not."""
+    """Return every model that a run makes, in the order of its stages, finished or not."""
     directory = run.directory
-    roles: dict[str, Role] = {"policy_sft": "policy", "simulator": "user"}
-    roles |= {"simulator_heldout": "user"}
-    sources = pair_sources(run.config)
-    roles |= {f"{directory.policy_dpo.name}/{source}": "policy" for source in sources}
     return [
         Checkpoint(
-            name,
-            directory.root / name,
-            directory.tokenizer,
-            role,
-            _command(name),
-            run.config.scenario,
+            name=stage.model(directory).relative_to(directory.root).as_posix(),
+            path=stage.model(directory),
+            tokenizer=directory.tokenizer,
+            role=stage.role,
+            command=stage.command,
+            scenario=run.config.scenario,
         )
-        for name, role in roles.items()
+        for stage in model_stages(run.config)
     ]
 
 
 def find_checkpoint(run: Run | None, name: str, *, role: Role | None = None) -> Checkpoint:
-    """The model that a person means.
+    """Return a model of a run, or of a Hugging Face folder.
 
     Args:
-        run: where models are looked up by name; None: `name` is a folder.
-        name: of a model of the run, or a Hugging Face folder; empty: the run's default for the
-            role, which is its simulator, or its aligned policy, or else its SFT policy.
-        role: the side that it has to speak for.
+        run: has the models by name; None: `name` is a folder.
+        name: of a model of the run, or a Hugging Face folder; empty: the simulator for the role
+            `user`, else the aligned policy, or else the SFT policy.
+        role: the side that it must speak for.
 
     Raises:
         InputError: there is no such model, it is not finished (names the command that makes it),
@@ -119,8 +114,8 @@ def find_checkpoint(run: Run | None, name: str, *, role: Role | None = None) -> 
     if run is None:
         if not name:
             raise io.InputError(
-                "no model given; set --out RUN for one of a run's, or --model FOLDER for a "
-                "Hugging Face folder"
+                "no model given. Set --out RUN for a model of a run, or --model FOLDER for a "
+                "Hugging Face folder."
             )
         return _for_side(_folder(name), role)
     known = {checkpoint.name: checkpoint for checkpoint in run_checkpoints(run)}
@@ -131,7 +126,7 @@ def find_checkpoint(run: Run | None, name: str, *, role: Role | None = None) -> 
     if found is None:
         near = difflib.get_close_matches(name, known, n=1)
         raise io.InputError(
-            f"model: {name!r} is neither a folder nor a model of {run.directory.root} "
+            f"--model is {name!r}; expected a folder, or a model of {run.directory.root} "
             f"({', '.join(known)})" + (f"; perhaps you meant {near[0]}" if near else "")
         )
     if not found.finished:
@@ -152,8 +147,8 @@ def _default(known: dict[str, Checkpoint], role: Role | None) -> str:
 def _for_side(found: Checkpoint, role: Role | None, *, hint: str = "") -> Checkpoint:
     if role is not None and found.role not in (None, role):
         raise io.InputError(
-            f"model: {found.name} speaks for the {found.role}; expected one that speaks for the "
-            f"{role}{hint}"
+            f"--model is {found.name}, which speaks for the {found.role}; expected one that speaks "
+            f"for the {role}{hint}"
         )
     return found
 
@@ -172,13 +167,9 @@ def _folder(name: str) -> Checkpoint:
 
 
 def export_record(folder: Path) -> dict[str, Any] | None:
-    """What a folder that `export` wrote says of itself; None of any other."""
+    """Return the record of a folder that `export` wrote; None for any other."""
     if not (folder / RECORD).is_file():
         return None
     record = io.read_json(folder / RECORD)
     ours = isinstance(record, dict) and record.get("schema") == RECORD_SCHEMA
     return record if ours else None
-
-
-def _command(name: str) -> str:
-    return "dpo" if name.startswith("policy_dpo/") else "sft"

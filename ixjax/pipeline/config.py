@@ -1,4 +1,4 @@
-"""Everything a run is made of, as one tree of frozen dataclasses."""
+"""All settings of a run, as nested frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from ixjax.training import (
 
 @dataclasses.dataclass(frozen=True)
 class ProcessesConfig:
-    """Processes that share a search, on one machine or on several that see one run directory.
+    """Processes that share a search, on machines that share the run directory.
 
-    Each plays its own slice of the conditions; process 0 puts the trees together.
+    Each searches its slice of the conditions; process 0 collects the trees.
     """
 
     index: int = 0
-    """Which process this is, from 0."""
+    """Index of this process, from 0."""
     count: int = 1
-    """How many there are; another number may go on with what an interrupted search has left."""
+    """Number of processes; an interrupted search may continue with another number."""
     timeout: float = 900.0
     """Seconds without a new tree after which process 0 stops waiting for the others."""
 
     def __post_init__(self) -> None:
-        """Refuse a process that there is not."""
+        """Refuse an index beyond the count."""
         if not 0 <= self.index < self.count:
             raise InputError(
-                f"processes.index is {self.index}; expected 0 to {self.count - 1}, since "
-                f"processes.count is {self.count}"
+                f"processes.index is {self.index}; expected 0 to {self.count - 1}, below "
+                f"processes.count"
             )
         if self.timeout < 0:
             raise InputError(f"processes.timeout is {self.timeout}; expected 0 or more")
@@ -55,9 +55,9 @@ class RunConfig:
     """One run: from a corpus of dialogues to an aligned policy and its evaluation."""
 
     scenario: str = "sandbox"
-    """Whose dialogues these are: esc, p4g, sandbox, or a registered one."""
+    """Scenario of the dialogues: esc, p4g, sandbox, or a registered one."""
     seed: int = 0
-    """Of everything random in the run."""
+    """Seed of all randomness in the run."""
     out: str = dataclasses.field(default="", metadata=NO_EFFECT)
     """The run directory; empty: runs/NAME-OF-CONFIG."""
     readout: ReadOut = "expected"
@@ -65,37 +65,37 @@ class RunConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """The corpus and its splits."""
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
-    """A tokenizer to load, or the size of one to train."""
+    """The tokenizer to load, or the size of one to train."""
     model: ModelArguments = dataclasses.field(default_factory=ModelArguments)
     """The network of both speakers."""
     sft: SFTConfig = dataclasses.field(default_factory=SFTConfig)
     """Training of the policy and the simulators."""
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
-    """How both speakers draw their turns."""
+    """How both speakers sample their turns."""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     """The tree search."""
     pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
-    """Which preference pairs are taken."""
+    """Selection of preference pairs."""
     preferences: PreferencesConfig = dataclasses.field(default_factory=PreferencesConfig)
-    """A file of preferences beside them."""
+    """A file of further preferences."""
     dpo: DPOConfig = dataclasses.field(default_factory=DPOConfig)
     """The alignment."""
     reference: ReferenceConfig = dataclasses.field(
         default_factory=ReferenceConfig, metadata=NO_EFFECT
     )
-    """Stored log-probabilities of the reference."""
+    """Stored reference log-probabilities."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     """The comparison on held-out conditions."""
     export: bool = dataclasses.field(default=False, metadata=NO_EFFECT)
-    """Write each aligned policy as a Hugging Face folder, too, below exported/."""
+    """Also write each aligned policy as a Hugging Face folder, in exported/."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig, metadata=NO_EFFECT)
-    """How devices are laid out in training."""
+    """Layout of the devices in training."""
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig, metadata=NO_EFFECT)
-    """How the generation engine lays out its work."""
+    """Sizes and kernels of the generation engine."""
     checkpoints: CheckpointConfig = dataclasses.field(
         default_factory=CheckpointConfig, metadata=NO_EFFECT
     )
-    """What is kept of a training while it goes on."""
+    """States that an unfinished training keeps."""
     resume: ResumeConfig = dataclasses.field(default_factory=ResumeConfig, metadata=NO_EFFECT)
     """How an interrupted training continues."""
     processes: ProcessesConfig = dataclasses.field(

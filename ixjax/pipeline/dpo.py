@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,11 @@ from ixjax.distributed import is_first
 from ixjax.models import Transformer
 from ixjax.pipeline.checkpoints import find_checkpoint
 from ixjax.pipeline.export import export
-from ixjax.pipeline.inputs import PREFERENCES, pair_sources
 from ixjax.pipeline.preferences import given_pairs
-from ixjax.pipeline.run import Reporter, Run, tell_steps
+from ixjax.pipeline.reporter import Reporter, report_step
+from ixjax.pipeline.run import Run
 from ixjax.pipeline.sharding import tell_sharding
+from ixjax.pipeline.stages import PREFERENCES, STAGES, Stage, pair_sources
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
 from ixjax.training import (
     ReferenceIdentity,
@@ -44,30 +44,25 @@ def align(run: Run, reporter: Reporter) -> dict[str, Any]:
     return {source: _align(run, source, reporter) for source in sources}
 
 
-def policy_directory(run: Run, source: str) -> Path:
-    """Where the policy aligned on `source` lies."""
-    return run.directory.policy_dpo / source
-
-
 def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
-    config, stage = run.config, f"dpo/{source}"
-    with run.stage(stage) as facts:
+    config, stage = run.config, STAGES[f"dpo/{source}"]
+    with run.stage(stage.name) as facts:
         if facts is None:
-            return run.facts(stage)
+            return run.facts(stage.name)
         rendered, account = _rendered(run, source)
         facts.update(account)
         _tell(reporter, source, facts)
-        directory = policy_directory(run, source)
+        directory = stage.model(run.directory)
         policy = run.load(run.directory.policy_sft)
         tell_sharding(reporter, f"dpo {source}", policy.config, config.dpo, run.mesh)
         reference = None
         if get_loss(config.dpo.variant).has_reference:
-            reference = _reference(run, source, policy, rendered, reporter)
+            reference = _reference(run, stage, policy, rendered, reporter)
         reporter.start(f"dpo {source}", config.dpo.steps, "steps")
 
         def on_step(metrics: dict[str, Any]) -> None:
-            tell_steps(reporter, f"dpo {source}", metrics, shown=("loss", "rewards/accuracies"))
-            run.log(stage, metrics)
+            report_step(reporter, f"dpo {source}", metrics, shown=("loss", "rewards/accuracies"))
+            run.log(stage.name, metrics)
             facts.update(metrics)
 
         train_dpo(
@@ -81,12 +76,12 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
             reference=reference,
             checkpoints=config.checkpoints,
             resume=config.resume,
-            profiler=run.profiler(stage),
+            profiler=run.profiler(stage.name),
         )
         if config.export:
             _export(run, source, reporter)
         reporter.finish(pairs=len(rendered))
-    return run.facts(stage)
+    return run.facts(stage.name)
 
 
 def _rendered(run: Run, source: str) -> tuple[list[RenderedPair], dict[str, Any]]:
@@ -158,18 +153,18 @@ def _tell(reporter: Reporter, source: str, facts: Mapping[str, Any]) -> None:
 
 def _reference(
     run: Run,
-    source: str,
+    stage: Stage,
     policy: Transformer,
     rendered: Sequence[RenderedPair],
     reporter: Reporter,
 ) -> Any:
     """Reference log-probabilities: from disk if they are of this policy and these tokens."""
-    path = policy_directory(run, source) / "reference.json"
+    path = stage.model(run.directory) / "reference.json"
     identity = ReferenceIdentity.of(policy, rendered, tokenizer=run.template.fingerprint)
     stored, reason = load_reference(path, identity, strict=run.config.reference.strict)
     if stored is not None:
         return stored
-    reporter.note(f"dpo {source}: reference log-probabilities are computed ({reason})")
+    reporter.note(f"dpo {stage.member}: computing reference log-probabilities ({reason})")
     reference = reference_logprobs(policy, rendered, run.config.dpo, mesh=run.mesh)
     if is_first():
         save_reference(path, reference, identity)

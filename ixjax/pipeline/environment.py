@@ -1,4 +1,4 @@
-"""What a stage is done with: kept in the manifest, so that a result can be explained later."""
+"""Versions that a stage ran with, recorded in the manifest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import platform
 from importlib import metadata
 
-# Those whose version may change a result.
+# Packages whose version may change a result.
 PACKAGES = (
     "ixjax",
     "jax",
@@ -23,7 +23,7 @@ PACKAGES = (
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """The versions of Python and of `PACKAGES`, by name; sources alone have no version."""
+    """Return the versions of Python and of `PACKAGES`, by name."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 

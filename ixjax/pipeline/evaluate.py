@@ -1,4 +1,4 @@
-"""Held-out conditions in; engagement by method and user, and the simulators' fidelity, out."""
+"""Evaluation on held-out conditions: engagement by method and user, fidelity of simulators."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from ixjax.evaluation import Played, cell_metrics, fidelity, play
 from ixjax.evaluation.play import read_played
 from ixjax.generation import Speaker, User
 from ixjax.pipeline.config import RunConfig
-from ixjax.pipeline.dpo import policy_directory
-from ixjax.pipeline.inputs import SIMULATORS, SPEAKERS, pair_sources
-from ixjax.pipeline.run import Reporter, Run
+from ixjax.pipeline.engine_work import engine_at_work
+from ixjax.pipeline.reporter import Reporter
+from ixjax.pipeline.run import Run
+from ixjax.pipeline.stages import SIMULATORS, SPEAKERS, pair_sources
 from ixjax.search import SearchConfig, SearchingPolicy
 
 REFERENCE_METHOD = "sft"
-# Seeds apart from those of the search, so that no method meets dialogues it was tuned on.
+# Seeds differ from those of the search, so that no method meets dialogues it was tuned on.
 EVALUATION_SEED = 1000
 
 
 def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
-    """Let every method meet every user on the same held-out conditions and seeds.
+    """Play every method with every user on the same held-out conditions and seeds.
 
     Returns:
         The content of evaluation.json.
@@ -40,10 +41,10 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
         methods, users = _methods(run), _users(run)
         cells = []
         reporter.start("evaluate", len(methods) * len(users), "cells")
-        with run.engine_at_work("evaluate", reporter):
+        with engine_at_work(run, "evaluate", reporter):
             for user_name, make_user in users.items():
                 baseline: list[Played] = []
-                user = functools.cache(make_user)  # made once, where any cell is left to play
+                user = functools.cache(make_user)  # loaded once, if any cell is left to play
                 for method, make_policy in methods.items():
                     path = run.directory.played_by(method, user_name, inputs=inputs)
                     there = path.exists()
@@ -85,7 +86,7 @@ def _cell(
     make_user: Callable[[], User],
     roots: list[Dialogue],
 ) -> list[Played]:
-    """One method against one user, from disk if it was played before."""
+    """Return the dialogues of one method with one user, from disk if they were played before."""
     if path.exists():
         return read_played(path)
     played = play(make_policy(), make_user(), roots, config=run.config.evaluation)
@@ -94,7 +95,7 @@ def _cell(
 
 
 def _methods(run: Run) -> dict[str, Callable[[], Speaker]]:
-    """Each method as something that makes its policy when its turn has come."""
+    """Return the methods; each loads its policy when it is called."""
     policy = functools.partial(run.speaker, role="policy", seed_offset=EVALUATION_SEED)
 
     def searching(iterations: int) -> Speaker:
@@ -114,12 +115,12 @@ def _methods(run: Run) -> dict[str, Callable[[], Speaker]]:
     if run.config.evaluation.think:
         methods["imcts"] = functools.partial(searching, run.config.evaluation.think)
     for source in pair_sources(run.config):
-        methods[f"dpo_{source}"] = functools.partial(policy, policy_directory(run, source))
+        methods[f"dpo_{source}"] = functools.partial(policy, run.model_folder(f"dpo/{source}"))
     return methods
 
 
 def look_ahead(config: RunConfig, iterations: int) -> SearchConfig:
-    """The search of a method that looks ahead before each turn; of one iteration: best of n."""
+    """Return the search before each turn of a policy; one iteration is best of n."""
     settings = config.evaluation
     return SearchConfig(
         iterations=iterations,
@@ -128,30 +129,25 @@ def look_ahead(config: RunConfig, iterations: int) -> SearchConfig:
         max_turns=settings.max_turns,
         trees=settings.batch,
         c_uct=config.search.c_uct,
-        # What is tried again meets other reactions: a lucky one alone decides nothing.
+        # A revisited response gets further reactions, so that one lucky reaction weighs less.
         widening_exponent=0.8 if iterations > 1 else 0.0,
     )
 
 
 def _users(run: Run) -> dict[str, Callable[[], User]]:
-    """The search's simulator, the held-out one and, in the sandbox, the user itself."""
+    """Return the simulator of the search, the held-out one and, in the sandbox, the true user."""
     simulator = functools.partial(run.speaker, role="user", seed_offset=EVALUATION_SEED)
     users: dict[str, Callable[[], User]] = {
-        name: functools.partial(simulator, simulator_directory(run, name)) for name in SIMULATORS
+        name: functools.partial(simulator, run.model_folder(f"sft/{name}")) for name in SIMULATORS
     }
     if run.config.scenario == "sandbox":
         users["true"] = lambda: sandbox.TrueUser(run.config.seed + EVALUATION_SEED)
     return users
 
 
-def simulator_directory(run: Run, name: str) -> Path:
-    """Where one of `SIMULATORS` lies."""
-    return run.directory.simulator if name == "simulator" else run.directory.simulator_heldout
-
-
 def _fidelity(run: Run, name: str) -> dict[str, Any]:
     return fidelity(
-        run.speaker(simulator_directory(run, name), "user"),
+        run.speaker(run.model_folder(f"sft/{name}"), "user"),
         run.dialogues("test"),
         name=name,
         config=run.config.evaluation,

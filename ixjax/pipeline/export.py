@@ -1,8 +1,8 @@
-"""A model of a run as a folder that others load: Hugging Face's form, or PEFT's for adapters.
+"""Export of a model in Hugging Face's format, or of its adapter in PEFT's.
 
-Beside weights, tokenizer and chat template it holds what a model needs to speak as it did here:
-where its turns end and how they are drawn (`generation_config.json`), and what it is told first
-(`ixjax.json`), since a policy that was trained under one system text knows no other.
+Besides weights, tokenizer and chat template the folder has the sampling settings and end tokens
+(`generation_config.json`) and the policy's system text (`ixjax.json`), without which it would not
+speak as in the run.
 """
 
 from __future__ import annotations
@@ -24,26 +24,12 @@ from ixjax.models.lora import ADAPTER_CONFIG
 from ixjax.pipeline.checkpoints import RECORD, RECORD_SCHEMA, Checkpoint, export_record
 from ixjax.pipeline.metrics import TENSORBOARD, WANDB
 from ixjax.pipeline.run import Run
+from ixjax.pipeline.stages import stage_names
 
-# What a stage writes below a run directory: nothing of another's belongs there.
-# What an adapter was learned on, and belongs on again.
+# Base models that an adapter belongs on.
 CHECKPOINT_BASE = "the checkpoint of model.path"
 ALIGNED_BASE = "policy_sft of the same run, exported as a model"
-STAGE_FOLDERS = (
-    "data",
-    "tokenizer",
-    "policy_sft",
-    "simulator",
-    "simulator_heldout",
-    "trees",
-    "pairs_llama_factory",
-    "policy_dpo",
-    "evaluation",
-    "profile",
-    "rating",
-    TENSORBOARD,
-    WANDB,
-)
+OTHER_FOLDERS = ("profile", "rating", TENSORBOARD, WANDB)
 
 
 def export(
@@ -58,24 +44,24 @@ def export(
 ) -> dict[str, Any]:
     """Write a model of a run as a Hugging Face folder.
 
-    Of several processes each gives its shards, and the first one writes.
+    Every process gathers its shards, and the first one writes.
 
     Args:
-        run: whose model it is.
+        run: that the model belongs to.
         checkpoint: the model; adapters are merged into it.
-        folder: where to; one that an export of the same model wrote before is written anew.
-        adapter: write the adapter alone, in PEFT's form.
-        overwrite: write into a folder that holds something else, too: model weights in it are
-            replaced or removed, other files stay.
-        dtype: of the weights that are written; None: as they were trained.
-        mesh: where the model is read to.
+        folder: to write; an earlier export of the same model is replaced.
+        adapter: write the adapter only, in PEFT's format.
+        overwrite: write into a folder with other content: model weights in it are replaced or
+            removed, other files are kept.
+        dtype: of the written weights; None: as trained.
+        mesh: devices that hold the model.
 
     Returns:
-        The content of ixjax.json: what the model is, and the system text of a policy.
+        The content of ixjax.json, with the system text of a policy.
 
     Raises:
-        InputError: the folder holds something else or is part of a run, or `adapter` of a model
-            that has none.
+        InputError: the folder has other content or is part of a run, or the model has no adapter
+            to write.
     """
     folder = Path(folder)
     own = {"run": _run_id(run), "model": checkpoint.name}
@@ -83,12 +69,15 @@ def export(
     if not overwrite:
         _refuse_others_folder(folder, own)
     other = folder / (CONFIG if adapter else ADAPTER_CONFIG)
-    if other.exists():  # readers would put the adapter on the model beside it
-        raise io.InputError(f"{other}: a model and an adapter take a folder each; give another")
-    wait_for_all("an export may begin")  # all have seen the folder as it was
+    if other.exists():  # readers would load the adapter on top of the model
+        raise io.InputError(
+            f"{other}: found in the folder; expected a model or an adapter, not both. Give another "
+            "folder."
+        )
+    wait_for_all("an export may begin")  # every process has checked the folder
     model, template = checkpoint.load(mesh=mesh)
     if adapter and model.config.lora is None:
-        raise io.InputError(f"{checkpoint.path}: the model has no adapter; leave --adapter out")
+        raise io.InputError(f"{checkpoint.path}: the model has no adapter. Omit --adapter.")
     base = None if not adapter else ALIGNED_BASE if checkpoint.command == "dpo" else CHECKPOINT_BASE
     record = {
         "schema": RECORD_SCHEMA,
@@ -100,10 +89,10 @@ def export(
         "role": checkpoint.role,
         "system": run.scenario.policy_prompt if checkpoint.role == "policy" else None,
     }
-    if is_first():  # before the weights: an export that was cut off can be done again
+    if is_first():  # before the weights, so that an interrupted export can be repeated
         io.write_json(folder / RECORD, record)
     if adapter:
-        # Of a model of this run only who has the run knows where it is.
+        # A model of the run has no path that others could load.
         named = run.config.model.path if base == CHECKPOINT_BASE else None
         save_adapter(_in_type(model, dtype), folder, base=named)
     else:
@@ -116,16 +105,16 @@ def export(
 
 
 def _in_type(model: Transformer, dtype: DType | None) -> Transformer:
-    return model if dtype is None else cast(model, dtype)  # last: sums round once
+    return model if dtype is None else cast(model, dtype)  # after merging: weights round once
 
 
 def _run_id(run: Run) -> str:
-    """Tells runs of one machine apart, and says nothing about the machine."""
+    """Return an identifier of the run that reveals no path."""
     return io.fingerprint(run.directory.root.resolve())
 
 
 def _refuse_run_directory(folder: Path) -> None:
-    """An export over a run's own folders would mix its files with those that stages read."""
+    """Raise for a folder that a stage of a run reads or writes."""
     if folder.exists() and not folder.is_dir():
         raise io.InputError(f"{folder}: a file; expected a folder to write to")
     place = folder.resolve()
@@ -133,9 +122,9 @@ def _refuse_run_directory(folder: Path) -> None:
         files = io.RunDirectory(parent)
         inside = place.relative_to(parent).parts
         if files.config.is_file() and files.manifest.is_file():
-            if not inside or inside[0] in STAGE_FOLDERS:
+            if not inside or inside[0] in {*stage_names(files), *OTHER_FOLDERS}:
                 raise io.InputError(
-                    f"{folder}: belongs to the run directory {parent}; give a folder of its own"
+                    f"{folder}: belongs to the run directory {parent}. Give another folder."
                 )
             return
 
@@ -146,14 +135,14 @@ def _refuse_others_folder(folder: Path, own: Mapping[str, str]) -> None:
     remedy = "give another folder, or --overwrite to write into this one"
     record = export_record(folder)
     if record is None:
-        raise io.InputError(f"{folder}: holds something else than an export of ours; {remedy}")
+        raise io.InputError(f"{folder}: has other content than an export; {remedy}")
     if any(record.get(name) != value for name, value in own.items()):
         whose = "another run" if record.get("model") == own["model"] else repr(record.get("model"))
-        raise io.InputError(f"{folder}: holds an export of {whose}; {remedy}")
+        raise io.InputError(f"{folder}: has an export of {whose}; {remedy}")
 
 
 def _generation(template: ChatTemplate, sampling: SamplingConfig) -> dict[str, Any]:
-    """How `transformers.generate` draws turns as we do, in the words of its own settings."""
+    """Return the sampling settings as `transformers.generate` takes them."""
     drawn = {
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,

@@ -1,6 +1,6 @@
-"""Where metrics go beside metrics.jsonl: TensorBoard's event files, Weights & Biases.
+"""Metrics for TensorBoard and Weights & Biases, in addition to metrics.jsonl.
 
-Both are extras of the package, and are imported only where a run asks for them.
+Both are extras of the package, imported only if a run uses them.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from typing import Any, Protocol
 from ixjax import io
 
 TENSORBOARD, WANDB = "tensorboard", "wandb"  # folders of a run directory
-FLUSH_SECONDS = 1  # between writes of TensorBoard's events; a curve is looked at while it grows
+FLUSH_SECONDS = 1  # between writes of TensorBoard's events
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # by setting and extra
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricsConfig:
-    """Where metrics go beside metrics.jsonl."""
+    """Destinations of metrics besides metrics.jsonl."""
 
     tensorboard: bool = False
-    """Write them to RUN/tensorboard (pip install 'ixjax[tensorboard]')."""
+    """Write TensorBoard events to RUN/tensorboard (pip install 'ixjax[tensorboard]')."""
     wandb: str = ""
-    """Log to this project of Weights & Biases (pip install 'ixjax[wandb]'); empty: do not."""
+    """Log to this project of Weights & Biases (pip install 'ixjax[wandb]'); empty: none."""
 
 
 class Sink(Protocol):
-    """Takes the metrics that a stage reports."""
+    """A destination of metrics."""
 
     def log(self, stage: str, metrics: Mapping[str, Any]) -> None:
-        """Keep the numbers of one report; they are on disk a little later, or when all ends."""
+        """Record the numbers of one report; writing may be delayed."""
         ...
 
 
 def check_packages(config: MetricsConfig) -> None:
-    """Refuse a sink whose package is missing, before there is anything to log.
+    """Raise for a sink without its package.
 
     Raises:
         InputError: names the package and the extra that brings it.
@@ -56,12 +56,12 @@ def check_packages(config: MetricsConfig) -> None:
 def open_sinks(
     config: MetricsConfig, directory: io.RunDirectory, settings: Mapping[str, Any]
 ) -> list[Sink]:
-    """The sinks that a run asks for.
+    """Return the sinks of a run.
 
     Args:
-        config: which.
+        config: names them.
         directory: of the run.
-        settings: of the run, to be shown beside its curves.
+        settings: of the run, shown with its curves.
 
     Raises:
         InputError: see `check_packages`; or Weights & Biases can't be reached or logged in to.
@@ -76,10 +76,10 @@ def open_sinks(
 
 
 class TensorBoard:
-    """Event files; a curve is called STAGE/METRIC.
+    """TensorBoard events; a curve is named STAGE/METRIC.
 
     Args:
-        folder: where they are written.
+        folder: of the event files.
     """
 
     def __init__(self, folder: Path):
@@ -88,7 +88,7 @@ class TensorBoard:
         self._reports: Counter[str] = Counter()
 
     def log(self, stage: str, metrics: Mapping[str, Any]) -> None:
-        """See `Sink`; a report without a step is counted."""
+        """See `Sink`; a report without a step gets the number of earlier reports."""
         step = metrics.get("step", self._reports[stage])
         self._reports[stage] += 1
         for name, value in numbers(metrics):
@@ -96,11 +96,11 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One run of a project for each run directory; it goes on where the directory does.
+    """One W&B run per run directory, continued when the run is.
 
     Args:
         project: its name.
-        root: the run directory; what is kept on this machine lies in its folder `wandb`.
+        root: the run directory; local files are in its folder `wandb`.
         settings: of the run.
 
     Raises:
@@ -117,7 +117,7 @@ class WeightsAndBiases:
                 id=_run_id(root / WANDB / "run_id"),
                 resume="allow",
                 config=dict(settings),
-                settings=wandb.Settings(console="off"),  # the terminal is the progress bar's
+                settings=wandb.Settings(console="off"),  # the terminal shows the progress bar
             )
         except wandb.Error as error:
             raise io.InputError(
@@ -127,7 +127,7 @@ class WeightsAndBiases:
         self._stages: set[str] = set()
 
     def log(self, stage: str, metrics: Mapping[str, Any]) -> None:
-        """See `Sink`; every stage has steps of its own."""
+        """See `Sink`; every stage counts its own steps."""
         if stage not in self._stages:
             self._stages.add(stage)
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
@@ -135,7 +135,7 @@ class WeightsAndBiases:
 
 
 def numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a report, those of a part under the part's name: `engine/occupancy`."""
+    """Yield the numbers of a report, nested ones as `engine/occupancy`."""
     for name, value in metrics.items():
         if isinstance(value, Mapping):
             yield from numbers(value, f"{prefix}{name}/")
@@ -144,7 +144,7 @@ def numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _run_id(path: Path) -> str:
-    """The name of the directory's run there, drawn once: two directories may be called alike."""
+    """Return the W&B id of a run directory, drawn once: names of directories are not unique."""
     if not path.exists():
         io.write_text(path, uuid.uuid4().hex[:12])
     return io.read_text(path).strip()

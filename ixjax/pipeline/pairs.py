@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ixjax import io
-from ixjax.pipeline.run import Reporter, Run
+from ixjax.pipeline.reporter import Reporter
+from ixjax.pipeline.run import Run
 from ixjax.search import (
     PAIR_RULES,
     PAIRS_SCHEMA,

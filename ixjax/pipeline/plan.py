@@ -313,7 +313,7 @@ def _decode_seconds(
     if bandwidth is None:
         return None
     search = config.search if work.stage == "search" else _ahead(config)
-    rows = min(config.engine.rows, search.trees * search.games)
+    rows = min(config.engine.rows, search.trees * search.most_rollouts)
     steps = work.sampled / config.processes.count / (rows * OCCUPANCY)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     keys = rows / parts * context * kv_bytes(device_share(model, mesh))

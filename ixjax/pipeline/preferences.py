@@ -17,8 +17,8 @@ from ixjax.dialogue.preferences import (
     sound_preferences,
 )
 from ixjax.dialogue.readers.preferences import preference_format, read_preferences
-from ixjax.pipeline.inputs import PREFERENCES
 from ixjax.pipeline.run import Run
+from ixjax.pipeline.stages import PREFERENCES
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
 
 

@@ -12,8 +12,9 @@ from ixjax.dialogue.scenarios import Scenario
 from ixjax.dialogue.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from ixjax.dialogue.types import Dialogue
 from ixjax.models import check_hf
-from ixjax.pipeline.bases import check_vocabulary
-from ixjax.pipeline.run import CONDITIONS_SCHEMA, Reporter, Run
+from ixjax.pipeline.base_model import check_vocabulary
+from ixjax.pipeline.reporter import Reporter
+from ixjax.pipeline.run import CONDITIONS_SCHEMA, Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -1,7 +1,7 @@
-"""An open run directory: its configuration, what is finished in it, and what stages share.
+"""An open run directory: its configuration, its finished stages, and the objects that they share.
 
-Each stage states what it was made from as one fingerprint. A stage whose fingerprint stands in
-the manifest is not done again, so the same command continues an interrupted run.
+A finished stage is recorded in the manifest with the fingerprint of its inputs (`stages.py`). A
+stage with an unchanged fingerprint is not done again, so a command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import contextlib
 import dataclasses
 import functools
 import math
-import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -32,65 +31,24 @@ from ixjax.models import ModelConfig, Transformer
 from ixjax.parallel import describe, make_mesh
 from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.environment import versions
-from ixjax.pipeline.inputs import PREFERENCES, corpus_inputs, paths, sources, stage_inputs
+from ixjax.pipeline.inputs import corpus_inputs, paths, sources
 from ixjax.pipeline.metrics import Sink, open_sinks
+from ixjax.pipeline.stages import PREFERENCES, STAGES, Inputs
 from ixjax.training import Profiler, load_model
 
 CONDITIONS_SCHEMA = "ixjax.conditions"
-WARM_UP_SECONDS = 10.0  # between two words about a warm-up
-COMMANDS = {"pairs": "search"}  # of stages that are not named like the command that does them
-
-
-class Reporter(Protocol):
-    """Who is told how a stage goes; `ixjax.commands.progress` draws it."""
-
-    def start(self, stage: str, total: int | None, unit: str) -> None:
-        """A piece of work of `total` units begins."""
-        ...
-
-    def advance(self, count: int = 1, *, earlier: int = 0, **metrics: float) -> None:
-        """`count` units are done; metrics are the latest figures.
-
-        `earlier` units more were done before this start of the stage: they tell nothing of its
-        speed.
-        """
-        ...
-
-    def finish(self, **facts: Any) -> None:
-        """The piece of work is done."""
-        ...
-
-    def note(self, text: str) -> None:
-        """One line worth reading."""
-        ...
-
-
-class SilentReporter:
-    """A `Reporter` for programs that show no progress."""
-
-    def start(self, stage: str, total: int | None, unit: str) -> None:
-        """See `Reporter`."""
-
-    def advance(self, count: int = 1, *, earlier: int = 0, **metrics: float) -> None:
-        """See `Reporter`."""
-
-    def finish(self, **facts: Any) -> None:
-        """See `Reporter`."""
-
-    def note(self, text: str) -> None:
-        """See `Reporter`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run directory and what its stages share."""
+    """A run directory and the objects that its stages share."""
 
     config: RunConfig
     directory: io.RunDirectory
 
     @functools.cached_property
     def scenario(self) -> Scenario:
-        """Whose dialogues these are."""
+        """The scenario of the dialogues."""
         return get_scenario(self.config.scenario)
 
     @functools.cached_property
@@ -100,7 +58,7 @@ class Run:
 
     @property
     def devices(self) -> str:
-        """One line about the devices, for people."""
+        """The devices in one line, for people."""
         return describe(self.mesh)
 
     @functools.cached_property
@@ -109,20 +67,24 @@ class Run:
         return ChatTemplate.from_tokenizer(load_tokenizer(self.directory.tokenizer))
 
     def view(self, role: Role) -> View:
-        """How one side sees a dialogue."""
+        """Return how one side sees a dialogue."""
         return View(scenario=self.scenario, role=role, template=self.template)
 
     def dialogues(self, split: str) -> list[Dialogue]:
-        """The dialogues of one split: train, train_heldout, valid or test."""
+        """Return the dialogues of one split: train, train_heldout, valid or test."""
         return read_dialogues(self.directory.data / f"{split}.jsonl")
 
+    def model_folder(self, stage: str) -> Path:
+        """Return the folder of the model that a stage makes: `sft/policy`, `dpo/imcts`, ..."""
+        return STAGES[stage].model(self.directory)
+
     def load(self, directory: Path) -> Transformer:
-        """A trained model of this run."""
+        """Return a trained model of this run."""
         return load_model(directory, mesh=self.mesh)
 
     @functools.cached_property
-    def account(self) -> EngineStats:
-        """What the generation engines of this process have done."""
+    def engine_stats(self) -> EngineStats:
+        """Statistics of the generation engines of this process."""
         return EngineStats()
 
     @functools.cached_property
@@ -138,7 +100,7 @@ class Run:
             view,
             sampling,
             self.config.engine,
-            stats=self.account,
+            stats=self.engine_stats,
             pool=self._pools.get(model.config),
         )
         self._pools[model.config] = engine.pool
@@ -151,73 +113,26 @@ class Run:
             engine=engine,
         )
 
-    @contextlib.contextmanager
-    def engine_at_work(
-        self, stage: str, reporter: Reporter, warm_up: Callable[[], None] | None = None
-    ) -> Iterator[None]:
-        """Tell of the generation engines what they are, and after the block what they did.
-
-        Args:
-            stage: whose work it is.
-            reporter: is told.
-            warm_up: compiles all that the block needs; called where the settings ask for it.
-        """
-        engine, debug = self.config.engine, self.config.debug
-        before, started = self.account.copy(), time.monotonic()
-        if warm_up is not None and (engine.warm_up or debug.forbid_recompile):
-            with self._telling(f"{stage}: warming up", reporter):
-                warm_up()
-            compiled = (self.account - before).compilations
-            seconds = time.monotonic() - started
-            reporter.note(f"{stage}: warmed up, {compiled} programs in {seconds:.1f} s")
-            self.account.forbidden = debug.forbid_recompile
-            before, started = self.account.copy(), time.monotonic()
-        try:
-            yield
-        finally:
-            self.account.forbidden = False
-        report = (self.account - before).report(time.monotonic() - started)
-        self.log(stage, {"engine": report})
-        reporter.note(f"{stage}: {_engine_line(report)}")
-
-    @contextlib.contextmanager
-    def _telling(self, what: str, reporter: Reporter) -> Iterator[None]:
-        """Say every few seconds of a long block how many programs it has compiled."""
-        before, started, over = self.account.compilations, time.monotonic(), threading.Event()
-
-        def tell() -> None:
-            while not over.wait(WARM_UP_SECONDS):
-                count, seconds = self.account.compilations - before, time.monotonic() - started
-                reporter.note(f"{what}, {count} programs so far ({seconds:.0f} s)")
-
-        reporter.note(f"{what}: every size that may occur is compiled now")
-        teller = threading.Thread(target=tell, daemon=True)
-        teller.start()
-        try:
-            yield
-        finally:
-            over.set()
-            teller.join()
-
     def root(self, dialogue: Dialogue) -> Dialogue:
-        """Where the policy first moves under a dialogue's condition."""
+        """Return the beginning of a dialogue up to the policy's first turn."""
         return dialogue.before(0 if self.scenario.policy_opens else 1)
 
     def roots(self, split: str) -> list[Dialogue]:
-        """Where the policy first moves under each condition of a split: train or test."""
+        """Return the root of every condition of a split: train or test."""
         records = io.read_jsonl(self.directory.conditions, schema=CONDITIONS_SCHEMA)
         return [Dialogue.from_json(r["root"]) for r in records if r["split"] == split]
 
     def inputs(self, stage: str) -> str:
-        """The fingerprint of what a stage is made from now."""
-        return stage_inputs(stage, self.config, self._prepared, self.preferences_fingerprint)
+        """Return the fingerprint that a stage would have now."""
+        return Inputs(self.config, self._corpus, self.preferences_fingerprint).of(stage)
+
+    @functools.cached_property
+    def _corpus(self) -> str:
+        return corpus_inputs(self.config, self.sources)
 
     @functools.cached_property
     def sources(self) -> dict[str, object]:
-        """What the run is prepared from, path by path.
-
-        What is not at hand any more leaves what was prepared from it as it is.
-        """
+        """Content of the files that the run is prepared from; the recorded one of those removed."""
         recorded = self.recorded_sources
         given = {name: Path(path) for name, path in paths(self.config).items() if path}
         gone = {name for name, path in given.items() if not path.exists()} & recorded.keys()
@@ -225,44 +140,44 @@ class Run:
 
     @property
     def recorded_sources(self) -> Mapping[str, object]:
-        """What the run was prepared from, as the manifest has it; empty before that."""
+        """Content of these files at `prepare`; empty before it."""
         return (self.manifest.get("prepare") or {}).get("sources", {})
 
     @functools.cached_property
     def preferences_fingerprint(self) -> str:
-        """The fingerprint of the file of preferences; of one that is gone, as it was read."""
+        """Fingerprint of the file of preferences; the recorded one if the file was removed."""
         path = self.config.preferences.path
         if Path(path).is_file():
             return io.file_fingerprint(path)
         recorded = self.manifest.get(f"dpo/{PREFERENCES}") or {}
         return recorded.get("file", "") if path else ""
 
-    @functools.cached_property
-    def _prepared(self) -> str:
-        return corpus_inputs(self.config, self.sources)
+    @property
+    def manifest(self) -> io.Manifest:
+        """The record of finished stages, read anew."""
+        return io.Manifest.load(self.directory.manifest)
 
     def require(self, *stages: str) -> None:
-        """See to it that stages are finished, and from what they would be made from now.
+        """Raise unless each stage is finished and up to date.
 
         Raises:
-            InputError: one is not; names the command that does it.
+            InputError: names the first that is not, and the command that runs it.
         """
-        for stage in stages:
-            entry = self.manifest.get(stage)
-            command = COMMANDS.get(stage, stage.partition("/")[0])
-            if entry is None or not all(path.exists() for path in self._outputs(stage)):
+        for name in stages:
+            stage, record = STAGES[name], self.manifest.get(name)
+            if record is None or not stage.finished(self.directory):
                 state = "is not finished here"
-            elif entry["inputs"] != self.inputs(stage):
+            elif record["inputs"] != self.inputs(name):
                 state = "was made from other data or settings than the present ones"
             else:
                 continue
             raise io.InputError(
-                f"{self.directory.root}: {stage} {state}; run `ixjax {command}` with the same "
+                f"{self.directory.root}: {name} {state}; run `ixjax {stage.command}` with the same "
                 "--config and --out first"
             )
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """What the manifest holds of a finished stage.
+        """Return the manifest's record of a finished stage.
 
         Raises:
             InputError: see `require`.
@@ -270,38 +185,16 @@ class Run:
         self.require(stage)
         return dict(self.manifest.stages[stage])
 
-    def _outputs(self, stage: str) -> list[Path]:
-        """What a finished stage has left, by which it is known to be still there."""
-        d, (kind, _, which) = self.directory, stage.partition("/")
-        return {
-            "prepare": [d.data, d.conditions, d.tokenizer],
-            "sft": [d.root / ("policy_sft" if which == "policy" else which) / "model"],
-            "search": [d.all_trees],
-            "pairs": [d.pairs, d.human_pairs],
-            "dpo": [d.policy_dpo / which / "model"],
-            "evaluate": [d.evaluation],
-        }[kind]
-
-    def _has_states(self, stage: str) -> bool:
-        """Whether a training has left something to continue from."""
-        return any(any(path.parent.glob("steps/*")) for path in self._outputs(stage))
-
-    @property
-    def manifest(self) -> io.Manifest:
-        """What is finished, read anew."""
-        return io.Manifest.load(self.directory.manifest)
-
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any] | None]:
-        """Do a piece of work once.
+        """Do the work of a stage once.
 
         Yields:
-            A dictionary for facts to record with the finished stage; None where the manifest
-            holds it already, made from the same inputs, and its output is still there.
+            A dictionary for facts to record with the finished stage; None if it is finished and up
+            to date.
         """
-        inputs = self.inputs(name)
-        there = all(path.exists() for path in self._outputs(name))
-        if there and self.manifest.is_done(name, inputs):
+        stage, inputs = STAGES[name], self.inputs(name)
+        if stage.finished(self.directory) and self.manifest.is_done(name, inputs):
             yield None
             return
         if is_first():
@@ -311,7 +204,7 @@ class Run:
         try:
             yield facts
         except BaseException:
-            if is_first() and not self._has_states(name):
+            if is_first() and not stage.resumable(self.directory):
                 self.manifest.forget(name)
             raise
         seconds = round(time.monotonic() - started, 1)
@@ -321,10 +214,7 @@ class Run:
                 self.manifest.record(name, inputs, made_with=made_with, seconds=seconds, **facts)
 
     def log(self, stage: str, metrics: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl, and tell the sinks that the run asks for.
-
-        Of processes that train together the first one does.
-        """
+        """Append a line to metrics.jsonl and pass it to the sinks; the first process does."""
         if not is_first():
             return
         finite = {
@@ -343,38 +233,8 @@ class Run:
         return open_sinks(self.config.metrics, self.directory, settings)
 
     def profiler(self, stage: str) -> Profiler:
-        """Traces the steps of a training that the run asks for."""
+        """Return the profiler of a training, for the steps that the settings name."""
         folder = self.directory.root / "profile" / stage
         if jax.process_count() > 1:
             folder /= f"process-{jax.process_index()}"
         return Profiler(self.config.profile, folder)
-
-
-def tell_steps(
-    reporter: Reporter, what: str, metrics: dict[str, Any], *, shown: Sequence[str]
-) -> None:
-    """Tell of a training's steps, and once where an interrupted one goes on.
-
-    Args:
-        reporter: is told.
-        what: the training.
-        metrics: as the trainer reports them; `resumed_at` is taken out.
-        shown: which of them a person watches.
-    """
-    earlier = metrics.pop("resumed_at", 0)
-    if earlier:
-        reporter.note(f"{what}: continued behind step {earlier} of {metrics['steps']}")
-    figures = {name: metrics[name] for name in shown if metrics.get(name) is not None}
-    reporter.advance(metrics["steps_since"] - earlier, earlier=earlier, **figures)
-
-
-def _engine_line(report: Mapping[str, float]) -> str:
-    shares = ", ".join(
-        f"{name} {100 * report[f'{name}_share']:.0f} %"
-        for name in ("prefill", "decode", "score", "host")
-    )
-    return (
-        f"{report['tokens_per_second']:,.0f} tokens/s, "
-        f"occupancy {100 * report['occupancy']:.0f} %, "
-        f"{report['compilations']:.0f} compilations ({report['compile_seconds']:.1f} s); {shares}"
-    )

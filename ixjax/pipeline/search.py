@@ -7,7 +7,8 @@ from typing import Any
 
 from ixjax import io
 from ixjax.pipeline.pairs import take_pairs
-from ixjax.pipeline.run import Reporter, Run
+from ixjax.pipeline.reporter import Reporter
+from ixjax.pipeline.run import Run
 from ixjax.pipeline.trees import grow_trees
 from ixjax.search import TREE_SCHEMA, FinishedTree
 

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
 from typing import Any
 
-from ixjax.dialogue.types import Role
 from ixjax.models import Transformer, init_model, load_hf
-from ixjax.pipeline.bases import check_vocabulary
-from ixjax.pipeline.inputs import speaker_seed
-from ixjax.pipeline.run import Reporter, Run, tell_steps
+from ixjax.pipeline.base_model import check_vocabulary
+from ixjax.pipeline.reporter import Reporter, report_step
+from ixjax.pipeline.run import Run
 from ixjax.pipeline.sharding import tell_sharding
+from ixjax.pipeline.stages import SPEAKERS, STAGES, speaker_seed
 from ixjax.training import sft_examples, train_sft
 
 SHOWN = ("loss", "validation_loss")  # to who watches a training
-
-
-@dataclasses.dataclass(frozen=True)
-class SpeakerPlan:
-    """One of the three models that SFT trains."""
-
-    name: str
-    directory: Path
-    role: Role
-    split: str
-
-
-def speaker_plans(run: Run) -> list[SpeakerPlan]:
-    """Policy and simulator learn from the same dialogues, the held-out simulator from others."""
-    directory = run.directory
-    return [
-        SpeakerPlan("policy", directory.policy_sft, "policy", "train"),
-        SpeakerPlan("simulator", directory.simulator, "user", "train"),
-        SpeakerPlan("simulator_heldout", directory.simulator_heldout, "user", "train_heldout"),
-    ]
 
 
 def train_speakers(run: Run, reporter: Reporter) -> dict[str, Any]:
@@ -44,16 +22,18 @@ def train_speakers(run: Run, reporter: Reporter) -> dict[str, Any]:
         The last metrics of each model by name.
     """
     run.require("prepare")
-    return {plan.name: _train(run, plan, reporter) for plan in speaker_plans(run)}
+    return {name: _train(run, name, reporter) for name in SPEAKERS}
 
 
-def _train(run: Run, plan: SpeakerPlan, reporter: Reporter) -> dict[str, Any]:
-    config = run.config
-    stage, seed = f"sft/{plan.name}", speaker_seed(plan.name, config.seed)
-    with run.stage(stage) as facts:
+def _train(run: Run, name: str, reporter: Reporter) -> dict[str, Any]:
+    config, stage = run.config, STAGES[f"sft/{name}"]
+    what, seed = f"sft {name}", speaker_seed(name, config.seed)
+    with run.stage(stage.name) as facts:
         if facts is None:
-            return run.facts(stage)
-        view = run.view(plan.role)
+            return run.facts(stage.name)
+        assert stage.role is not None
+        view = run.view(stage.role)
+        split = "train_heldout" if name == "simulator_heldout" else "train"
         rate = config.sft.prefix_outcome_rate
         train, valid = (
             sft_examples(
@@ -63,19 +43,19 @@ def _train(run: Run, plan: SpeakerPlan, reporter: Reporter) -> dict[str, Any]:
                 prefix_outcome_rate=rate,
                 seed=seed,
             )
-            for split in (plan.split, "valid")
+            for split in (split, "valid")
         )
 
         def on_step(metrics: dict[str, Any]) -> None:
-            tell_steps(reporter, f"sft {plan.name}", metrics, shown=SHOWN)
-            run.log(stage, metrics)
+            report_step(reporter, what, metrics, shown=SHOWN)
+            run.log(stage.name, metrics)
             facts.update(metrics)
 
         facts["examples"] = len(train)
         facts["dropped_turns"] = sum(example.dropped_turns for example in train)
         model = initial_model(run, seed=seed)
-        tell_sharding(reporter, f"sft {plan.name}", model.config, config.sft, run.mesh)
-        reporter.start(f"sft {plan.name}", config.sft.steps, "steps")
+        tell_sharding(reporter, what, model.config, config.sft, run.mesh)
+        reporter.start(what, config.sft.steps, "steps")
         train_sft(
             model,
             train,
@@ -83,14 +63,14 @@ def _train(run: Run, plan: SpeakerPlan, reporter: Reporter) -> dict[str, Any]:
             config.sft,
             mesh=run.mesh,
             seed=seed,
-            directory=plan.directory,
+            directory=stage.model(run.directory),
             on_step=on_step,
             checkpoints=config.checkpoints,
             resume=config.resume,
-            profiler=run.profiler(stage),
+            profiler=run.profiler(stage.name),
         )
         reporter.finish(**{name: facts[name] for name in SHOWN if name in facts})
-    return run.facts(stage)
+    return run.facts(stage.name)
 
 
 def initial_model(run: Run, *, seed: int) -> Transformer:

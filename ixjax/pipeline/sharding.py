@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from ixjax.models import ModelConfig
 from ixjax.models.placement import PlacedWeight, describe_sharding
-from ixjax.pipeline.run import Reporter
+from ixjax.pipeline.reporter import Reporter
 from ixjax.training import TrainerConfig
 from ixjax.training.steps import trained_paths
 

@@ -17,7 +17,9 @@ from typing import Any
 from ixjax import io
 from ixjax.dialogue.types import Dialogue
 from ixjax.generation import EngineStats
-from ixjax.pipeline.run import Reporter, Run
+from ixjax.pipeline.engine_work import engine_at_work
+from ixjax.pipeline.reporter import Reporter
+from ixjax.pipeline.run import Run
 from ixjax.search import (
     TREE_SCHEMA,
     FinishedTree,
@@ -125,9 +127,9 @@ def _search(
         in_order=False,
     )
     warmed = functools.partial(warm_up, policy, simulator, roots, config)
-    with run.engine_at_work("search", reporter, warmed):
+    with engine_at_work(run, "search", reporter, warmed):
         records, flushed = [], time.monotonic()
-        forecast = _Forecast(len(roots), config.trees, reporter, run.account)
+        forecast = _Forecast(len(roots), config.trees, reporter, run.engine_stats)
         for tree in trees:
             records.append(tree.to_json())
             reporter.advance(nodes=len(tree.nodes), root_value=tree.nodes[0].value)

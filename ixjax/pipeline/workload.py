@@ -13,8 +13,8 @@ import statistics
 from ixjax.generation.outcomes import OUTCOME_TOKENS
 from ixjax.padding import round_up
 from ixjax.pipeline.config import RunConfig
-from ixjax.pipeline.inputs import SIMULATORS, SOURCES, SPEAKERS
 from ixjax.pipeline.run import Run
+from ixjax.pipeline.stages import SIMULATORS, SOURCES, SPEAKERS
 from ixjax.training.pair_rows import LENGTH_STEP
 
 SAMPLED_DIALOGUES = 64  # of which turns are counted
@@ -113,7 +113,7 @@ def pair_tokens(config: RunConfig) -> int:
 
 def _search(config: RunConfig, corpus: Corpus) -> Work:
     search = config.search
-    games = corpus.searched * search.iterations * search.games
+    games = corpus.searched * search.iterations * search.most_rollouts
     return _talk("search", corpus, roots=corpus.searched, games=games, turns=search.max_turns)
 
 

@@ -1,9 +1,9 @@
-"""Rendered examples into rows of one shape.
+"""Rendered examples packed into rows of one shape.
 
-Several examples share a row, told apart by segment ids, so that hardly a position is wasted. A row
-lists the positions whose next token is scored, so that the LM head is applied there alone. The
-batch of a step is a function of (seed, step), through grain's random access: a resumed training
-sees what it would have seen. `ixjax.training.pair_rows` makes rows of preference pairs.
+Several examples share a row and are separated by segment ids, so that few positions are padding. A
+row lists the positions whose next token is scored, so that the LM head is applied to these only.
+The batch of a step is a function of (seed, step), through grain's random access: a resumed training
+takes the same batches. `ixjax.training.pair_rows` makes rows of preference pairs.
 
 Axes: N rows, T positions, S scored positions.
 """
@@ -26,7 +26,7 @@ from ixjax.padding import round_up
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Token sequences and which of their tokens are scored; axes may stand before `N`.
+    """Token sequences and their scored positions; `N` may have leading axes.
 
     tokens: `[N, T]` int32.
     positions: `[N, T]` int32, restarting with each segment.
@@ -47,38 +47,38 @@ class Rows:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens, padding left out (host arrays only)."""
+        """Number of tokens without padding (host arrays only)."""
         return int(np.count_nonzero(self.segment_ids))
 
     @property
     def num_scored(self) -> int:
-        """Tokens that are scored (host arrays only)."""
+        """Number of scored tokens (host arrays only)."""
         return int(np.count_nonzero(self.weights))
 
 
 @dataclasses.dataclass(frozen=True)
-class Segment:
-    """Tokens that follow each other in a row.
+class RowSegment:
+    """Consecutive tokens of a row.
 
-    tokens: theirs.
-    targets: which of them are scored, ascending. The first token, 0, only where one stands before.
-    start: position of the first.
-    behind: how many segments in front of this one that one ends which this one continues; 0: none.
-    shared: how many of the segments that follow see this one too.
+    tokens: the tokens.
+    targets: indices of the scored tokens, ascending; index 0 needs a segment to continue.
+    start: position of the first token.
+    continues: this segment continues the one this many places before it; 0: none.
+    shared: number of following segments that also see this one.
     """
 
     tokens: Sequence[int]
     targets: np.ndarray
     start: int = 0
-    behind: int = 0
+    continues: int = 0
     shared: int = 0
 
 
 def pack(examples: Sequence[Rendered], *, length: int) -> Rows:
-    """First-fit decreasing: each example goes to the first row that has room for it.
+    """Pack examples by first-fit decreasing: each goes to the first row with room for it.
 
     Args:
-        examples: what to train on.
+        examples: the training examples.
         length: T, tokens a row.
 
     Raises:
@@ -90,7 +90,7 @@ def pack(examples: Sequence[Rendered], *, length: int) -> Rows:
     if longest > length:
         raise InputError(f"an example has {longest} tokens; a row holds {length}")
     rows = first_fit([len(example.tokens) for example in examples], length)
-    segments = [Segment(e.tokens, np.flatnonzero(e.scored[1:]) + 1) for e in examples]
+    segments = [RowSegment(e.tokens, np.flatnonzero(e.scored[1:]) + 1) for e in examples]
     most = max(sum(len(segments[i].targets) for i in members) for members in rows)
     if not most:
         raise InputError("no token of the training examples is scored: there is nothing to learn")
@@ -101,10 +101,10 @@ def pack(examples: Sequence[Rendered], *, length: int) -> Rows:
 
 
 def first_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
-    """First-fit decreasing: members of each row of `length`, none of them larger."""
+    """Return the members of each row of `length`, by first-fit decreasing."""
     room: list[int] = []
     rows: list[list[int]] = []
-    first_open = 0  # rows in front are full long before the last are opened
+    first_open = 0  # all rows before it are full
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         row = next((r for r in range(first_open, len(rows)) if room[r] >= sizes[i]), len(rows))
         if row == len(rows):
@@ -118,17 +118,17 @@ def first_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
 
 
 def fill_rows(
-    rows: Sequence[Sequence[Segment]], *, length: int, scored: int
+    rows: Sequence[Sequence[RowSegment]], *, length: int, scored: int
 ) -> tuple[Rows, np.ndarray]:
-    """Segments into arrays.
+    """Write segments into arrays.
 
     Args:
-        rows: of each row, in order.
+        rows: the segments of each row, in order.
         length: T.
         scored: S.
 
     Returns:
-        The rows, and `[N, S]` int32, from 0: which segment of its row a scored token is of.
+        The rows, and `[N, S]` int32: the index, from 0, of each scored token's segment in its row.
     """
     tokens, positions, segment_ids, shared_to = (
         np.zeros((len(rows), length), np.int32) for _ in range(4)
@@ -148,7 +148,7 @@ def fill_rows(
             new = slice(filled, filled + len(at))
             scored_at[n, new] = start + at - 1
             if len(at) and at[0] == 0:
-                scored_at[n, filled] = ends[number - segment.behind] - 1
+                scored_at[n, filled] = ends[number - segment.continues] - 1
             targets[n, new] = tokens[n, start + at]
             weights[n, new] = 1.0
             owners[n, new] = number
@@ -158,12 +158,12 @@ def fill_rows(
 
 
 def num_rows(batch: Any) -> int:
-    """Size of the leading axis."""
+    """Return the size of the leading axis."""
     return len(jax.tree.leaves(batch)[0])
 
 
 def pad_rows(batch: Any, *, multiple: int) -> Any:
-    """Append rows of zeros (no weight) until their number is a multiple."""
+    """Append rows of zeros, which have no weight, up to a multiple."""
     missing = -num_rows(batch) % multiple
     return jax.tree.map(
         lambda x: np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)]), batch
@@ -171,34 +171,34 @@ def pad_rows(batch: Any, *, multiple: int) -> Any:
 
 
 def tree_bytes(tree: Any) -> list[bytes]:
-    """Content of every array, for a fingerprint."""
+    """Return the bytes of every array, for a fingerprint."""
     return [np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def take(batch: Any, index: np.ndarray) -> Any:
-    """Some rows of a batch."""
+    """Return the rows of a batch at these indices."""
     return jax.tree.map(lambda x: x[index], batch)
 
 
 def in_batches(rows: Any, *, batch_size: int) -> list[Any]:
-    """All rows in order; the last batch is filled up with rows that have no weight."""
+    """Return all rows in order; rows without weight complete the last batch."""
     rows = pad_rows(rows, multiple=batch_size)
     starts = range(0, num_rows(rows), batch_size)
     return [take(rows, np.arange(start, start + batch_size)) for start in starts]
 
 
 def shuffled_numbers(size: int, *, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
-    """The rows of a step: each once an epoch, in an order of its own each epoch.
+    """Return the rows of each step: every row once per epoch, in a new order each epoch.
 
-    Batches cross from epoch to epoch without a gap.
+    A batch may contain the end of one epoch and the beginning of the next.
 
     Args:
-        size: of all rows.
+        size: number of rows.
         batch_size: rows a step.
         seed: of the order.
 
     Returns:
-        Step to `[batch_size]` numbers of rows.
+        Step -> `[batch_size]` row numbers.
     """
     order = endless_shuffle(size, seed)
 
@@ -210,6 +210,6 @@ def shuffled_numbers(size: int, *, batch_size: int, seed: int) -> Callable[[int]
 
 
 def endless_shuffle(size: int, seed: int) -> Callable[[int], int]:
-    """0 .. size-1 in an order of its own each epoch, random access by index."""
+    """Return index -> number in 0 .. size-1, shuffled anew each epoch."""
     order: Any = grain.MapDataset.range(size).seed(seed % 2**32).shuffle().repeat()
     return lambda index: int(order[index])

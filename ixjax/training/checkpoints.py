@@ -1,11 +1,10 @@
-"""The states of a training that goes on, on disk, through Orbax.
+"""States of an unfinished training on disk, through Orbax.
 
-They lie beside the finished model (`ixjax.training.saved_models`), under `steps/`. Each is written
-in the background, to a temporary name, and renamed: one that was cut off while it was written is
-never read. It holds parameters, optimiser state, the best parameters yet, and the step; with a
-training's `inputs` (the fingerprint of its configuration, seed and data) that is all there is to
-know, since the batch of a step is a function of (seed, step), and nothing else is drawn. Arrays are
-read into whatever shards the mesh of the day asks for. https://orbax.readthedocs.io
+They are stored under `steps/`, next to the finished model (`ixjax.training.saved_models`). Each is
+written asynchronously to a temporary name and renamed: a partial state is never read. A state holds
+parameters, optimiser state, best parameters and progress. With the training's `inputs` (the
+fingerprint of its configuration, seed and data) this is complete: the batch of a step is a function
+of (seed, step). Arrays are restored to the shards of the present mesh. https://orbax.readthedocs.io
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Progress:
-    """What a training knows of itself beside its arrays.
+    """The state of a training without its arrays.
 
-    step: optimiser steps done.
-    best_loss: lowest validation loss yet.
+    step: finished optimiser steps.
+    best_loss: lowest validation loss so far.
     without_gain: validations since then.
     stopped: early stopping has ended it.
     """
@@ -49,7 +48,7 @@ class Progress:
     stopped: bool = False
 
     def improve(self, loss: float, patience: int) -> bool:
-        """Note a validation loss; whether it is the best yet."""
+        """Record a validation loss; return whether it is the best so far."""
         if loss < self.best_loss:
             self.best_loss, self.without_gain = loss, 0
             return True
@@ -60,12 +59,12 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Which states of a training that goes on are kept."""
+    """States that an unfinished training keeps."""
 
     keep: int = 2
-    """Newest states that are kept: one to continue from, and others in case that one is damaged."""
+    """Newest states kept: one to continue from, the others in case it is damaged."""
     keep_best: int = 0
-    """States of the lowest validation losses that are kept besides, until the training is over."""
+    """States of the lowest validation losses also kept, until the training is finished."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
@@ -74,23 +73,23 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ResumeConfig:
-    """What an interrupted training may continue from."""
+    """States that an interrupted training may continue from."""
 
     allow_older: bool = False
-    """Where the newest state is damaged, remove it and continue from the one before."""
+    """If the newest state is damaged, remove it and continue from the one before."""
 
 
 class TrainingCheckpoints:
-    """The states of one training: written while it goes on, and continued from.
+    """Saves and restores the states of one training.
 
-    To be used as a context, which ends when the last state is on disk. All processes call the same
-    methods in the same order.
+    A context manager that exits when the last state is on disk. All processes call the same methods
+    in the same order.
 
     Args:
-        directory: of the training; states lie in `directory/steps`.
-        inputs: fingerprint of what the training is made from; states of another are discarded.
-        config: which are kept.
-        resume: what may be continued from.
+        directory: of the training; states are stored in `directory/steps`.
+        inputs: fingerprint of the training; states with another one are discarded.
+        config: states to keep.
+        resume: states to continue from.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class TrainingCheckpoints:
         self._config = config or CheckpointConfig()
         self._resume = resume or ResumeConfig()
         self._orbax: ocp.training.Checkpointer | None = None
-        self._writing: tuple[int, Any] | None = None  # step, and what Orbax says once it is written
+        self._writing: tuple[int, Any] | None = None  # step, and Orbax's pending response
         self._newest = 0  # step of the newest state
 
     def __enter__(self) -> TrainingCheckpoints:
@@ -116,21 +115,21 @@ class TrainingCheckpoints:
     def __exit__(self, kind: type[BaseException] | None, *exc: Any) -> None:
         failed = kind is not None
         if failed and jax.process_count() > 1:
-            return  # whoever failed must not wait for the others, who may wait for it
-        # What was raised is worth more than what becomes of a state after it.
+            return  # a failed process must not wait for the others, which may wait for it
+        # The first error is reported, not that of a state saved after it.
         with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
             self.wait()
             self._close()
 
     def latest(self, abstract_state: Any, abstract_best: Any) -> tuple[Any, Any, Progress] | None:
-        """State, best parameters and progress of the newest whole checkpoint of this training.
+        """Restore state, best parameters and progress from the newest state of this training.
 
         Args:
             abstract_state: (params, optimiser state) as `jax.ShapeDtypeStruct` with shardings.
-            abstract_best: the parameters alike, or None where no best ones are kept.
+            abstract_best: the parameters in the same form; None without validation.
 
         Raises:
-            InputError: the newest is damaged, and no older one is there or may be used.
+            InputError: the newest is damaged, and there is no older one or it may not be used.
         """
         checkpointer = self._open()
         steps = [checkpoint.step for checkpoint in checkpointer.checkpoints][::-1]
@@ -154,10 +153,10 @@ class TrainingCheckpoints:
     def _read(
         self, checkpointer: ocp.training.Checkpointer, step: int, state: Any, best: Any
     ) -> tuple[Any, Any, Progress] | None:
-        """What was saved at a step; None of another training."""
+        """Return the state of a step; None if it belongs to another training."""
         kept = checkpointer.metadata(step).custom_metadata
         if not isinstance(kept, dict) or "inputs" not in kept:
-            raise ValueError("it does not say of which training it is")
+            raise ValueError("its metadata name no training")
         if kept["inputs"] != self._inputs:
             return None
         tree = checkpointer.load(step, _to_tree(state, best))
@@ -167,7 +166,7 @@ class TrainingCheckpoints:
 
     @property
     def _may_use_older(self) -> bool:
-        # Of several processes some may find damage where others do not: all of them end.
+        # With several processes, damage may be visible to some of them only.
         return self._resume.allow_older and jax.process_count() == 1
 
     def _remedy(self, older: int | None) -> str:
@@ -179,15 +178,15 @@ class TrainingCheckpoints:
     def save(
         self, state: Any, best: Any, progress: Progress, *, validation_loss: float | None = None
     ) -> None:
-        """Write the state after `progress.step` steps in the background.
+        """Save the state after `progress.step` steps asynchronously.
 
-        It may be donated to the next step at once: what is written was copied.
+        The state is copied first, so that the next step may take it as a donated argument.
 
         Args:
             state: (params, optimiser state).
-            best: parameters of the best validation yet, or None.
+            best: parameters of the best validation so far, or None.
             progress: of the training.
-            validation_loss: of this very state, where it is known.
+            validation_loss: of this state, if known.
 
         Raises:
             OSError: this state, or the one before, could not be written.
@@ -206,22 +205,22 @@ class TrainingCheckpoints:
                 _to_tree(state, best),
                 metrics=metrics,
                 custom_metadata=facts,
-                force=True,  # it has been decided: no policy of Orbax's is asked
+                force=True,  # the trainer decides when to save, not a policy of Orbax
             )
         self._writing, self._newest = (progress.step, response), progress.step
 
     @property
     def keeps_best(self) -> bool:
-        """Whether states of low validation losses are kept: then each validation is saved."""
+        """Whether the states of the lowest validation losses are kept, so each is saved."""
         return self._config.keep_best > 0
 
     def newest_step(self) -> int | None:
-        """Steps behind the newest state, once it is on disk; None where there is none."""
+        """Return the step of the newest state, once it is on disk; None if there is none."""
         self.wait()
         return self._newest or None
 
     def check(self) -> None:
-        """Raise what befell the state that is being written, once that is known; never waits.
+        """Re-raise a failed asynchronous save; does not block.
 
         Raises:
             OSError: it could not be written.
@@ -230,7 +229,7 @@ class TrainingCheckpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Until the state that is being written is on disk.
+        """Wait until the state is on disk.
 
         Raises:
             OSError: it could not be written.
@@ -250,11 +249,11 @@ class TrainingCheckpoints:
             states = ", ".join(sorted(whole, key=int)) or "none"
             raise OSError(
                 f"{self._root}: the state of step {step} could not be written "
-                f"({first_line(root_cause(error))}); whole ones are there of steps: {states}"
+                f"({first_line(root_cause(error))}); complete states: {states}"
             ) from error
 
     def finish(self, params: Any, config: ModelConfig) -> None:
-        """Write the final model, then drop the states."""
+        """Write the final model, then remove the states."""
         self.wait()
         save_params(params, config, self._root.parent, inputs=self._inputs)
         self.discard()
@@ -277,7 +276,7 @@ class TrainingCheckpoints:
             )
             policy: Any = kept.AnyPreservationPolicy([kept.LatestN(self._config.keep), best])
             self._root.mkdir(parents=True, exist_ok=True)
-            # At once: where a folder can't be made, Orbax's threads would wait for it in vain.
+            # Synchronous: Orbax's threads would wait forever for a folder that can't be made.
             folders_first = ocp.options.AsyncOptions(create_directories_asynchronously=False)
             self._orbax = ocp.training.Checkpointer(
                 str(self._root),
@@ -294,6 +293,6 @@ class TrainingCheckpoints:
 
 
 def _to_tree(state: Any, best: Any) -> dict[str, Any]:
-    """State leaves by number, so that a checkpoint depends on no type of Optax's."""
+    """Return the leaves of a state by number, so that files depend on no type of Optax."""
     leaves = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
     return {"state": leaves} | ({} if best is None else {"best": best})

@@ -1,7 +1,7 @@
 """Direct preference optimisation of the policy on rendered pairs.
 
-The reference's log-probabilities are computed once and go with the pairs, so the reference model
-is never in memory while the policy trains. `ixjax.training.objectives` has the losses.
+The reference's log-probabilities are computed once, before the policy trains, so that only one of
+the two models is in memory. `ixjax.training.objectives` has the losses.
 
 Axes: P pairs, R rows, S scored positions, M pairs of a row.
 """
@@ -148,7 +148,7 @@ class PairObjective:
     def _losses(
         self, batch: PairRows, logprobs: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """`[R, M]` losses, and rewards of both responses."""
+        """Return `[R, M]` losses, and rewards of both responses."""
         reference = batch.reference
         if self.length_normalized:
             lengths = jnp.maximum(jnp.stack(response_lengths(batch), axis=-1), 1.0)
@@ -164,20 +164,20 @@ class PairObjective:
 
 
 def response_logprobs(model: Transformer, batch: PairRows, *, remat: Remat = "none") -> jax.Array:
-    """`[R, M, 2]` log-probability of each response given its prompt, summed over its tokens."""
+    """Return the `[R, M, 2]` log-probability of each response given its prompt, summed."""
     logprobs = scored_logprobs(model, batch.rows, remat=remat)
     scored = batch.rows.weights > 0
     return jnp.stack(_of_responses(batch, jnp.where(scored, logprobs, 0.0)), axis=-1)
 
 
 def response_lengths(batch: PairRows) -> tuple[jax.Array, jax.Array]:
-    """`[R, M]` each: tokens of the chosen and of the rejected responses."""
+    """Return the `[R, M]` numbers of tokens of the chosen and of the rejected responses."""
     return _of_responses(batch, batch.rows.weights)
 
 
 def _of_responses(batch: PairRows, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sums of `[R, S]` values over the tokens of the chosen and the rejected responses."""
-    # A pair brings a prompt and two responses at the most.
+    """Sum `[R, S]` values over the tokens of the chosen and of the rejected responses."""
+    # A pair has at most a prompt and two responses.
     segments = 3 * batch.chosen.shape[1]
     sums = jax.vmap(functools.partial(jax.ops.segment_sum, num_segments=segments))(
         jnp.asarray(values), jnp.asarray(batch.segments)
@@ -192,7 +192,7 @@ def _of_responses(batch: PairRows, values: jax.Array) -> tuple[jax.Array, jax.Ar
 def reference_logprobs(
     model: Transformer, pairs: Sequence[RenderedPair], config: DPOConfig, *, mesh: Mesh
 ) -> np.ndarray:
-    """What the reference says of every pair: `[P, 2]` float32, in the order of `pairs`.
+    """Return the log-probabilities of pairs under the reference, `[P, 2]` float32.
 
     Raises:
         InputError: there is no pair, or one is too long.
@@ -201,7 +201,7 @@ def reference_logprobs(
     params = place_params(model, mesh)
     batches = _batches(model, pairs, _in_order(len(pairs), config), config, mesh)
     found = np.zeros((len(pairs), 2), np.float32)
-    # Fetched behind the loop: the host goes on to the next batch while devices compute.
+    # Fetched after the loop: the host prepares the next batch while devices compute.
     of_batches = [
         evaluate(params, place_batch(batches.make(n, found), mesh)) for n in range(len(batches))
     ]
@@ -248,37 +248,37 @@ def train_dpo(
     resume: ResumeConfig | None = None,
     profiler: Profiler | None = None,
 ) -> Transformer:
-    """Align `model`, which is the reference too; resumes from `directory`.
+    """Align `model`, which is also the reference; resumes from `directory`.
 
     Args:
-        model: the SFT policy; the same at every call that is to resume. Of one with adapters these
-            alone learn.
+        model: the SFT policy; the same at every call that resumes. If it has adapters, only these
+            learn.
         pairs: rendered preference pairs.
         config: the loss and its optimiser.
         mesh: the devices.
-        seed: of the order of the pairs, and of which are held out.
-        directory: checkpoints while it runs, the aligned model after.
+        seed: of the order of the pairs, and of the held-out ones.
+        directory: of the states, and of the aligned model.
         on_step: called with metrics under TRL's names; see `ixjax.training.trainer.train`.
-        reference: `[P, 2]` from `reference_logprobs`; None: computed here. SimPO has none.
-        checkpoints: which states are kept while it runs.
-        resume: what it may continue from.
-        profiler: traces the steps that it is asked for.
+        reference: `[P, 2]` from `reference_logprobs`; None: computed here, if the loss has one.
+        checkpoints: states to keep.
+        resume: states to continue from.
+        profiler: traces steps.
 
     Returns:
-        The aligned model: that of the best validation where pairs were held out. A finished
+        The aligned model; with held-out pairs, that of the lowest validation loss. A finished
         training is read from `directory`.
 
     Raises:
-        InputError: there is no pair, or one is too long, or none is left to train on.
-        ValueError: the reference does not belong to this model: the first loss is not that of equal
-            models (log 2 of DPO).
+        InputError: there is no pair, one is too long, or none is left to train on.
+        ValueError: the reference belongs to another model: the first loss is not that of equal
+            models (log 2 for DPO).
     """
-    # A reference that is given is the model's: its bits stand for the weights, which are many.
+    # A given reference identifies the model; hashing it is cheaper than hashing the weights.
     began = model_fingerprint(model) if reference is None else reference.tobytes()
     learning = new_adapter(model, config.lora.to_config(), seed=seed)
     tokens = [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
     inputs = io.fingerprint("dpo", config, seed, learning.config, tokens, began)
-    done = finished_model(directory, inputs, mesh=mesh)  # it needs no reference any more
+    done = finished_model(directory, inputs, mesh=mesh)  # before the reference is computed
     if done is not None:
         return done
     objective = PairObjective.of(config)
@@ -326,9 +326,9 @@ def train_dpo(
 def _hold_out(
     pairs: Sequence[RenderedPair], config: DPOConfig, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the pairs to learn from, and of those to validate on.
+    """Return the numbers of the pairs to train on, and of those to validate on.
 
-    Pairs of one path through a dialogue stay together: they have prompts in common, and responses.
+    Pairs of one path through a dialogue are not separated: they share prompts and responses.
     """
     wanted = config.validation_fraction * len(pairs)
     held: list[int] = []
@@ -339,14 +339,14 @@ def _hold_out(
                 held += together[unit]
     if held and len(held) == len(pairs):
         raise io.InputError(
-            f"validation_fraction {config.validation_fraction} of {len(pairs)} pairs, which stay "
-            "together where their prompts begin with each other, leaves none to train on"
+            f"validation_fraction is {config.validation_fraction}; it leaves none of {len(pairs)} "
+            "pairs to train on, since pairs of one path are held out together. Lower it."
         )
     return np.setdiff1d(np.arange(len(pairs)), held), np.sort(np.array(held, int))
 
 
 def _check_first(objective: PairObjective, compute_dtype: str, metrics: dict[str, float]) -> None:
-    """Before the first update policy and reference are equal: margin 0 in every pair."""
+    """Raise unless the first loss is that of a policy equal to its reference."""
     loss, settings = objective.loss, objective.settings
     expected = loss.first(settings)
     if expected is None:
@@ -360,7 +360,7 @@ def _check_first(objective: PairObjective, compute_dtype: str, metrics: dict[str
     found = metrics.get("losses/pairs", metrics["loss"])
     if not abs(found - expected) <= tolerance:
         raise ValueError(
-            f"the first DPO loss is {found:.6f}; with the policy equal to its reference "
-            f"it must be {expected:.6f}: the reference log-probabilities belong to other weights, "
-            "pairs or tokens; compute them anew"
+            f"the first DPO loss is {found:.6f}; expected {expected:.6f}, that of a policy equal "
+            "to its reference: the reference log-probabilities belong to other weights, pairs or "
+            "tokens. Recompute them."
         )

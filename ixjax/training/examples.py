@@ -1,8 +1,8 @@
-"""What each speaker is trained on: dialogues rendered from its side, with the tokens it must learn.
+"""SFT examples: dialogues rendered from one speaker's side, with the tokens to learn.
 
 The policy learns the supporter's or persuader's turns. The simulator learns the user's turns and
-the closing outcome line; copies of its dialogues cut after random user turns carry the final
-outcome too, so that the outcome can be read at any turn (docs/algorithm.md, read-outs).
+the closing outcome line. It also learns the final outcome after random earlier user turns, so that
+the outcome can be read at any turn (docs/algorithm.md, read-outs).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def sft_examples(
     Args:
         dialogues: the training dialogues.
         view: the speaker to train.
-        max_tokens: longest example; older turns are dropped whole.
-        prefix_outcome_rate: simulator only: each user turn but the last becomes, with this
-            probability, one more example that scores the final outcome after that turn.
-        seed: draws those turns.
+        max_tokens: longest example; the oldest turns are dropped whole.
+        prefix_outcome_rate: simulator only: probability that a user turn, except the last, gives
+            another example, which scores the final outcome after that turn.
+        seed: of the choice of these turns.
     """
     examples = [view.training(d, max_tokens=max_tokens, outcome=True) for d in dialogues]
     if view.role == "user":

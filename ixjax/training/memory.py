@@ -1,18 +1,18 @@
-"""What a training step holds in a device's memory, from shapes alone: nothing is compiled.
+"""Device memory of a training step, computed from shapes without compilation.
 
-Weights, moments and gradients follow from the sharding rules. What the backward pass needs of the
-forward pass is found by tracing `jax.vjp` of the very loss that is trained, on the share of one
-device. How much of it is stored depends on how the blocks are compiled:
+Weights, moments and gradients follow from the sharding rules. The arrays that the forward pass
+saves for the backward pass are found by tracing `jax.vjp` of the training loss on one device's
+share. How many of them are stored depends on how the blocks are compiled:
 
-- scanned, every such array is an output of the loop, stacked over the layers;
-- unrolled, the compiler sees both passes at once: views are free, and an elementwise function that
-  the forward pass has no use for is computed in the backward pass;
-- with rematerialisation a block's input is stored (and, for `dots`, its products with weights), and
-  one block's arrays exist at a time. (Where blocks are unrolled XLA's CPU backend computes them
-  again, but early: little is saved there.)
+- scanned: every such array is an output of the loop, stacked over the layers;
+- unrolled: the compiler sees both passes. Views are free, and elementwise functions that only the
+  backward pass needs are computed there;
+- with rematerialisation: a block's input is stored (and, for `dots`, its products with weights),
+  and one block's arrays exist at a time. (XLA's CPU backend recomputes unrolled blocks early, which
+  saves little memory.)
 
-`tests/training/test_memory.py` and `benchmarks/memory.py` hold this against what XLA allocates.
-docs/scaling.md has the account in words.
+`tests/training/test_memory.py` and `benchmarks/memory.py` compare this with XLA's allocations.
+docs/scaling.md explains it.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from ixjax.models.transformer import weight_specs
 from ixjax.parallel import AnyMesh
 from ixjax.training.steps import Objective, trained_paths
 
-# (shape, dtype) -> how many such arrays
+# (shape, dtype) -> number of such arrays
 Arrays = collections.Counter
 
 VIEWS = {"reshape", "transpose", "squeeze", "expand_dims", "slice", "copy", "stop_gradient"}
-# Results of these are stored whoever uses them; what is none of them is fused into its users.
+# Results of these primitives are stored; other primitives are fused into their users.
 STORED = {
     *("dot_general", "gather", "scatter", "scatter-add", "concatenate", "sort", "cumsum"),
     *("reduce_sum", "reduce_max", "reduce_min", "argmax", "scan", "while", "custom_vjp_call"),
 }
-# Computed again by every user: cheaper than reading it from memory.
+# Recomputed by every user, which is cheaper than reading from memory.
 FREE = {"broadcast_in_dim", "iota", "convert_element_type", "and", "or", "eq", "lt", "ge", "gt"}
 
 
@@ -51,39 +51,39 @@ class StepMemory:
     """Bytes on one device while a step runs."""
 
     weights: int
-    """Parameters, frozen ones included."""
+    """Parameters, including frozen ones."""
     copies: int
-    """Other values of what learns, beside it."""
+    """Copies of the learning weights: the initial ones, the best so far."""
     moments: int
-    """AdamW's moments of what learns."""
+    """AdamW's moments of the learning weights."""
     batch: int
     """The step's token arrays."""
     gradients: int
-    """Of what learns, in float32."""
+    """Of the learning weights, in float32."""
     sums: int
-    """Of the gradients of parts of a batch, where it is taken in several."""
+    """Of the gradients of micro-batches, if there are several."""
     activations: int
-    """What the backward pass is given of the blocks."""
+    """Arrays of the blocks that are saved for the backward pass."""
     working: int
-    """One block in the backward pass: its arrays, computed again, or its largest gradient."""
+    """One block in the backward pass: its recomputed arrays, or its largest gradient."""
     logits: int
-    """What it is given of the embedding and the LM head: scored logits above all."""
+    """Arrays of the embedding and LM head that are saved: mostly the scored logits."""
     logits_gradient: int
     """Of the scored logits."""
     gathered: int
-    """Weights of other devices that are there while they are multiplied with."""
+    """Weights gathered from other devices for their products."""
 
     @property
     def resident(self) -> int:
-        """What is there between two steps."""
+        """Bytes held between two steps."""
         return self.weights + self.copies + self.moments + self.batch
 
     @property
     def temporary(self) -> int:
-        """What a step adds to that at its peak.
+        """Bytes that a step adds at its peak.
 
-        The backward pass begins with the gradient of the logits, and goes on with those of the
-        weights, block by block; the update holds gradients and what they become.
+        The backward pass starts with the gradient of the logits and continues with those of the
+        weights, block by block; the update holds gradients and updates.
         """
         backward = self.sums + self.activations + self.logits + self.gathered
         backward += max(self.logits_gradient, self.gradients + self.working)
@@ -91,7 +91,7 @@ class StepMemory:
 
     @property
     def peak(self) -> int:
-        """All that a device must hold."""
+        """Largest number of bytes that a device holds."""
         return self.resident + self.temporary
 
 
@@ -107,18 +107,18 @@ def step_memory(
     moments: int = MOMENTS,
     copies: int = 0,
 ) -> StepMemory:
-    """Bytes that a training step takes on one device.
+    """Return the bytes that a training step takes on one device.
 
     Args:
         config: of the model.
         mesh: real or abstract.
-        objective: what is minimised, itself without rematerialisation.
+        objective: the loss, without rematerialisation.
         batch: of a step, as arrays or shapes; rows lead.
-        remat: what of a block is computed again in the backward pass.
+        remat: what a block recomputes in the backward pass.
         trained: see `ixjax.training.steps.make_steps`.
         micro_batches: parts that the batch is taken in.
-        moments: numbers that the optimiser keeps for each that learns: 2 of AdamW, 0 of SGD.
-        copies: of what learns, beside it: where training began, the best yet.
+        moments: numbers that the optimiser keeps per learning weight: AdamW 2, SGD 0.
+        copies: of the learning weights: the initial ones, the best so far.
     """
     trained = trained_paths(config) if trained is None else trained
     placement, share = describe_sharding(config, mesh, trained=trained), device_share(config, mesh)
@@ -151,10 +151,10 @@ def step_memory(
 
 @dataclasses.dataclass(frozen=True)
 class _Trace:
-    """What the backward pass is given, by the two ways in which blocks are compiled.
+    """Arrays saved for the backward pass, for the two ways in which blocks are compiled.
 
-    looped: bytes, where a loop stores each array.
-    fused: arrays, where both passes are compiled together.
+    looped: bytes, if a loop stores each array.
+    fused: arrays, if both passes are compiled together.
     dots: products with weights, which rematerialisation may store.
     """
 
@@ -187,13 +187,13 @@ class _Trace:
 
         arguments = (learning, weights, batch)
         looped = _bytes(_arrays(jax.eval_shape(made, *arguments)))
-        with jax.disable_jit():  # loops and calls are written out
+        with jax.disable_jit():  # loops and calls become straight lines
             flat = _Program(jax.make_jaxpr(needed)(*arguments).jaxpr)
         return cls(looped, flat.stored(), flat.weight_products())
 
 
 class _Program:
-    """A straight-line jaxpr, and what of its results a compiler would store."""
+    """A straight-line jaxpr, and the results that a compiler would store."""
 
     def __init__(self, jaxpr: Any):
         self._jaxpr = jaxpr
@@ -204,7 +204,7 @@ class _Program:
         self._operands = {self._whole(v) for eqn in dots for v in _variables(eqn.invars)}
 
     def stored(self) -> Arrays:
-        """The arrays that its results are, or are fused from."""
+        """Return the stored arrays that its results are or are fused from."""
         found, seen = [], set()
         left = _variables(self._jaxpr.outvars)
         while left:
@@ -220,7 +220,7 @@ class _Program:
         return _arrays(found)
 
     def weight_products(self) -> Arrays:
-        """Products without batch axes, of which one factor is a weight."""
+        """Return products without batch axes: one factor is a weight."""
         return _arrays(
             eqn.outvars[0].aval
             for eqn in self._jaxpr.eqns
@@ -228,14 +228,14 @@ class _Program:
         )
 
     def _whole(self, var: Any) -> Any:
-        """The array that a view is of."""
+        """Return the array under a view."""
         while var in self._maker and self._maker[var].primitive.name in VIEWS:
             var = self._maker[var].invars[0]
         return var
 
 
 def _variables(atoms: Iterable[Any]) -> list[Any]:
-    """Without literals."""
+    """Return the atoms that are no literals."""
     return [atom for atom in atoms if not hasattr(atom, "val")]
 
 
@@ -250,12 +250,12 @@ def _bytes(arrays: Mapping[tuple[tuple[int, ...], Any], int]) -> int:
 
 
 def _shallow(config: ModelConfig, depth: int) -> ModelConfig:
-    """The same blocks, fewer of them."""
+    """Return the same model with fewer blocks."""
     return dataclasses.replace(config, num_layers=depth, local_layers=config.local_layers[:depth])
 
 
 def _batch_share(batch: Any, mesh: AnyMesh, *, parts: int) -> Any:
-    """A device's rows of a part of a batch, as shapes."""
+    """Return a device's rows of a part of a batch, as shapes."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"] * parts
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((-(-x.shape[0] // shards), *x.shape[1:]), x.dtype), batch
@@ -263,21 +263,21 @@ def _batch_share(batch: Any, mesh: AnyMesh, *, parts: int) -> Any:
 
 
 def _tokens(batch: Any) -> int:
-    """Places for tokens in a batch: its largest arrays hold one number for each."""
+    """Return the token positions of a batch: its largest arrays have one number for each."""
     return max(math.prod(leaf.shape) for leaf in jax.tree.leaves(batch))
 
 
 def _working(layer: Arrays, dots: Arrays, *, unrolled: bool, remat: Remat) -> int:
-    """Of one block, while its backward pass goes on."""
+    """Return the bytes of one block during its backward pass."""
     if remat == "none":
-        # In a loop the gradients of all weights are there already; else they come when arrays go.
+        # A loop allocates the gradients of all weights first; unrolled, they replace used arrays.
         return 0 if unrolled else max(_bytes({array: 1}) for array in layer)
-    # Gradients take the places of arrays that are used up.
+    # Gradients reuse the memory of arrays that are no longer needed.
     return _bytes(layer) - (_bytes(dots) if remat == "dots" else 0)
 
 
 def _gathered(config: ModelConfig, placement: Placement, mesh: AnyMesh, *, unrolled: bool) -> int:
-    """Weights that `fsdp` has split, whole: of all layers at once where they are unrolled."""
+    """Return the bytes of weights gathered over `fsdp`: of all layers at once if unrolled."""
     parts = mesh.shape["fsdp"]
     if parts == 1:
         return 0

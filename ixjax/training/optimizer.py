@@ -1,8 +1,8 @@
 """AdamW or SGD with warm-up, decay and clipping, from one small configuration.
 
-The learning rate is no part of the optimiser: it is a table made once, and each step is handed
-its entry. So a compiled step serves trainings of any length and rate, and the rate that is
-reported is the one that was used.
+The learning rate is not part of the optimiser: it is a table with an entry per step, and each step
+takes its entry as an argument. A compiled step thus serves trainings of any length and rate, and
+the reported rate is the one that was used.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ixjax.training.ranges import NOT_NEGATIVE, PART, POSITIVE, SHARE, check_ran
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimiser, and how its learning rate goes."""
+    """The optimiser and its learning rate."""
 
     kind: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or plain gradient descent, which has no state."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls behind the warm-up."""
+    """How the rate falls after the warm-up."""
     learning_rate: float = 1e-3
     """Peak of the schedule."""
     warmup_fraction: float = 0.05
@@ -56,12 +56,12 @@ class OptimizerConfig:
         )
 
     def to_optax(self) -> optax.GradientTransformation:
-        """The transformation, still to be multiplied by minus the learning rate."""
+        """Return the transformation, without the factor of minus the learning rate."""
         moments = (self.beta1, self.beta2) if self.kind == "adamw" else None
         return _transformation(moments, self.weight_decay, self.clip_norm)
 
     def learning_rates(self, steps: int) -> np.ndarray:
-        """The rate of each step: `[steps]` float32; no step has rate 0 unless `final_fraction` is.
+        """Return the rate of each step, `[steps]` float32; none is 0 unless `final_fraction` is.
 
         References:
             Loshchilov and Hutter 2017, `SGDR <https://arxiv.org/abs/1608.03983>`_, eq. 5.
@@ -75,7 +75,7 @@ class OptimizerConfig:
             "constant": optax.constant_schedule(peak),
         }[self.schedule]
         schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup])
-        # From 1: at count 0 the warm-up's rate is 0, and a step would be spent on nothing.
+        # From 1: the warm-up's rate at count 0 is 0, and that step would change nothing.
         return np.asarray(jax.vmap(schedule)(jnp.arange(1, steps + 1)), np.float32)
 
 
@@ -83,7 +83,7 @@ class OptimizerConfig:
 def _transformation(
     moments: tuple[float, float] | None, weight_decay: float, clip_norm: float
 ) -> optax.GradientTransformation:
-    """Equal settings give the same object: it is part of the key of a compiled step."""
+    """Return the same object for equal settings: it is part of the key of a compiled step."""
     adam = () if moments is None else (optax.scale_by_adam(b1=moments[0], b2=moments[1]),)
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
@@ -93,7 +93,7 @@ def _transformation(
 
 
 def _is_decayed(params: Any) -> Any:
-    """Matrices decay; norm weights and biases (one axis beside that of the layers) do not."""
+    """Return True for matrices, False for norm weights and biases (one axis besides layers)."""
 
     def is_matrix(path: tuple[Any, ...], leaf: jax.Array) -> bool:
         return leaf.ndim - (path[0].key == "layers") >= 2

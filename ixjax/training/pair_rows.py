@@ -1,9 +1,9 @@
-"""Preference pairs into rows in which what pairs have in common is computed once.
+"""Rows of preference pairs that compute shared prompts once.
 
-A prompt stands once in front of its chosen and rejected responses, which see it and not each other
-(`shared_to` in `Transformer.__call__`). So can all pairs of one decision of a dialogue, or of a
-path through it, whose prompts begin with each other: pairs that are computed together are a group,
-and groups are packed into rows of one length. Loss and gradients are those of separate sequences.
+A prompt is stored once, before its chosen and rejected responses, which see it and not each other
+(`shared_to` in `Transformer.__call__`). The pairs of one decision, or of a path through a dialogue,
+share prompts or their beginnings in the same way. Pairs that share tokens form a group, and groups
+are packed into rows of one length. Loss and gradients are those of separate sequences.
 
 Axes: R rows, T positions, S scored positions, M pairs of a row, P pairs in all.
 """
@@ -21,11 +21,11 @@ import numpy as np
 from ixjax.dialogue.chat import RenderedPair
 from ixjax.io import InputError
 from ixjax.padding import round_up
-from ixjax.training.batching import Rows, Segment, endless_shuffle, fill_rows, first_fit
+from ixjax.training.batching import Rows, RowSegment, endless_shuffle, fill_rows, first_fit
 
 Share = Literal["none", "pair", "node", "path"]
 LENGTH_STEP = 32  # of row lengths and of the number of scored positions
-ROW_SIZES = 8  # numbers of rows that a batch may have; each that occurs is compiled
+ROW_SIZES = 8  # different numbers of rows in a batch; each is one compilation
 
 
 @jax.tree_util.register_dataclass
@@ -34,9 +34,9 @@ class PairRows:
     """Rows of preference pairs.
 
     rows: prompts and responses, the responses scored.
-    segments: `[R, S]` int32, which segment of its row a scored token is of, from 0.
-    chosen: `[R, M]` int32, the segment that is the chosen response of a pair.
-    rejected: `[R, M]` int32, the rejected one's.
+    segments: `[R, S]` int32, index of each scored token's segment in its row, from 0.
+    chosen: `[R, M]` int32, index of the segment of a pair's chosen response.
+    rejected: `[R, M]` int32, that of the rejected response.
     reference: `[R, M, 2]` float32, summed log-probabilities of both under the reference.
     weights: `[R, M]` float32, 0 for a padding pair.
     """
@@ -50,24 +50,24 @@ class PairRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
-    """Pairs that are computed together.
+class PairGroup:
+    """Pairs that share tokens.
 
-    segments: in their order; no segment is seen from outside.
+    segments: in their order; other groups see none of them.
     pairs: number, chosen and rejected segment of each pair.
     """
 
-    segments: tuple[Segment, ...]
+    segments: tuple[RowSegment, ...]
     pairs: tuple[tuple[int, int, int], ...]
 
     @functools.cached_property
     def length(self) -> int:
-        """Tokens."""
+        """Number of tokens."""
         return sum(len(segment.tokens) for segment in self.segments)
 
     @functools.cached_property
     def scored(self) -> int:
-        """Tokens that are scored."""
+        """Number of scored tokens."""
         return sum(len(segment.targets) for segment in self.segments)
 
 
@@ -77,11 +77,11 @@ class PairBatches:
     Args:
         pairs: P pairs.
         batches: the numbers of the pairs of each batch.
-        share: what is computed once: the prompt of a `pair`, of all pairs of a decision (`node`),
-            or the beginnings that prompts have in common (`path`); `none`: nothing.
-        max_length: longest prompt and response that the model takes.
+        share: tokens that are computed once: the prompt of a `pair`, of all pairs of a decision
+            (`node`), the common beginnings of prompts (`path`), or `none`.
+        max_length: longest prompt plus response that the model takes.
         row_length: T; 0: that of the longest pair.
-        multiple: what the number of rows must be a multiple of.
+        multiple: the number of rows is a multiple of it.
 
     Raises:
         InputError: no pair, one longer than `max_length` or than a row, or an empty prompt or
@@ -100,17 +100,17 @@ class PairBatches:
     ):
         check_pairs(pairs, max_length)
         self._pairs, self._share = pairs, share
-        # Asked for when batches are planned, and again when they are made.
+        # Used when batches are planned, and again when they are made.
         self._group = functools.lru_cache(maxsize=4 * len(pairs))(self._make_group)
         longest = max(self._group((i,)).length for i in range(len(pairs)))
         if 0 < row_length < longest:
             raise InputError(
-                f"row_length is {row_length}, and a pair takes {longest} tokens; expected as many "
-                "or more, or 0"
+                f"row_length is {row_length}; expected {longest} or more, the tokens of the "
+                "longest pair, or 0"
             )
         self._length = row_length or round_up(longest, LENGTH_STEP)
         self._keys = _keys(pairs, share)
-        # Groups as the numbers of their pairs: all groups of all steps would be too many to hold.
+        # Groups are held as the numbers of their pairs: their tokens for all steps would not fit.
         self._batches = [self._pack(numbers) for numbers in batches]
         counts = [len(rows) for rows in self._batches]
         groups = [[self._group(g) for g in row] for batch in self._batches for row in batch]
@@ -122,7 +122,7 @@ class PairBatches:
         return len(self._batches)
 
     def numbers(self, batch: int) -> np.ndarray:
-        """`[R, M]` int: which pair stands where in a batch; -1 for padding."""
+        """Return `[R, M]` int, the number of each pair of a batch; -1 for padding."""
         rows = self._batches[batch]
         found = np.full((self._rows(batch), self._most_pairs), -1)
         for n, row in enumerate(rows):
@@ -131,15 +131,15 @@ class PairBatches:
         return found
 
     def make(self, batch: int, reference: np.ndarray) -> PairRows:
-        """The rows of a batch.
+        """Return the rows of a batch.
 
         Args:
-            batch: which.
+            batch: its number.
             reference: `[P, 2]`.
         """
         shape = (self._rows(batch), self._most_pairs)
         chosen, rejected = (np.zeros(shape, np.int32) for _ in range(2))
-        segments: list[list[Segment]] = [[] for _ in range(shape[0])]
+        segments: list[list[RowSegment]] = [[] for _ in range(shape[0])]
         for n, row in enumerate(self._batches[batch]):
             place = 0
             for group in map(self._group, row):
@@ -157,12 +157,12 @@ class PairBatches:
     def _rows(self, batch: int) -> int:
         return round_up(len(self._batches[batch]), self._row_step)
 
-    def _make_group(self, numbers: tuple[int, ...]) -> Group:
-        chosen = [(i, self._pairs[i]) for i in numbers]  # a pair may be among them twice
-        return _apart(chosen) if self._share == "none" else _together(chosen)
+    def _make_group(self, numbers: tuple[int, ...]) -> PairGroup:
+        chosen = [(i, self._pairs[i]) for i in numbers]  # a pair may occur twice
+        return _separate(chosen) if self._share == "none" else _together(chosen)
 
     def _pack(self, numbers: Sequence[int] | np.ndarray) -> list[list[tuple[int, ...]]]:
-        """Groups of pairs, by row."""
+        """Return the groups of each row."""
         groups: list[tuple[int, ...]] = []
         open_groups: dict[Any, int] = {}
         for i in map(int, numbers):
@@ -181,7 +181,7 @@ class PairBatches:
 def shuffled_pairs(
     pairs: Sequence[RenderedPair], *, share: Share, batch_size: int, seed: int
 ) -> Callable[[int], np.ndarray]:
-    """The pairs of a step: each once an epoch, those that share a prompt after each other.
+    """Return the pairs of each step: every pair once per epoch, consecutive if they share tokens.
 
     Args:
         pairs: P pairs.
@@ -190,7 +190,7 @@ def shuffled_pairs(
         seed: of the order.
 
     Returns:
-        Step to `[batch_size]` numbers of pairs.
+        Step -> `[batch_size]` pair numbers.
     """
     units = pairs_together(pairs, share)
     order = endless_shuffle(len(units), seed)
@@ -208,7 +208,7 @@ def shuffled_pairs(
 
 
 def pairs_together(pairs: Sequence[RenderedPair], share: Share) -> list[list[int]]:
-    """Numbers of the pairs that have in common what is shared."""
+    """Return the numbers of the pairs that share tokens, group by group."""
     together: dict[Any, list[int]] = {}
     for i, key in enumerate(_keys(pairs, share)):
         together.setdefault(key, []).append(i)
@@ -216,7 +216,7 @@ def pairs_together(pairs: Sequence[RenderedPair], share: Share) -> list[list[int
 
 
 def check_pairs(pairs: Sequence[RenderedPair], max_length: int) -> None:
-    """Refuse pairs that nothing can be learned from; see `PairBatches`."""
+    """Raise for pairs that can't be trained on; see `PairBatches`."""
     if not pairs:
         raise InputError("there is no preference pair to train on")
     for i, pair in enumerate(pairs):
@@ -228,7 +228,7 @@ def check_pairs(pairs: Sequence[RenderedPair], max_length: int) -> None:
 
 
 def _keys(pairs: Sequence[RenderedPair], share: Share) -> Sequence[Any]:
-    """What pairs of one group have in common."""
+    """Return a key per pair, equal for pairs that may form a group."""
     if share in ("none", "pair"):
         return range(len(pairs))
     if share == "node":
@@ -245,7 +245,7 @@ Prompt = tuple[int, ...]
 
 
 def _parents(prompts: set[Prompt]) -> Mapping[Prompt, Prompt | None]:
-    """Of each prompt the longest other one that it begins with."""
+    """Return, for each prompt, the longest other prompt that it begins with."""
     lengths = sorted({len(prompt) for prompt in prompts})
     return {
         prompt: next(
@@ -256,35 +256,35 @@ def _parents(prompts: set[Prompt]) -> Mapping[Prompt, Prompt | None]:
     }
 
 
-def _apart(pairs: Sequence[tuple[int, RenderedPair]]) -> Group:
-    """Every response behind a prompt of its own."""
+def _separate(pairs: Sequence[tuple[int, RenderedPair]]) -> PairGroup:
+    """Return a group in which every response follows a copy of its prompt."""
     segments, found = [], []
     for number, pair in pairs:
         start = len(pair.prompt)
         for response in (pair.chosen, pair.rejected):
             targets = start + np.arange(len(response))
-            segments.append(Segment((*pair.prompt, *response), targets))
+            segments.append(RowSegment((*pair.prompt, *response), targets))
         found.append((number, len(segments) - 2, len(segments) - 1))
-    return Group(tuple(segments), tuple(found))
+    return PairGroup(tuple(segments), tuple(found))
 
 
-def _together(pairs: Sequence[tuple[int, RenderedPair]]) -> Group:
-    """One tree of segments: each prompt, its responses, and prompts that go on from it."""
+def _together(pairs: Sequence[tuple[int, RenderedPair]]) -> PairGroup:
+    """Return a group that is a tree: each prompt, its responses, and the prompts that extend it."""
     parents = _parents({pair.prompt for _, pair in pairs})
     responses: dict[Prompt, dict[Prompt, int]] = {prompt: {} for prompt in parents}
     for _, pair in pairs:
         for response in (pair.chosen, pair.rejected):
             responses[pair.prompt].setdefault(response, -1)
-    segments: list[Segment] = []
+    segments: list[RowSegment] = []
 
-    def add(prompt: Prompt, behind: int | None) -> None:
-        here, known = len(segments), 0 if behind is None else len(parents[prompt] or ())
-        back = 0 if behind is None else here - behind
-        segments.append(Segment(prompt[known:], np.zeros(0, int), known, back))
+    def add(prompt: Prompt, after: int | None) -> None:
+        here, known = len(segments), 0 if after is None else len(parents[prompt] or ())
+        back = 0 if after is None else here - after
+        segments.append(RowSegment(prompt[known:], np.zeros(0, int), known, back))
         for response in responses[prompt]:
             responses[prompt][response] = len(segments)
             every = np.arange(len(response))
-            segments.append(Segment(response, every, len(prompt), len(segments) - here))
+            segments.append(RowSegment(response, every, len(prompt), len(segments) - here))
         for other, parent in parents.items():
             if parent == prompt:
                 add(other, here)
@@ -295,4 +295,4 @@ def _together(pairs: Sequence[tuple[int, RenderedPair]]) -> Group:
         if parent is None:
             add(prompt, None)
     found = [(i, responses[p.prompt][p.chosen], responses[p.prompt][p.rejected]) for i, p in pairs]
-    return Group(tuple(segments), tuple(found))
+    return PairGroup(tuple(segments), tuple(found))

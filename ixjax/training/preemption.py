@@ -1,7 +1,7 @@
-"""SIGTERM in a training: a machine that is taken away says so half a minute before.
+"""SIGTERM during a training: preempted machines send it about half a minute in advance.
 
-The signal sets a flag. Once a step the training looks at it, and all processes get the same answer
-at the same step, so that they save one state together and leave.
+The signal sets a flag. The training reads it once per step, and all processes get the same answer
+at the same step, so that they save one state together and end.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ import jax
 
 from ixjax.distributed import in_any
 
-# Answers are read so many steps after they were asked for, or the host would wait for each step.
+# Steps between a question and its answer; without them the host would wait for each step.
 LAG_STEPS = 2
 
 
 class Preempted(Exception):
-    """A training was told to end, and has saved all that it needs to continue."""
+    """SIGTERM ended a training, which has saved its state and can continue."""
 
 
 @contextlib.contextmanager
 def noted_sigterm() -> Iterator[Callable[[], bool]]:
-    """A block in which SIGTERM ends nothing by itself.
+    """Note SIGTERM in a block instead of ending the process.
 
-    Outside of the main thread, where Python takes no signals, it stays as it is.
+    Outside the main thread Python receives no signals, and nothing changes.
 
     Yields:
-        A function to call once a step, in every process: whether to save and leave.
+        A function to call once per step, in every process; returns whether to save and end.
 
     Raises:
-        Preempted: after the block, if it came and was not asked for any more.
+        Preempted: after the block, if the signal came after the last call.
     """
-    told = threading.Event()
+    noted = threading.Event()
     asked: collections.deque = collections.deque()
     lag = LAG_STEPS if jax.process_count() > 1 else 0
 
     def leave() -> bool:
-        asked.append(in_any(told.is_set()))
+        asked.append(in_any(noted.is_set()))
         return len(asked) > lag and bool(asked.popleft())
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+    before = signal.signal(signal.SIGTERM, lambda number, frame: noted.set())
     try:
         yield leave
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-    if in_any(told.is_set()):
-        raise Preempted("told to end (SIGTERM) while the model was written; nothing is lost")
+    if in_any(noted.is_set()):
+        raise Preempted("SIGTERM came while the model was written; it is written")

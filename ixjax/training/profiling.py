@@ -15,17 +15,17 @@ from ixjax.io import InputError
 
 @dataclasses.dataclass(frozen=True)
 class ProfileConfig:
-    """Which steps of every training are traced."""
+    """Steps of every training to trace."""
 
     steps: str = ""
-    """FIRST:LAST, both included, such as 10:15; empty: none. The first step compiles."""
+    """FIRST:LAST, both included, such as 10:15; empty: none. Step 1 includes compilation."""
 
     def __post_init__(self) -> None:
-        """Refuse what names no steps."""
+        """Refuse text that names no steps."""
         self.bounds()
 
     def bounds(self) -> tuple[int, int] | None:
-        """First and last step, from 1; None where nothing is traced.
+        """Return the first and last step, from 1; None if there are none.
 
         Raises:
             InputError: `steps` is not of the form FIRST:LAST.
@@ -36,18 +36,18 @@ class ProfileConfig:
         first, last = map(int, found.groups()) if found else (0, 0)
         if not 1 <= first <= last:
             raise InputError(
-                f"profile.steps is {self.steps!r}; expected FIRST:LAST, such as 10:15, of steps "
-                "that count from 1"
+                f"profile.steps is {self.steps!r}; expected FIRST:LAST, such as 10:15; the first "
+                "step is 1"
             )
         return first, last
 
 
 class Profiler:
-    """Traces the steps that it is asked for; `close` (or the end of a `with`) ends an open trace.
+    """Traces steps of a training; `close`, or the end of a `with`, ends an open trace.
 
     Args:
-        config: which steps.
-        directory: where the trace is written to, such as RUN/profile/STAGE.
+        config: the steps.
+        directory: folder of the trace, such as RUN/profile/STAGE.
     """
 
     def __init__(self, config: ProfileConfig, directory: str | Path):
@@ -57,9 +57,9 @@ class Profiler:
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Around what dispatches step `number`, from 1; a training may begin anywhere.
+        """Trace a block that dispatches step `number`, counted from 1.
 
-        The trace ends once the devices have done the last of its steps.
+        The trace ends once the devices have finished its last step.
         """
         if not self._first <= number <= self._last:
             yield
@@ -73,7 +73,7 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """End the trace where a training ends before its last step to be traced."""
+        """End the trace, also if a training ends before the last step to trace."""
         if self._tracing:
             self._tracing = False
             try:

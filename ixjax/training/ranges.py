@@ -38,7 +38,7 @@ PART = Range(0, 1, open_high=True)  # never the whole
 
 
 def check_ranges(config: Any, **ranges: Range) -> None:
-    """Raise unless each named field lies in its range.
+    """Raise unless each named field is in its range.
 
     Raises:
         ValueError: names the field, its value and the range.

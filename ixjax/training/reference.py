@@ -1,7 +1,7 @@
-"""The reference's log-probabilities, stored beside the pairs that they belong to.
+"""Stored log-probabilities of pairs under the reference model.
 
-They follow from the reference's weights and the pairs' tokens, and the tokens from a tokenizer with
-its chat template. Each has a fingerprint of its own, so that what is stale can say why.
+They depend on the reference's weights, the pairs' tokens, and the tokenizer with its chat template.
+Each has a fingerprint, so that a message can name the one that changed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class ReferenceConfig:
     """Stored reference log-probabilities."""
 
     strict: bool = False
-    """Refuse stored ones that are of other weights or tokens, or damaged; else compute anew."""
+    """Refuse stored ones that are damaged or of other weights or tokens; else recompute them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceIdentity:
-    """What reference log-probabilities belong to, as fingerprints.
+    """Fingerprints of everything that reference log-probabilities depend on.
 
     weights: of the reference model.
     tokens: of the pairs, in their order.
@@ -46,23 +46,23 @@ class ReferenceIdentity:
     def of(
         cls, model: Transformer, pairs: Sequence[RenderedPair], *, tokenizer: str
     ) -> ReferenceIdentity:
-        """Of a reference model and rendered pairs.
+        """Return the fingerprints of a reference model and rendered pairs.
 
         Args:
             model: the reference.
             pairs: in the order of their log-probabilities.
-            tokenizer: `ChatTemplate.fingerprint` of what rendered them.
+            tokenizer: `ChatTemplate.fingerprint` of the template that rendered them.
         """
         tokens = [[pair.prompt, pair.chosen, pair.rejected] for pair in pairs]
         return cls(model_fingerprint(model), io.fingerprint(tokens), tokenizer)
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """Names of the fingerprints that are others in `other`."""
+        """Return the names of the fingerprints that differ in `other`."""
         return [name for name, value in dataclasses.asdict(self).items() if other[name] != value]
 
 
 def save_reference(path: str | Path, reference: np.ndarray, identity: ReferenceIdentity) -> None:
-    """Keep reference log-probabilities `[P, 2]` with what they belong to.
+    """Write reference log-probabilities `[P, 2]` and their fingerprints.
 
     Args:
         path: the file (JSON).
@@ -77,15 +77,18 @@ def save_reference(path: str | Path, reference: np.ndarray, identity: ReferenceI
 def load_reference(
     path: str | Path, identity: ReferenceIdentity, *, strict: bool = False
 ) -> tuple[np.ndarray | None, str]:
-    """What `save_reference` kept, or None and why it is to be computed anew.
+    """Read the file of `save_reference`.
 
     Args:
         path: the file.
-        identity: what it must belong to.
+        identity: the fingerprints that it must have.
         strict: refuse a file that can't be used.
 
+    Returns:
+        The log-probabilities and "stored", or None and the reason to recompute them.
+
     Raises:
-        InputError: strict, and the stored ones are damaged or belong to something else.
+        InputError: strict, and the file is damaged or has other fingerprints.
     """
     if not Path(path).exists():
         return None, "none are stored"
@@ -103,8 +106,8 @@ def load_reference(
         reason = f"{_listed(changed)} changed since they were stored"
     if strict:
         raise io.InputError(
-            f"{path}: reference log-probabilities: {reason}, and reference.strict is set; remove "
-            "the file to have them computed anew, or leave --reference.strict out"
+            f"{path}: reference log-probabilities: {reason}, and --reference.strict is set. Remove "
+            "the file to recompute them, or omit --reference.strict."
         )
     return None, reason
 

@@ -1,7 +1,7 @@
 """Finished models on disk, through Orbax.
 
-Each is a folder `model/`: the parameters and, written last, their configuration. Arrays are read
-into whatever shards the mesh of the day asks for. https://orbax.readthedocs.io
+Each is a folder `model/`: the parameters and, written last, their configuration. Arrays are
+restored to the shards of the present mesh. https://orbax.readthedocs.io
 """
 
 from __future__ import annotations
@@ -27,25 +27,24 @@ from ixjax.models.config import DType
 from ixjax.parallel import make_mesh
 
 MODEL_SCHEMA = "ixjax.model"
-LONGEST_CAUSE = 300  # characters of another library's error that are worth showing
+LONGEST_CAUSE = 300  # characters shown of another library's error
 RECORD = "model.json"  # in the folder of a model: its configuration
-# Orbax and its storage layer tell at WARNING level of things that are as they should be, and at
-# ERROR level pages of what they raise.
+# Orbax logs normal operation as WARNING, and pages of text that it also raises as ERROR.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
-# Of many reads that fail together the first is raised, and asyncio tells pages of all others.
+# Of several failed reads one is raised; asyncio would log the others in full.
 logging.getLogger("asyncio").addFilter(
     lambda record: not (record.exc_info and "tensorstore" in str(record.exc_info[1]).lower())
 )
 
 
 def save_model(model: Transformer, directory: str | Path) -> None:
-    """Write parameters and configuration to `directory/model`, replacing what is there."""
+    """Write parameters and configuration to `directory/model`, replacing an existing model."""
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     save_params(params, model.config, Path(directory), inputs="")
 
 
 def save_params(params: Any, config: ModelConfig, directory: Path, *, inputs: str) -> None:
-    """As `save_model`, of a training: with the fingerprint of what it was made from."""
+    """Write a model as `save_model` does, with the fingerprint of its training."""
     path = directory.absolute() / "model"
     if is_first():
         path.mkdir(parents=True, exist_ok=True)
@@ -65,7 +64,7 @@ def save_params(params: Any, config: ModelConfig, directory: Path, *, inputs: st
 
 
 def is_finished(directory: str | Path, inputs: str | None = None) -> bool:
-    """Whether `directory` holds a whole model (made from just these inputs, where given)."""
+    """Return whether `directory` holds a finished model (of these inputs, if given)."""
     path = Path(directory) / "model" / RECORD
     return path.exists() and (inputs is None or io.read_json(path).get("inputs") == inputs)
 
@@ -73,20 +72,20 @@ def is_finished(directory: str | Path, inputs: str | None = None) -> bool:
 def load_model(
     directory: str | Path, *, mesh: Mesh | None = None, dtype: DType | None = None
 ) -> Transformer:
-    """Read what `save_model` or a finished training wrote, straight into its shards.
+    """Read a model that `save_model` or a training wrote, directly into its shards.
 
     Args:
         directory: the folder that holds `model/`.
-        mesh: the devices; None: all of them, the model whole on each.
-        dtype: type of the parameters and of the computation; None: as they were written.
+        mesh: the devices; None: all of them, with a copy of the model on each.
+        dtype: type of the parameters and of the computation; None: as written.
 
     Raises:
-        InputError: there is no whole model of ours in `directory`.
+        InputError: `directory` holds no finished model.
     """
     path = Path(directory).absolute() / "model"
     if not is_finished(directory):
         raise io.InputError(
-            f"{directory}: holds no finished model (model/{RECORD} is missing); train it first"
+            f"{directory}: holds no finished model (model/{RECORD} is missing). Train it first."
         )
     config = _read_config(path / RECORD)
     if dtype is not None:
@@ -98,11 +97,10 @@ def load_model(
 
 @contextlib.contextmanager
 def readable(path: Path, *, remedy: str) -> Iterator[None]:
-    """A block that reads what Orbax wrote to `path`.
+    """Raise one-line errors in a block that reads `path` through Orbax.
 
     Raises:
-        InputError: in place of the errors of files that are missing or damaged, whose types and
-            pages of text are Orbax's own.
+        InputError: files are missing or damaged; Orbax raises many types, with pages of text.
     """
     if not path.exists():
         raise io.InputError(f"{path}: no such folder; {remedy}")
@@ -111,22 +109,22 @@ def readable(path: Path, *, remedy: str) -> Iterator[None]:
     except Exception as error:  # Orbax raises bare `Exception`, too
         cause = root_cause(error)
         if isinstance(cause, (MemoryError, jax.errors.JaxRuntimeError)):
-            raise  # a device without room says nothing of the files
+            raise  # a full device does not mean that files are damaged
         raise io.InputError(
-            f"{path}: what was saved can't be read, its files are damaged or of another form "
+            f"{path}: the files can't be read; they are damaged or of another form "
             f"({first_line(cause)}); {remedy}"
         ) from None
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What an error of Orbax's was raised from."""
+    """Return the first error of a chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def first_line(error: BaseException) -> str:
-    """What a person is told of another library's error."""
+    """Return the line of another library's error that is shown."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return line.partition(" [tensorstore_spec")[0][:LONGEST_CAUSE]
 
@@ -140,16 +138,16 @@ def _read_config(path: Path) -> ModelConfig:
 
 
 def model_fingerprint(model: Transformer) -> str:
-    """16 hex digits of configuration and parameters, the same however they are sharded."""
+    """Return 16 hex digits of configuration and parameters, independent of their sharding."""
     digest = hashlib.sha256(io.fingerprint(model.config).encode())
-    # Leaf by leaf: the whole model is never in host memory at once.
+    # Leaf by leaf, so that the host never holds the whole model.
     for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
         digest.update(np.ascontiguousarray(to_host(leaf)).tobytes())
     return digest.hexdigest()[:16]
 
 
 def abstract_tree(config: ModelConfig, mesh: Mesh) -> Any:
-    """The parameters as nested dictionaries of `jax.ShapeDtypeStruct` with their shardings."""
+    """Return the parameters as nested `jax.ShapeDtypeStruct` with their shardings."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         nnx.to_pure_dict(abstract_params(config)),

@@ -1,7 +1,7 @@
-"""Log-probabilities of the scored tokens of a batch, the LM head computed for these alone.
+"""Log-probabilities of the scored tokens of a batch; the LM head is applied to these only.
 
-`[B, T, V]` logits never exist: hidden states are gathered where the next token is scored, and many
-of them go through the head in pieces, of which the gradient computes the logits anew.
+`[B, T, V]` logits never exist: hidden states are gathered where the next token is scored, and the
+head takes a slice of these positions at a time. The gradient recomputes the logits of each slice.
 
 Axes: B rows, T positions, S scored positions, V vocabulary.
 """
@@ -15,16 +15,16 @@ from ixjax.models import Remat, Transformer
 from ixjax.training.batching import Rows
 from ixjax.training.objectives import token_logprobs
 
-MOST_LOGITS = 2**26  # of all rows at once: 256 MB in float32, over all devices
+MOST_LOGITS = 2**26  # at a time, of all rows: 256 MB in float32, over all devices
 
 
 def scored_logprobs(model: Transformer, rows: Rows, *, remat: Remat = "none") -> jax.Array:
-    """Log-probability of each scored token given all that it sees.
+    """Return the log-probability of each scored token, given the tokens that it sees.
 
     Args:
         model: any decoder.
         rows: fields `[B, T]` and `[B, S]`.
-        remat: what of a block is computed again for its gradient instead of kept.
+        remat: what a block recomputes for its gradient.
 
     Returns:
         `[B, S]` float32; meaningless where `rows.weights` is 0.
@@ -39,35 +39,35 @@ def scored_logprobs(model: Transformer, rows: Rows, *, remat: Remat = "none") ->
 def head_logprobs(
     model: Transformer, hidden: jax.Array, targets: jax.Array, *, most_logits: int = MOST_LOGITS
 ) -> jax.Array:
-    """Log-probability of each target, given the hidden state that predicts it.
+    """Return the log-probability of each target, given the hidden state that predicts it.
 
     Args:
-        model: its LM head is used.
+        model: has the LM head.
         hidden: `[B, S, hidden_size]`.
         targets: `[B, S]` int.
-        most_logits: that exist at once.
+        most_logits: largest number of logits at a time.
 
     Returns:
         `[B, S]` float32.
     """
     rows, scored, _ = hidden.shape
-    # Pieces of a few positions of every row: rows stay on the devices that they are on.
+    # A slice has a few positions of every row, so that no row leaves its device.
     size = max(1, most_logits // (rows * model.config.vocab_size))
     if scored <= size:
         return token_logprobs(model.logits(hidden), targets)
-    pieces = -(-scored // size)
-    padding = ((0, 0), (0, pieces * size - scored))
+    count = -(-scored // size)
+    padding = ((0, 0), (0, count * size - scored))
 
-    def in_pieces(x: jax.Array) -> jax.Array:
-        return x.reshape(rows, pieces, size, *x.shape[2:]).swapaxes(0, 1)
+    def sliced(x: jax.Array) -> jax.Array:
+        return x.reshape(rows, count, size, *x.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
     def one(hidden: jax.Array, targets: jax.Array) -> jax.Array:
         return token_logprobs(model.logits(hidden), targets)
 
     _, found = jax.lax.scan(
-        lambda carry, piece: (carry, one(*piece)),
+        lambda carry, part: (carry, one(*part)),
         None,
-        (in_pieces(jnp.pad(hidden, (*padding, (0, 0)))), in_pieces(jnp.pad(targets, padding))),
+        (sliced(jnp.pad(hidden, (*padding, (0, 0)))), sliced(jnp.pad(targets, padding))),
     )
     return found.swapaxes(0, 1).reshape(rows, -1)[:, :scored]

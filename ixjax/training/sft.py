@@ -83,23 +83,23 @@ def train_sft(
     """Fine-tune `model`; resumes from `directory`, and leaves the best model there.
 
     Args:
-        model: where to start from; the same at every call that is to resume.
-        train_examples: rendered for the speaker to train.
-        valid_examples: the same of held-out dialogues, for early stopping.
+        model: the initial model; the same at every call that resumes.
+        train_examples: rendered for the speaker.
+        valid_examples: the same for held-out dialogues, for early stopping.
         config: steps and optimiser.
         mesh: the devices.
         seed: of the order of the rows.
-        directory: checkpoints while it runs, the best model after.
+        directory: of the states, and of the best model.
         on_step: called with metrics; see `ixjax.training.trainer.train`.
-        checkpoints: which states are kept while it runs.
-        resume: what it may continue from.
-        profiler: traces the steps that it is asked for.
+        checkpoints: states to keep.
+        resume: states to continue from.
+        profiler: traces steps.
 
     Returns:
         The model with the lowest validation loss. A finished training is read from `directory`.
 
     Raises:
-        InputError: there is nothing to train or to validate on, or an example is too long.
+        InputError: no example has a scored token, or an example is too long.
     """
     began = model_fingerprint(model)
     model = new_adapter(model, config.lora.to_config(), seed=seed)
@@ -131,17 +131,17 @@ def train_sft(
 
 
 def validation_loss(model: Transformer, examples: Sequence[Rendered], *, batch_size: int) -> float:
-    """Mean negative log-likelihood of a scored token, in nats.
+    """Return the mean negative log-likelihood of a scored token, in nats.
 
     Raises:
-        InputError: nothing in `examples` is scored, or an example is too long.
+        InputError: no token of `examples` is scored, or an example is too long.
     """
     rows = pack(examples, length=model.config.max_length)
     return mean_loss(model, SFTObjective(), in_batches(rows, batch_size=batch_size))
 
 
 def example_logprobs(model: Transformer, examples: Sequence[Rendered]) -> list[np.ndarray]:
-    """Log-probability of each scored token of each example, computed as a training computes it.
+    """Return the log-probability of each scored token of each example, as a training computes it.
 
     Raises:
         InputError: see `validation_loss`.
@@ -157,13 +157,13 @@ def example_logprobs(model: Transformer, examples: Sequence[Rendered]) -> list[n
 
 
 def _scored_places(tokens: Sequence[int], scored: Sequence[bool]) -> tuple[bytes, bytes]:
-    """What tells an example from another; a first token is predicted by nothing, so no target."""
+    """Return a key of an example; a first token has no prediction, so it is no target."""
     places = np.flatnonzero(np.asarray(scored)[1:]) + 1
     return np.asarray(tokens, np.int32).tobytes(), places.astype(np.int32).tobytes()
 
 
 def _by_example(rows: Rows, logprobs: np.ndarray) -> dict[tuple[bytes, bytes], np.ndarray]:
-    """The rows' log-probabilities `[N, S]` by the example that they are of."""
+    """Return the log-probabilities `[N, S]` of rows, by example."""
     found = {}
     for n, segments in enumerate(rows.segment_ids):
         for segment in range(1, segments.max() + 1):

@@ -1,9 +1,9 @@
-"""What a training step is made of: an objective, an optimiser, a mesh, and what of a model learns.
+"""Jitted training steps of an objective, an optimiser, a mesh and the weights that learn.
 
-Parameters and optimiser state are sharded alike, and what a step replaces is donated. A batch may
-be taken in parts, whose gradients are added up before the optimiser sees them: since an objective
-gives shares of the mean of the whole batch, that changes nothing but rounding. Trainings of equal
-shape share one compilation.
+Parameters and optimiser state have the same sharding, and a step donates its state. A batch may be
+taken in micro-batches whose gradients are added before the optimiser's update. An objective returns
+shares of the mean over the whole batch, so that micro-batches change rounding only. Trainings of
+equal shape share one compilation.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ Weight = Mapping[str, jax.Array]
 
 
 class Objective(Protocol):
-    """What a training minimises: a mean, or a sum of means, over what is in a batch.
+    """The loss of a training: a mean, or a sum of means, over the members of a batch.
 
-    Equal objectives must be equal and hash alike: they are part of the key of a compiled step.
+    Objectives of equal settings must be equal and have equal hashes: they key compiled steps.
     """
 
     def weight(self, batch: Any, /) -> Weight:
-        """What the sums over a batch are divided by; adds up over the parts of a batch."""
+        """Return the divisors of the sums over a batch; those of its parts add up."""
         ...
 
     def __call__(
         self, model: Transformer, batch: Any, weight: Weight, /
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What a part of a batch adds to the loss, and to the metrics, of the whole.
+        """Return the share of a part of a batch in the loss and metrics of the whole.
 
         Args:
             model: the decoder.
@@ -70,24 +70,24 @@ class Steps:
 
 
 def trained_paths(config: ModelConfig, frozen: Sequence[str] = ()) -> tuple[str, ...]:
-    """Paths of the weights that learn: the adapters' where there are any, else all.
+    """Return the paths of the weights that learn: those of the adapters, or else all.
 
     Args:
         config: of the model.
-        frozen: weights that stay as they are: a path (`embedding`), or the beginning of some
-            (`layers.query`, its bias and norm too).
+        frozen: weights that do not learn: a path (`embedding`), or the beginning of several
+            (`layers.query` with its bias and norm).
 
     Raises:
-        InputError: no weight is called so, or none is left to learn.
+        InputError: no weight has such a name, or none is left to learn.
     """
     paths = list(weight_specs(config))
     for name in frozen:
         if not any(_begins_with(path, name) for path in paths):
-            raise InputError(f"frozen names {name!r}; the model's weights are {', '.join(paths)}")
+            raise InputError(f"frozen is {name!r}; expected a weight of {', '.join(paths)}")
     chosen = [p for p in paths if "_lora_" in p] if config.lora is not None else paths
     left = tuple(p for p in chosen if not any(_begins_with(p, name) for name in frozen))
     if not left:
-        raise InputError(f"frozen is {tuple(frozen)}: nothing is left to train")
+        raise InputError(f"frozen is {tuple(frozen)}; expected a weight that is left to train")
     return left
 
 
@@ -96,7 +96,7 @@ def _begins_with(path: str, name: str) -> bool:
 
 
 def split(params: Any, paths: Sequence[str]) -> tuple[Any, Any]:
-    """Parameters at these paths, and the others, each in nested dictionaries."""
+    """Split parameters into those at these paths and the others, as nested dictionaries."""
     flat = nnx.traversals.flatten_mapping(params, sep=".")
     chosen = {path: leaf for path, leaf in flat.items() if path in paths}
     others = {path: leaf for path, leaf in flat.items() if path not in paths}
@@ -105,7 +105,7 @@ def split(params: Any, paths: Sequence[str]) -> tuple[Any, Any]:
 
 
 def join(some: Any, others: Any) -> Any:
-    """What `split` took apart."""
+    """Join the two results of `split`."""
     flat = [nnx.traversals.flatten_mapping(part, sep=".") for part in (some, others)]
     return nnx.traversals.unflatten_mapping(flat[0] | flat[1], sep=".")
 
@@ -120,13 +120,13 @@ def make_steps(
     trained: tuple[str, ...] | None = None,
     micro_batches: int = 1,
 ) -> Steps:
-    """Equal arguments give the same functions, and so one compilation per batch shape.
+    """Return the functions of a training; equal arguments give the same, so one compilation.
 
     Args:
         config: of the model.
         mesh: the devices.
-        objective: what is minimised.
-        optimizer: gradients to updates, to be multiplied by minus the learning rate.
+        objective: the loss.
+        optimizer: gradients -> updates, to be multiplied by minus the learning rate.
         trained: paths of the weights that learn; None: `trained_paths(config)`.
         micro_batches: parts that a batch is taken in, one after the other.
     """
@@ -135,7 +135,7 @@ def make_steps(
     learning, frozen = split(abstract_tree(config, mesh), trained)
 
     def init(params: Any) -> Any:
-        # Moments are float32, whatever the parameters are: in 16 bits small ones are lost.
+        # Moments are float32 for parameters of any type: 16 bits would lose small ones.
         return optimizer.init(jax.tree.map(lambda p: p.astype(jnp.float32), params))
 
     abstract = (learning, _abstract_moments(init, learning, mesh, optimizer))
@@ -150,7 +150,7 @@ def make_steps(
 
         def of_part(part: Any) -> tuple[Any, Any]:
             (loss, metrics), grads = jax.value_and_grad(share, has_aux=True)(params, part)
-            # Sums over many parts are taken in float32, whatever the parameters are.
+            # Sums over parts are float32 for parameters of any type.
             return metrics | {"loss": loss}, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
         if micro_batches == 1:
@@ -186,7 +186,7 @@ def make_steps(
 
 
 def _in_parts(batch: Any, count: int, mesh: Mesh) -> Any:
-    """`[R, ...]` to `[count, R / count, ...]`: every device keeps the rows that it has."""
+    """Reshape `[R, ...]` to `[count, R / count, ...]`; no row leaves its device."""
     sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
     def part(x: jax.Array) -> jax.Array:
@@ -199,7 +199,7 @@ def _in_parts(batch: Any, count: int, mesh: Mesh) -> Any:
 def _abstract_moments(
     init: Callable[..., Any], params: Any, mesh: Mesh, optimizer: optax.GradientTransformation
 ) -> Any:
-    """The optimiser state as shapes: moments lie as parameters do, counters everywhere."""
+    """Return the optimiser state as shapes: moments sharded as parameters, counters replicated."""
     return optax.tree_map_params(
         optimizer,
         lambda leaf, param: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding),
@@ -213,7 +213,7 @@ def _abstract_moments(
 
 @functools.lru_cache(maxsize=16)
 def make_eval_step(config: ModelConfig, mesh: Mesh, function: Callable[..., Any]) -> Any:
-    """`function(model, batch)`, jitted as (params, batch) -> result, which every device holds."""
+    """Jit `function(model, batch)` as (params, batch) -> result, replicated on all devices."""
     graph, shardings = nnx.graphdef(Transformer(config)), _shardings(config, mesh)
 
     def evaluate(params: Any, batch: Any) -> Any:
@@ -229,7 +229,7 @@ def make_eval_step(config: ModelConfig, mesh: Mesh, function: Callable[..., Any]
 
 @functools.lru_cache(maxsize=16)
 def make_loss_step(config: ModelConfig, mesh: Mesh, objective: Objective) -> Any:
-    """(params, batch, weight of all batches) -> what the batch adds to the loss of all."""
+    """Jit (params, batch, weight of all batches) -> share of the batch in their loss."""
     graph, shardings = nnx.graphdef(Transformer(config)), _shardings(config, mesh)
 
     def share(params: Any, batch: Any, weight: Any) -> jax.Array:
@@ -248,14 +248,14 @@ def _shardings(config: ModelConfig, mesh: Mesh) -> Any:
 
 
 def mean_loss(model: Transformer, objective: Objective, batches: Sequence[Any]) -> float:
-    """Loss of all batches (host arrays) as if they were one."""
+    """Return the loss of all batches (host arrays) as if they were one."""
     mesh, weight = mesh_of(model), total_weight(objective, batches)
     params = place_params(model, mesh)
     return loss_of(params, objective, batches, weight, config=model.config, mesh=mesh)
 
 
 def total_weight(objective: Objective, batches: Sequence[Any]) -> dict[str, np.float32]:
-    """What sums over all batches (host arrays) are divided by; empty where there are none."""
+    """Return the divisors of sums over all batches (host arrays); empty without batches."""
     weights = [jax.device_get(objective.weight(batch)) for batch in batches]
     names = weights[0] if weights else ()
     return {name: np.float32(max(sum(float(w[name]) for w in weights), 1.0)) for name in names}
@@ -270,14 +270,14 @@ def loss_of(
     config: ModelConfig,
     mesh: Mesh,
 ) -> float:
-    """As `mean_loss`, of parameters that are placed and batches whose weight is known."""
+    """Return `mean_loss` of placed parameters and batches of known weight."""
     evaluate = make_loss_step(config, mesh, objective)
     shares = [evaluate(params, place_batch(batch, mesh), weight) for batch in batches]
     return float(np.array(jax.device_get(shares), np.float64).sum())
 
 
 def place_params(model: Transformer, mesh: Mesh) -> Any:
-    """The parameters as a training on `mesh` holds them; nothing moves if they lie so already."""
+    """Return the parameters with the shardings of a training on `mesh`."""
     abstract = abstract_tree(model.config, mesh)
     return jax.device_put(
         nnx.to_pure_dict(nnx.state(model, nnx.Param)),
@@ -286,15 +286,15 @@ def place_params(model: Transformer, mesh: Mesh) -> Any:
 
 
 def place_batch(batch: Any, mesh: Mesh, *, parts: int = 1) -> Any:
-    """Host arrays on the devices, rows without weight added until they can be dealt out equally.
+    """Place host arrays on the devices, padded with rows without weight to equal shares.
 
-    Every process makes the whole batch and hands its devices their rows: it is some megabytes of
-    integers, and so the same however many processes there are.
+    Every process makes the whole batch, a few megabytes of integers, and places the rows of its
+    devices; the batch does not depend on the number of processes.
 
     Args:
         batch: leading axis R.
         mesh: the devices.
-        parts: parts that each device takes its rows in.
+        parts: micro-batches.
     """
     multiple = mesh.shape["data"] * mesh.shape["fsdp"] * parts
     return to_devices(pad_rows(batch, multiple=multiple), batch_sharding(mesh))

@@ -1,8 +1,8 @@
 """One loop for every objective: batches in order, a jitted step, checkpoints, early stopping.
 
-A training is a function of its inputs alone: the batch of a step follows from (seed, step), so
-one that was interrupted anywhere continues from its newest checkpoint and ends in the same
-parameters, bit for bit, on the same mesh. What a step is made of lies in `ixjax.training.steps`.
+A training is a function of its inputs: the batch of a step follows from (seed, step). An
+interrupted training continues from its newest state and ends in the same parameters, bit for bit,
+on the same mesh. `ixjax.training.steps` has the steps.
 """
 
 from __future__ import annotations
@@ -84,27 +84,27 @@ def train(
     resume: ResumeConfig | None = None,
     profiler: Profiler | None = None,
 ) -> Transformer:
-    """Train to the end, continuing from the newest checkpoint in `directory`.
+    """Train to the last step, continuing from the newest state in `directory`.
 
     Args:
-        model: where to start from; its parameters are not changed.
-        training: what to do.
+        model: the initial model; its parameters are not changed.
+        training: its settings, objective and data.
         mesh: the devices.
-        directory: checkpoints while it runs, the final model after.
-        on_step: called every `log_every` steps with step, steps, steps_since (the last report;
-            at first also those of an earlier, interrupted call), learning_rate and metrics; the
-            first time after an interruption also resumed_at, the step that it continued behind.
-        checkpoints: which states are kept while it runs.
-        resume: what it may continue from.
-        profiler: traces the steps that it is asked for.
+        directory: of the states, and of the final model.
+        on_step: called every `log_every` steps with step, steps, steps_since (steps since the last
+            call; the first one counts those of an interrupted training), learning_rate and
+            metrics; the first call after an interruption has resumed_at, the step it resumed from.
+        checkpoints: states to keep.
+        resume: states to continue from.
+        profiler: traces steps.
 
     Returns:
-        The trained model: that of the best validation where there is one.
+        The trained model; with validation, that of the lowest validation loss.
 
     Raises:
-        InputError: a name in `frozen` is no weight's, or the newest checkpoint is damaged.
-        FloatingPointError: the loss is not finite; the newest checkpoint is still there.
-        OSError: a checkpoint could not be written; those before are still there.
+        InputError: `frozen` names no weight, or the newest state is damaged.
+        FloatingPointError: the loss is not finite; saved states are kept.
+        OSError: a state could not be written; earlier states are kept.
         Preempted: SIGTERM came; the state is saved.
     """
     done = finished_model(directory, training.inputs, mesh=mesh)
@@ -112,15 +112,15 @@ def train(
         return done
     states = TrainingCheckpoints(directory, training.inputs, config=checkpoints, resume=resume)
     profiler = profiler or Profiler(ProfileConfig(), directory)
-    with noted_sigterm() as told_to_leave, states, profiler:
-        loop = _Loop(model, training, mesh, states, on_step, told_to_leave, profiler)
+    with noted_sigterm() as preempted, states, profiler:
+        loop = _Loop(model, training, mesh, states, on_step, preempted, profiler)
         params = loop.run()
         states.finish(params, model.config)
     return nnx.merge(nnx.graphdef(model), params)
 
 
 def finished_model(directory: str | Path, inputs: str, *, mesh: Mesh) -> Transformer | None:
-    """What a training of these inputs has left, its states removed; None: it is not finished."""
+    """Return the model of a finished training and remove its states; None if unfinished."""
     if not is_finished(directory, inputs):
         return None
     TrainingCheckpoints(directory, inputs).discard()
@@ -128,7 +128,7 @@ def finished_model(directory: str | Path, inputs: str, *, mesh: Mesh) -> Transfo
 
 
 class _Loop:
-    """A training in progress: its state on the devices, and what it knows of itself."""
+    """A training in progress: its state on the devices, and its progress."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class _Loop:
         mesh: Mesh,
         checkpoints: TrainingCheckpoints,
         on_step: OnStep,
-        told_to_leave: Callable[[], bool],
+        preempted: Callable[[], bool],
         profiler: Profiler,
     ):
         self.training, self.settings = training, training.config
@@ -145,7 +145,7 @@ class _Loop:
         self.mesh = mesh
         self.checkpoints = checkpoints
         self.on_step = on_step
-        self.told_to_leave = told_to_leave
+        self.preempted = preempted
         self.profiler = profiler
         self.rates = self.settings.optimizer.learning_rates(self.settings.steps)
         trained = trained_paths(model.config, self.settings.frozen)
@@ -163,23 +163,23 @@ class _Loop:
         self.resumed_at = self.progress.step
         self.reported_at = 0
         self.tokens = self.scored = 0
-        self.pending: list[dict[str, jax.Array]] = []  # metrics of steps that nobody looked at yet
-        self.clock: float | None = None  # None: nothing was timed yet (the first step compiles)
+        self.pending: list[dict[str, jax.Array]] = []  # metrics of steps, not fetched yet
+        self.clock: float | None = None  # None before the first report: the first step compiles
 
     def _resume(self) -> tuple[Any, Any, Progress]:
-        """State, best parameters and progress: from the newest checkpoint, or from the start."""
+        """Return state, best parameters and progress of the newest state, or of the start."""
         abstract = self.compiled.abstract_state
         best = abstract[0] if self.training.validation else None
         found = self.checkpoints.latest(abstract, best)
         if found is not None:
             return found
-        # Copied: the step donates its state, and the caller's model must live on.
+        # Copied: the step donates its state, and the caller keeps the model.
         params = _copy(self.initial)
         best = _copy(params) if self.training.validation else None
         return (params, self.compiled.init(params)), best, Progress()
 
     def run(self) -> Any:
-        """To the last step; returns the parameters to keep."""
+        """Train to the last step and return the parameters to keep."""
         training, settings, progress = self.training, self.settings, self.progress
         while progress.step < settings.steps and not progress.stopped:
             self.checkpoints.check()
@@ -187,12 +187,12 @@ class _Loop:
             self._take_step(rate)
             last = progress.step == settings.steps
             validates = training.validation and (self._due(settings.eval_every) or last)
-            leaves = self.told_to_leave() and not last
+            leaves = self.preempted() and not last
             saves = (self._due(settings.checkpoint_every) or leaves) and not last
             saves = saves or (validates and self.checkpoints.keeps_best and not last)
             reports = self._due(settings.log_every) or last or progress.step == 1 or validates
             if reports or saves:
-                # Checked before a checkpoint, too: one that is kept is good.
+                # Fetching raises for a loss that is not finite, so that no such state is saved.
                 facts = {"learning_rate": float(rate), **self._fetch()}
                 facts |= self._speed() if reports else {}
                 if validates:
@@ -224,7 +224,7 @@ class _Loop:
     def _leave(self) -> NoReturn:
         self.checkpoints.wait()
         raise Preempted(
-            f"told to end (SIGTERM): the state behind step {self.progress.step} of "
+            f"SIGTERM came: the state after step {self.progress.step} of "
             f"{self.settings.steps} is saved"
         )
 
@@ -245,21 +245,21 @@ class _Loop:
 
     def _not_finite(self, step: int, metrics: Mapping[str, Any]) -> str:
         kept = None
-        with contextlib.suppress(OSError):  # of a full disk: this is worse
+        with contextlib.suppress(OSError):  # a full disk is the smaller problem
             kept = self.checkpoints.newest_step()
-        good = "none was kept yet" if kept is None else f"the last good one is of step {kept}"
+        good = "no state is saved" if kept is None else f"the newest saved state is of step {kept}"
         return (
             f"at step {step} of {self.settings.steps} the loss is {metrics['loss']} and the "
-            f"gradient norm {metrics['grad_norm']}, in {self.training.members(step - 1)}; lower "
-            f"optimizer.learning_rate or optimizer.clip_norm, or look at these data (checkpoints: "
-            f"{good})"
+            f"gradient norm {metrics['grad_norm']}, in {self.training.members(step - 1)}; expected "
+            f"finite numbers. Lower optimizer.learning_rate or optimizer.clip_norm, or examine "
+            f"these data ({good})."
         )
 
     def _speed(self) -> dict[str, float]:
-        """Speed since the last report; none at first, which would time the compiler.
+        """Return the speed since the last report; nothing at first, to leave compilation out.
 
-        Of devices whose peak is known also an estimate of the share of it that the model's products
-        with its weights are (model FLOPs utilisation; Chowdhery et al. 2022, PaLM, appendix B).
+        For devices with a known peak also the model FLOPs utilisation, estimated from products with
+        weights (Chowdhery et al. 2022, PaLM, appendix B).
         """
         tokens, scored = self.tokens, self.scored
         self.tokens = self.scored = 0
@@ -270,13 +270,13 @@ class _Loop:
         known = known_kind(self.mesh.devices.flat[0].device_kind)
         if known is None:
             return {"tokens_per_second": rate}
-        # Without attention, as if all weights learned.
+        # An estimate: without attention, with gradients of all weights.
         flops = training_flops(self.model_config, tokens, length=0, scored=scored) / seconds
         peak = known.peak_tflops * 1e12 * self.mesh.size
         return {"tokens_per_second": rate, "mfu": flops / peak}
 
     def _validate(self) -> float:
-        """The validation loss; the best parameters yet are kept."""
+        """Return the validation loss; keep the parameters if it is the best so far."""
         params = join(self.state[0], self.frozen)
         value = loss_of(
             params,

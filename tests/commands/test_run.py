@@ -7,7 +7,8 @@ import time
 
 from ixjax import io
 from ixjax.generation import EngineConfig
-from ixjax.pipeline import run as run_module
+from ixjax.pipeline import engine_work
+from ixjax.pipeline.reporter import report_step
 from tests.end_to_end.tiny import Silent
 
 
@@ -27,7 +28,7 @@ class Notes(Silent):
 
 
 def test_a_warm_up_reports_its_progress(untrained, monkeypatch, tmp_path):
-    monkeypatch.setattr(run_module, "WARM_UP_SECONDS", 0.01)
+    monkeypatch.setattr(engine_work, "WARM_UP_SECONDS", 0.01)
     run = dataclasses.replace(
         untrained,
         config=dataclasses.replace(untrained.config, engine=EngineConfig(warm_up=True)),
@@ -40,7 +41,7 @@ def test_a_warm_up_reports_its_progress(untrained, monkeypatch, tmp_path):
             time.sleep(0.01)
         seen.extend(reporter.notes)
 
-    with run.engine_at_work("search", reporter, warm_up):
+    with engine_work.engine_at_work(run, "search", reporter, warm_up):
         pass
     assert all(note.startswith("search: ") for note in reporter.notes)
     assert "0 programs" in seen[1]
@@ -52,7 +53,7 @@ def test_a_resumed_training_is_noted_once_and_kept_out_of_the_metrics():
     first = {**logged, "steps_since": 70, "resumed_at": 60}
     second = {**logged, "step": 75, "steps_since": 5}
     for metrics in (first, second):
-        run_module.tell_steps(reporter, "sft policy", metrics, shown=("loss", "validation_loss"))
+        report_step(reporter, "sft policy", metrics, shown=("loss", "validation_loss"))
     [note] = reporter.notes
     assert note.startswith("sft policy: ")
     assert "60 of 100" in note

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from ixjax.pipeline import RunConfig
-from ixjax.pipeline.opening import _settings
+from ixjax.pipeline.open_run import _settings
 
 
 def command(name: str, config: RunConfig) -> list[str]:

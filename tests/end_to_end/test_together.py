@@ -114,7 +114,7 @@ def test_sigterm_to_one_process_saves_in_all_and_the_run_continues(tmp_path):
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == PREEMPTED, errors
-        assert "told to end (SIGTERM): the state behind step" in errors
+        assert "SIGTERM came: the state after step" in errors
     [newest] = sorted((out / "policy_sft" / "steps").iterdir(), key=lambda p: int(p.name))[-1:]
     resumed = together(command("sft", long), count=2, devices=4)
     wait_for_step(out, int(newest.name) + 1)

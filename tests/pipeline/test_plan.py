@@ -57,7 +57,7 @@ def test_a_search_takes_no_more_than_was_planned(untrained):
     config = untrained.config.search
     policy = untrained.speaker(untrained.directory.policy_sft, "policy")
     simulator = untrained.speaker(untrained.directory.simulator, "user")
-    stats = untrained.account
+    stats = untrained.engine_stats
     before = stats.copy()
     list(search(policy, simulator, untrained.scenario, roots, config))
     spent = stats - before

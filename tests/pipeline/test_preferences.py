@@ -24,8 +24,8 @@ from ixjax.pipeline import (
     train_speakers,
 )
 from ixjax.pipeline.evaluate import _methods as methods
-from ixjax.pipeline.inputs import pair_sources, stage_inputs
 from ixjax.pipeline.preferences import given_pairs
+from ixjax.pipeline.stages import Inputs, pair_sources
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
 from ixjax.training import ReferenceConfig, load_model
 from tests.end_to_end.tiny import Notes, Silent, tiny_run
@@ -113,7 +113,7 @@ def test_an_evaluation_is_stale_once_what_it_plays_with_has_changed(tmp_path, al
 
     def changed(**settings: Any) -> bool:
         other = dataclasses.replace(config, **settings)
-        first, then = (stage_inputs("evaluate", c, "prepared", "rows") for c in (config, other))
+        first, then = (Inputs(c, "prepared", "rows").of("evaluate") for c in (config, other))
         return first != then
 
     assert changed(sampling=dataclasses.replace(config.sampling, temperature=0.5))

@@ -113,7 +113,7 @@ def test_what_is_held_out_shares_no_prompt_with_what_is_learned():
     assert sorted([*learned, *held]) == list(range(20))
     assert len(held) == 4  # a prompt's pairs, though one would have been enough
     assert not {pairs[i].prompt for i in learned} & {pairs[i].prompt for i in held}
-    with pytest.raises(InputError, match="leaves none to train on"):
+    with pytest.raises(InputError, match=r"validation_fraction is 0.5; .* 1 pairs"):
         _hold_out(pairs[:1], dataclasses.replace(DPO, validation_fraction=0.5), 0)
 
 
@@ -159,8 +159,8 @@ def test_another_start_is_another_training(tmp_path):
 @pytest.mark.parametrize(
     ("frozen", "message"),
     [
-        (("query",), "frozen names 'query'; the model's weights are embedding, norm"),
-        (("embedding", "norm", "layers"), "nothing is left to train"),
+        (("query",), "frozen is 'query'; expected .* embedding, norm"),
+        (("embedding", "norm", "layers"), r"frozen is \(.*'layers'\)"),
     ],
 )
 def test_names_that_freeze_nothing_or_everything_are_refused(frozen, message):

@@ -15,12 +15,13 @@ import yaml
 from ixjax import io
 from ixjax.dialogue.scenarios import get_scenario
 from ixjax.generation.outcomes import OUTCOME_TOKENS
-from ixjax.pipeline.bases import check_base
+from ixjax.pipeline.base_model import check_base
 from ixjax.pipeline.config import RunConfig
-from ixjax.pipeline.inputs import PREFERENCES, paths
+from ixjax.pipeline.inputs import paths
 from ixjax.pipeline.metrics import check_packages
 from ixjax.pipeline.preferences import check_preferences
 from ixjax.pipeline.run import Run
+from ixjax.pipeline.stages import PREFERENCES
 from ixjax.search import check_reaction_weight
 from ixjax.training.steps import trained_paths
 
