@@ -81,7 +81,7 @@ class Settings:
     @property
     def layout(self) -> EngineConfig:
         """Return the engine's settings; rows that no dialogue fills would only take time."""
-        rows = bucket(self.thinking.games) if self.think else 1
+        rows = bucket(self.thinking.most_rollouts) if self.think else 1
         return dataclasses.replace(self.engine, rows=min(self.engine.rows, rows))
 
 

@@ -46,7 +46,7 @@ class SearchConfig:
     c_uct: float = 1.0
     """Weight of exploration."""
     backup: Literal["mean", "max"] = "mean"
-    """Value of a decision: the mean of its returns, or the value of its best response."""
+    """Value of a decision: mean of its returns, or max over its responses."""
     widening_factor: float = 1.0
     """k_w: a response with N visits may have ceil(k_w N^alpha_w) reactions."""
     widening_exponent: float = 0.0
@@ -131,7 +131,7 @@ class SearchConfig:
         return max(widened, self.reactions)
 
     @property
-    def games(self) -> int:
+    def most_rollouts(self) -> int:
         """Return the most rollouts that one iteration of a tree plays at once."""
         return self.samples * self.rollouts
 

@@ -14,6 +14,7 @@ from ixjax.dialogue.scenarios.base import Scenario
 from ixjax.dialogue.types import Dialogue, UserCondition
 from ixjax.generation import Driver, ModelSpeaker, Speaker, User
 from ixjax.generation.memory import dialogue_tokens
+from ixjax.generation.speakers import reserve
 from ixjax.io import InputError
 from ixjax.search.config import SearchConfig
 from ixjax.search.search_tree import Search, search_tree
@@ -161,12 +162,13 @@ def _reserve(
     roots: Sequence[Dialogue | FinishedTree],
     config: SearchConfig,
 ) -> None:
-    """Allocate the KV cache for all trees at once, instead of growing it step by step."""
+    """Allocate the KV cache for all trees at once."""
     trees = min(config.trees, len(roots))
-    for speaker in (policy, simulator):
-        if isinstance(speaker, ModelSpeaker):
-            tokens = search_tokens(config, speaker.sampling.max_new_tokens, speaker.limit)
-            speaker.engine.pool.reserve(trees * tokens)
+
+    def tokens(speaker: ModelSpeaker) -> int:
+        return trees * search_tokens(config, speaker.sampling.max_new_tokens, speaker.limit)
+
+    reserve([policy, simulator], tokens)
 
 
 def search_tokens(config: SearchConfig, turn: int, longest: int) -> int:
@@ -181,7 +183,7 @@ def search_tokens(config: SearchConfig, turn: int, longest: int) -> int:
         longest: most tokens of a context.
     """
     held = config.kept * dialogue_tokens(1, turn, longest)
-    in_play = config.games * dialogue_tokens(config.max_turns, turn, longest)
+    in_play = config.most_rollouts * dialogue_tokens(config.max_turns, turn, longest)
     return held + in_play + dialogue_tokens(config.max_turns, turn, longest)
 
 
