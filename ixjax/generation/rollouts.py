@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from ixjax.dialogue.types import Dialogue, OutcomeReading, Utterance
 from ixjax.generation.config import EngineConfig
 from ixjax.generation.driver import Task, run_all
+from ixjax.generation.memory import dialogue_tokens
 from ixjax.generation.protocols import Participant, Speaker, User, UserParticipant
-from ixjax.generation.speakers import ModelSpeaker
+from ixjax.generation.speakers import ModelSpeaker, reserve
 from ixjax.generation.turns import POLICY, USER, words
 from ixjax.padding import bucket
 
@@ -100,8 +101,14 @@ def play(
             yield from rollout(policy.begin(root), user.begin(root), identity, max_turns=max_turns)
         )
 
-    tasks = (one(root, identity) for root, identity in roots)
-    return run_all(tasks, at_once=side_by_side(policy, user, rows))
+    at_once = side_by_side(policy, user, rows)
+
+    def tokens(speaker: ModelSpeaker) -> int:
+        dialogue = dialogue_tokens(max_turns, speaker.sampling.max_new_tokens, speaker.limit)
+        return min(at_once, len(roots)) * dialogue
+
+    reserve([policy, user], tokens)
+    return run_all((one(root, identity) for root, identity in roots), at_once=at_once)
 
 
 def side_by_side(policy: Speaker, user: User, rows: int) -> int:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from ixjax.dialogue.chat import View
 from ixjax.dialogue.token_bytes import token_bytes
@@ -76,8 +77,9 @@ class ModelSpeaker:
         self.limit = model.config.max_length - sampling.max_new_tokens - OUTCOME_TOKENS
         if self.limit < 1:
             raise ValueError(
-                f"max_new_tokens ({sampling.max_new_tokens}) leaves no room in a context of "
-                f"{model.config.max_length} tokens"
+                f"max_new_tokens is {sampling.max_new_tokens}; expected "
+                f"{model.config.max_length - OUTCOME_TOKENS - 1} or less: a context has "
+                f"{model.config.max_length} tokens, {OUTCOME_TOKENS} of them for the outcome"
             )
 
     def begin(
@@ -276,6 +278,21 @@ def speaker_engine(
     if sampling.stop:
         stops[sampling.stop] = compile_stops(sampling.stop, text_bytes(view), vocab_size=size)
     return Engine(model, config, stops=stops, stats=stats, pool=pool)
+
+
+def reserve(speakers: Sequence[object], tokens: Callable[[ModelSpeaker], int]) -> None:
+    """Allocate the KV cache at once, instead of growing it while speakers play.
+
+    Args:
+        speakers: those that are no models are left out; models that share a pool share the room.
+        tokens: that a speaker will store at most.
+    """
+    wanted: Counter[BlockPool] = Counter()
+    for speaker in speakers:
+        if isinstance(speaker, ModelSpeaker):
+            wanted[speaker.engine.pool] += tokens(speaker)
+    for pool, count in wanted.items():
+        pool.reserve(count)
 
 
 def text_bytes(view: View) -> list[bytes]:
