@@ -145,7 +145,7 @@ def _readable(played: Sequence[Played]) -> dict[Key, Played]:
     """Return the dialogues with an engagement, by condition and sample."""
     keys = [(p.condition, p.sample) for p in played]
     if len(set(keys)) < len(keys):
-        raise ValueError("two dialogues have the same condition and sample")
+        raise ValueError("two dialogues have the same condition and sample; expected one of each")
     return {key: p for key, p in zip(keys, played, strict=True) if not math.isnan(p.engagement)}
 
 

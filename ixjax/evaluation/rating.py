@@ -178,7 +178,7 @@ def read_ratings(path: str | Path, *, task: str, items: Sequence[str]) -> Rating
         if item not in items:
             raise InputError(f"{where}: item is {item!r}; expected one of those exported")
         if item in choices:
-            raise InputError(f"{where}: {item} is rated twice")
+            raise InputError(f"{where}: {item} is rated twice; expected one choice")
         if choice:
             choices[item] = _choice(choice, where)
     if not choices:

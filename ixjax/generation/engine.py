@@ -105,7 +105,8 @@ class Engine:
         """
         if model.config != self.model_config:
             raise ValueError(
-                f"this engine was made for {self.model_config}, not for {model.config}"
+                f"the model is {model.config}; expected one of this engine's shape, "
+                f"{self.model_config}"
             )
         self._executor.use(model)
         self._batch.clear()

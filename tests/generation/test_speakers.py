@@ -216,7 +216,7 @@ def test_a_policy_has_no_outcome():
 
 
 def test_a_turn_longer_than_the_context_is_refused_at_the_start():
-    with pytest.raises(ValueError, match=r"max_new_tokens \(180\) leaves no room .* 192 tokens"):
+    with pytest.raises(ValueError, match=r"max_new_tokens is 180; expected 159 .* 192 tokens"):
         ModelSpeaker(model(), view("policy"), SamplingConfig(max_new_tokens=180), seed=0)
 
 
