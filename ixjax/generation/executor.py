@@ -55,8 +55,8 @@ class Executor:
         )
         here = "contiguous" if devices[0].platform == "cpu" else "paged"
         self.paged = (here if config.layout == "auto" else config.layout) == "paged"
-        # A scan over layers compiles as fast as one layer, but copies each layer's keys and values
-        # in every step: too slow for many of them if a kernel reads them in place.
+        # A scan over layers compiles fast but copies each layer's keys and values in every step, so
+        # it is used only for many layers, and not if a kernel reads them in place.
         few = model.config.num_layers <= FULL_UNROLL_LAYERS
         self.unstacked = few or self.attention != "xla"
         self.columns = columns_of(model.config)
