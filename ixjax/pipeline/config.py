@@ -43,8 +43,8 @@ class ProcessesConfig:
         """Refuse an index beyond the count."""
         if not 0 <= self.index < self.count:
             raise InputError(
-                f"processes.index is {self.index}; expected 0 to {self.count - 1}, below "
-                f"processes.count"
+                f"processes.index is {self.index}; expected 0 to {self.count - 1}, since "
+                f"processes.count is {self.count}"
             )
         if self.timeout < 0:
             raise InputError(f"processes.timeout is {self.timeout}; expected 0 or more")

@@ -1,4 +1,4 @@
-"""Pairs in; aligned policies out: on human pairs, i×MCTS pairs, the mix, and on a file of pairs."""
+"""Alignment of one policy per source of pairs: human, i×MCTS, their mix, a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ixjax.pipeline.export import export
 from ixjax.pipeline.preferences import given_pairs
 from ixjax.pipeline.reporter import Reporter, report_step
 from ixjax.pipeline.run import Run
-from ixjax.pipeline.sharding import tell_sharding
+from ixjax.pipeline.sharding import report_sharding
 from ixjax.pipeline.stages import PREFERENCES, STAGES, Stage, pair_sources
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
 from ixjax.training import (
@@ -51,10 +51,10 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
             return run.facts(stage.name)
         rendered, account = _rendered(run, source)
         facts.update(account)
-        _tell(reporter, source, facts)
+        _report_pairs(reporter, source, facts)
         directory = stage.model(run.directory)
         policy = run.load(run.directory.policy_sft)
-        tell_sharding(reporter, f"dpo {source}", policy.config, config.dpo, run.mesh)
+        report_sharding(reporter, f"dpo {source}", policy.config, config.dpo, run.mesh)
         reference = None
         if get_loss(config.dpo.variant).has_reference:
             reference = _reference(run, stage, policy, rendered, reporter)
@@ -85,7 +85,7 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
 
 
 def _rendered(run: Run, source: str) -> tuple[list[RenderedPair], dict[str, Any]]:
-    """The pairs of one source, cut to `dpo.max_pairs` by a seeded draw, and facts about them."""
+    """Return the pairs of one source, at most `dpo.max_pairs` drawn by the seed, and facts."""
     facts: dict[str, Any] = {}
     if source == PREFERENCES:
         found, rows = given_pairs(run)
@@ -106,7 +106,7 @@ def _rendered(run: Run, source: str) -> tuple[list[RenderedPair], dict[str, Any]
 
 
 def _pairs(run: Run, source: str) -> list[PreferencePair]:
-    """The pairs of the run's own of one source."""
+    """Return the pairs that the run made, of one source."""
     searched, human = (
         [PreferencePair.from_json(r) for r in io.read_jsonl(path, schema=PAIRS_SCHEMA)]
         for path in (run.directory.pairs, run.directory.human_pairs)
@@ -118,7 +118,8 @@ def _pairs(run: Run, source: str) -> list[PreferencePair]:
         found = searched if source == "imcts" else human
     if not found:
         raise io.InputError(
-            f"{run.directory.human_pairs}: no {source} pair: the policy repeated every human turn"
+            f"{run.directory.human_pairs}: no {source} pair; expected one or more: the policy "
+            "repeated every human turn"
         )
     return found
 
@@ -128,15 +129,15 @@ def _draw(run: Run, found: Sequence[Any]) -> list[Any]:
     return [found[i] for i in order[: run.config.dpo.max_pairs]]
 
 
-def _tell(reporter: Reporter, source: str, facts: Mapping[str, Any]) -> None:
-    """What the pairs of a source are, before hours are spent on them."""
+def _report_pairs(reporter: Reporter, source: str, facts: Mapping[str, Any]) -> None:
+    """Report the pairs of a source before the training."""
     lengths = "; ".join(
         f"{name} {size['median']} / {size['p95']} / {size['longest']}"
         for name, size in facts["lengths"].items()
     )
     reporter.note(
         f"dpo {source}: {facts['pairs']:,} pairs, tokens (median / 95 % / longest): {lengths}; "
-        f"{facts['dropped_turns']:,} oldest turns had no room"
+        f"{facts['dropped_turns']:,} oldest turns dropped"
     )
     rows = facts.get("rows")
     if rows is None:
@@ -158,7 +159,7 @@ def _reference(
     rendered: Sequence[RenderedPair],
     reporter: Reporter,
 ) -> Any:
-    """Reference log-probabilities: from disk if they are of this policy and these tokens."""
+    """Return reference log-probabilities, from disk if they are of this policy and tokens."""
     path = stage.model(run.directory) / "reference.json"
     identity = ReferenceIdentity.of(policy, rendered, tokenizer=run.template.fingerprint)
     stored, reason = load_reference(path, identity, strict=run.config.reference.strict)
@@ -172,14 +173,14 @@ def _reference(
 
 
 def _export(run: Run, source: str, reporter: Reporter) -> None:
-    """Write an aligned policy as a Hugging Face folder; a failure is told, and ends nothing."""
+    """Write an aligned policy as a Hugging Face folder; a failure is reported, not raised."""
     name, folder = f"policy_dpo/{source}", run.directory.exported / source
     try:
         export(run, find_checkpoint(run, name), folder, overwrite=True, mesh=run.mesh)
-    except Exception as error:  # whatever it is: the training is done
+    except Exception as error:  # any failure: the training is finished
         reporter.note(
-            f"dpo {source}: the policy could not be exported ({error}); do it with `ixjax export "
-            f"--out {run.directory.root} --model {name} --to FOLDER`"
+            f"dpo {source}: the policy could not be exported ({error}). Run `ixjax export "
+            f"--out {run.directory.root} --model {name} --to FOLDER`."
         )
     else:
         reporter.note(f"dpo {source}: the policy is exported to {folder}")

@@ -1,6 +1,6 @@
-"""Opening a run directory: a new one, or one that was made with the same settings and sources.
+"""Opening of a run directory: a new one, or one made with the same settings and sources.
 
-What a person has made is never lost to other settings: everything is refused before it is written.
+All checks come before the first write, so that other settings never replace existing results.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def open_run(config: RunConfig) -> Run:
     """Create or continue the run directory `config.out`.
 
     Raises:
-        InputError: the directory belongs to another configuration (names what differs), or holds
-            something that is not a run.
+        InputError: the directory belongs to another configuration (names the differences), or has
+            other content.
     """
     if not config.out:
-        raise io.InputError("out: no run directory given; set --out RUN")
-    get_scenario(config.scenario)  # an unknown name is said before anything is written
+        raise io.InputError("--out is missing; expected a run directory")
+    get_scenario(config.scenario)  # raises for an unknown name
     _check_settings(config)
     directory = io.RunDirectory(Path(config.out))
     mine, run = _settings(config), Run(config, directory)
@@ -45,14 +45,14 @@ def open_run(config: RunConfig) -> Run:
         _refuse_changed_sources(run)
         _refuse_changed_preferences(run)
         _check_files(run)
-        if theirs != yaml.safe_load(yaml.safe_dump(mine)):  # in what changes no result
+        if theirs != yaml.safe_load(yaml.safe_dump(mine)):  # differences that change no result
             io.write_text(directory.config, yaml.safe_dump(mine, sort_keys=False))
     elif directory.root.exists() and not directory.root.is_dir():
-        raise io.InputError(f"{directory.root}: a file; expected a folder as --out")
+        raise io.InputError(f"--out is {directory.root}, a file; expected a folder")
     elif directory.root.exists() and any(directory.root.iterdir()):
         raise io.InputError(
-            f"{directory.root}: holds files but no config.yaml, so it is not a run directory; "
-            "give an empty or new folder as --out"
+            f"--out is {directory.root}, a folder with files but no config.yaml; expected a run "
+            "directory, or a new or empty folder"
         )
     else:
         _check_files(run)
@@ -62,13 +62,13 @@ def open_run(config: RunConfig) -> Run:
 
 
 def _check_files(run: Run) -> None:
-    """Refuse now what could not be read hours later."""
+    """Raise for files that a later stage could not read."""
     check_base(run)
     check_preferences(run)
 
 
 def _check_frozen(config: RunConfig) -> None:
-    """Names of weights, where the network is known: one of a checkpoint is read later."""
+    """Raise for unknown weights; those of a checkpoint are checked when it is read."""
     if not config.model.path:
         for stage, training in (("sft", config.sft), ("dpo", config.dpo)):
             try:
@@ -78,32 +78,32 @@ def _check_frozen(config: RunConfig) -> None:
 
 
 def _check_settings(config: RunConfig) -> None:
-    """Refuse now what would fail hours later."""
+    """Raise for settings that would fail in a later stage."""
     check_packages(config.metrics)
     _check_frozen(config)
     if config.sft.lora.rank and not config.model.path:
         raise io.InputError(
-            f"sft.lora.rank is {config.sft.lora.rank}, but no model.path is given: adapters would "
-            "be learned over random weights; expected a checkpoint to adapt, or sft.lora.rank 0"
+            f"--sft.lora.rank is {config.sft.lora.rank} without --model.path; expected a "
+            "checkpoint to adapt, or --sft.lora.rank 0"
         )
     check_reaction_weight(config.search, get_scenario(config.scenario))
     if not 0 <= config.seed < 2**31:
-        raise io.InputError(f"seed is {config.seed}; expected 0 or more, below 2^31")
+        raise io.InputError(f"--seed is {config.seed}; expected 0 or more, below 2^31")
     if config.search.width < 2:
         raise io.InputError(
-            f"search.width is {config.search.width}; expected 2 or more: a pair needs two responses"
+            f"--search.width is {config.search.width}; expected 2 or more: a pair has two responses"
         )
     longest, turn = config.model.max_length, config.sampling.max_new_tokens
     if longest <= turn + OUTCOME_TOKENS:
         raise io.InputError(
-            f"sampling.max_new_tokens is {turn}, model.max_length {longest}: a context must hold "
-            f"a turn, {OUTCOME_TOKENS} tokens of an outcome line, and some history; expected "
-            f"model.max_length to be more than {turn + OUTCOME_TOKENS}"
+            f"--sampling.max-new-tokens is {turn} with --model.max-length {longest}; expected "
+            f"fewer than {longest - OUTCOME_TOKENS}: a context holds history, a turn, and "
+            f"{OUTCOME_TOKENS} tokens of an outcome line"
         )
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """The configuration as plain values, without what belongs to one start of it alone."""
+    """Return the configuration as plain values, without the settings of one start."""
     settings = dataclasses.asdict(config)
     for name in ("out", "processes", "distributed", "resume"):
         del settings[name]
@@ -121,10 +121,10 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _refuse_other_config(run: Run, theirs: Mapping[str, Any]) -> None:
-    """Refuse settings that something in the run directory was made without.
+    """Raise for settings that make a finished stage stale.
 
-    Settings of stages that are yet to be done may change, and those that change no result. A
-    setting that is newer than the run directory was at its default there.
+    Settings of later stages may change, and those that change no result. A setting that is newer
+    than the run directory had its default there.
     """
     here = paths(run.config)
     mine = _flatten(io.plain(run.config)) | here
@@ -134,8 +134,8 @@ def _refuse_other_config(run: Run, theirs: Mapping[str, Any]) -> None:
     for key in here:
         if made and key in differing and mine[key] and not Path(mine[key]).exists():
             raise io.InputError(
-                f"{key}: no such file or folder {mine[key]!r}; {run.directory.root} was made from "
-                f"{known[key]!r}"
+                f"--{key} is {mine[key]!r}, no such file or folder; expected {known[key]!r}, from "
+                f"which {run.directory.root} was made"
             )
     stale = [stage for stage, inputs in made.items() if inputs != run.inputs(stage)]
     if differing and stale:
@@ -143,14 +143,14 @@ def _refuse_other_config(run: Run, theirs: Mapping[str, Any]) -> None:
         raise io.InputError(
             f"{run.directory.config}: this run was made with another configuration:\n"
             + "\n".join(lines)
-            + f"\nMade with it: {', '.join(stale)}. Give another --out, or the same settings."
+            + f"\nMade with it: {', '.join(stale)}. Set another --out, or the same settings."
         )
 
 
 def _refuse_changed_sources(run: Run) -> None:
-    """Refuse to go on where what the models were made from is no longer what lies at its path.
+    """Raise if the files that models were trained on have changed.
 
-    Before anything is trained, `prepare` may take the corpus in anew.
+    Before any training, `prepare` may read them again.
     """
     recorded = run.recorded_sources
     changed = [name for name in recorded if run.sources.get(name) != recorded[name]]
@@ -158,19 +158,19 @@ def _refuse_changed_sources(run: Run) -> None:
     if changed and trained:
         lines = [f"  {name}: {paths(run.config)[name]!r}" for name in changed]
         raise io.InputError(
-            f"{run.directory.root}: what this run was made from has changed since:\n"
+            f"{run.directory.root}: files that this run was made from have changed:\n"
             + "\n".join(lines)
             + f"\nMade with it: {', '.join(trained)}. "
-            "Give another --out, or put back what was there."
+            "Set another --out, or restore the files."
         )
 
 
 def _refuse_changed_preferences(run: Run) -> None:
-    """Refuse to align anew, in the place of what was aligned on other rows."""
+    """Raise if a policy was aligned on another file of preferences."""
     aligned, path = f"dpo/{PREFERENCES}", Path(run.config.preferences.path)
     made = run.manifest.made.get(aligned)
     if path.is_file() and made not in (None, run.inputs(aligned)):
         raise io.InputError(
-            f"{run.directory.root}: {aligned} was made from other preferences than those that are "
-            f"in {path} now. Give another --out, or put back what was there."
+            f"{run.directory.root}: {aligned} was made from other preferences than {path} has now. "
+            "Set another --out, or restore the file."
         )

@@ -1,4 +1,4 @@
-"""Finished trees in; preference pairs out, in our own form and in those of other trainers."""
+"""Preference pairs of finished trees, in our format and those of other trainers."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ LLAMA_FACTORY_DATASET = "ixjax_pairs"
 
 
 def take_pairs(run: Run, trees: Iterable[FinishedTree], reporter: Reporter) -> dict[str, Any]:
-    """Extract the pairs of `trees`, draw human ones, and write both.
+    """Extract the pairs of `trees`, sample human ones, and write both.
 
     Returns:
-        How many pairs were considered and kept, what was dropped and by which rule.
+        Counts of considered, kept and dropped pairs, by rule.
 
     Raises:
         InputError: no tree gave a pair.
@@ -50,11 +50,11 @@ def take_pairs(run: Run, trees: Iterable[FinishedTree], reporter: Reporter) -> d
         found = balance_depths(found, config, account=account)
         if not found:
             raise io.InputError(
-                f"{run.directory.trees}: no preference pair was found ({_why(account)}). "
-                f"{_advice(account, config, nearly)}; or search more (--search.iterations, "
-                "--search.width)"
+                f"{run.directory.trees}: no preference pair was found ({_why(account)}); expected "
+                f"one or more. {_advice(account, config, nearly)}, or search more "
+                "(--search.iterations, --search.width)."
             )
-        # As many as the tree pairs, for the policy that learns from them alone, or as the mix asks.
+        # One per tree pair, for the policy on human pairs, or more if the mix needs more.
         count = math.ceil(max(1.0, config.human_pair_ratio) * len(found))
         human, human_account = _human(run, count, reporter)
         _write(run, found, human)
@@ -71,7 +71,7 @@ def take_pairs(run: Run, trees: Iterable[FinishedTree], reporter: Reporter) -> d
 
 
 def _human(run: Run, count: int, reporter: Reporter) -> tuple[list[PreferencePair], Counter[str]]:
-    """Pairs at `count` human turns, and why some of the turns gave none."""
+    """Return pairs at `count` human turns, and counts of turns without a pair by reason."""
     reporter.start("human pairs", count, "pairs")
     found: list[PreferencePair] = []
     account: Counter[str] = Counter()
@@ -108,16 +108,16 @@ def _write_ours(path: Path, pairs: Sequence[PreferencePair]) -> None:
 
 
 def _counts(account: Counter[str], rules: Sequence[str]) -> dict[str, int]:
-    """The rules that applied, and how often."""
+    """Return the rules that applied, with their counts."""
     return {rule: account[rule] for rule in rules if account[rule]}
 
 
 class _Nearly:
-    """What a smaller `min_margin` would let in.
+    """Pairs that a smaller `min_margin` would keep.
 
     Attributes:
-        widest: the largest margin of a pair that all other rules let pass.
-        account: how many each of them drops.
+        widest: the largest margin of a pair that all other rules keep.
+        account: number of pairs that each of them drops.
     """
 
     def __init__(self, config: PairsConfig):
@@ -125,25 +125,25 @@ class _Nearly:
         self.widest, self.account = 0.0, Counter[str]()
 
     def add(self, tree: FinishedTree) -> None:
-        """Look at one more tree."""
+        """Add the pairs of a tree."""
         pairs = extract_pairs(tree, self._any_margin, account=self.account)
         self.widest = max([self.widest, *(pair.margin for pair in pairs)])
 
 
 def _advice(account: Counter[str], config: PairsConfig, nearly: _Nearly) -> str:
-    """What would let in most of what was dropped.
+    """Return the change of settings that would keep most of the dropped pairs.
 
     Args:
-        account: how many each rule has dropped.
+        account: number of pairs that each rule dropped.
         config: the rules.
-        nearly: what any margin would let in; where it is nothing, another rule is to blame.
+        nearly: pairs of any margin; if there are none, another rule dropped them.
     """
     blamed = account if nearly.widest else nearly.account
     return {
         "truncated": "Allow longer turns (--sampling.max-new-tokens), or --pairs.keep-truncated",
         "few_visits": "Lower --pairs.min-visits",
         "small_margin": f"Lower --pairs.min-margin ({config.min_margin:g}): the largest margin "
-        f"of a pair that the other rules let pass was {nearly.widest:.3g}",
+        f"of a pair that the other rules keep was {nearly.widest:.3g}",
         "near_duplicate": "Raise --pairs.max-similarity",
     }.get(max(+blamed, key=blamed.__getitem__, default=""), "Train the speakers longer")
 

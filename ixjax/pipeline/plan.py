@@ -1,8 +1,8 @@
-"""What a run would take, from shapes alone: memory of a device, arithmetic and time of each stage.
+"""Device memory, arithmetic and time of each stage of a run, computed from shapes.
 
-Nothing is allocated, and the devices need not exist. Memory is the account of
-`ixjax.training.memory` and `ixjax.generation.memory`; arithmetic that of `ixjax.models.costs`;
-docs/scaling.md reads a plan line by line.
+Nothing is allocated, and the devices need not exist. Memory is computed by `ixjax.training.memory`
+and `ixjax.generation.memory`, arithmetic by `ixjax.models.costs`. docs/scaling.md explains a plan
+line by line.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ from ixjax.training.sft import SFTObjective
 from ixjax.training.steps import trained_paths
 
 OCCUPANCY = 0.85  # of the decode batch; docs/benchmarks.md has 87 to 92 %
-USABLE = 0.9  # of a device's memory; the rest is the runtime's and lost between buffers
+USABLE = 0.9  # of a device's memory; the runtime and fragmentation take the rest
 GB = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig:
-    """The device that is planned for; what is left open is not estimated."""
+    """The device to plan for; figures that are not known are not estimated."""
 
     device: DeviceName | None = None
-    """A known kind, whose figures the settings below then default to."""
+    """A known kind: defaults of the settings below are its figures."""
     peak_tflops: float | None = None
-    """Dense matrix products of one device, 10^12 operations a second."""
+    """Dense matrix products of one device, 10^12 operations per second."""
     memory_gb: float | None = None
     """Memory of one device, 10^9 bytes."""
     bandwidth_gb: float | None = None
-    """Memory bandwidth of one device, 10^9 bytes a second: what decoding is bound by."""
+    """Memory bandwidth of one device, 10^9 bytes per second: it bounds decoding."""
     utilisation: float = 0.4
     """Share of the peak that training and reading reach."""
     bandwidth_utilisation: float = 0.6
     """Share of the bandwidth that decoding reaches."""
 
     def __post_init__(self) -> None:
-        """Refuse what no device has."""
+        """Refuse values outside their ranges."""
         for name in ("peak_tflops", "memory_gb", "bandwidth_gb"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -74,7 +74,7 @@ class PlanConfig:
                 )
 
     def figure(self, name: str) -> float | None:
-        """`peak_tflops`, `memory_gb` or `bandwidth_gb`: as set, or of the device."""
+        """Return `peak_tflops`, `memory_gb` or `bandwidth_gb`: as set, or of the device."""
         value = getattr(self, name)
         kind: DeviceKind | None = KINDS[self.device] if self.device else None
         return value if value is not None or kind is None else getattr(kind, name)
@@ -85,7 +85,7 @@ class Estimate:
     """One stage: its tokens, operations and time.
 
     flops: of all devices together.
-    seconds: of the stage; None where the device's figures are not known.
+    seconds: of the stage; None if the device's figures are not known.
     """
 
     work: Work
@@ -95,7 +95,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run would take.
+    """The needs of a run.
 
     parameters: of one model.
     mesh: devices along (data, fsdp, tensor), in training.
@@ -103,8 +103,8 @@ class Plan:
     training: memory of a step, by stage.
     play: memory of search and evaluation, by stage.
     estimates: by stage, in their order.
-    warnings: what does not fit, with the flags to change.
-    assumed: what the numbers rest on.
+    warnings: stages that do not fit, with the flags to change.
+    assumed: assumptions of the numbers.
     """
 
     parameters: int
@@ -118,26 +118,27 @@ class Plan:
 
 
 def make_plan(config: RunConfig, settings: PlanConfig, *, devices: int) -> Plan:
-    """Plan a run on so many devices.
+    """Plan a run.
 
     Args:
-        config: of the run; where `out` holds a prepared one its corpus is counted.
+        config: of the run; if `out` has a prepared run, its corpus is counted.
         settings: the kind of device.
-        devices: in training; search and evaluation share them among `processes.count`.
+        devices: their number in training; processes of a search share them.
 
     Raises:
         InputError: there is no device, the mesh does not fit, or the checkpoint's config.json
             can't be read.
     """
     if devices < 1:
-        raise io.InputError(f"devices is {devices}; expected 1 or more")
+        raise io.InputError(f"--devices is {devices}; expected 1 or more")
     run = Run(config, io.RunDirectory(Path(config.out)))
     model, corpus = _model(run), count_corpus(run)
     mesh = abstract_mesh(config.mesh, devices)
     per_process, rest = divmod(devices, config.processes.count)
     if rest:
         raise io.InputError(
-            f"devices is {devices}; processes.count ({config.processes.count}) does not divide it"
+            f"--devices is {devices}; expected a multiple of --processes.count "
+            f"({config.processes.count})"
         )
     play_mesh = abstract_mesh(config.mesh, per_process)
     training = _training(config, model, mesh)
@@ -173,14 +174,14 @@ def _model(run: Run) -> ModelConfig:
 
 
 def training_objectives(config: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """What a step of each training stage minimises, without rematerialisation, and its batch."""
+    """Return the objective of each training stage, without rematerialisation, and its batch."""
     dpo = dataclasses.replace(PairObjective.of(config.dpo), remat="none")
     return {"sft": (SFTObjective(), _sft_batch(config)), "dpo": (dpo, _dpo_batch(config))}
 
 
 def _training(config: RunConfig, model: ModelConfig, mesh: AnyMesh) -> dict[str, StepMemory]:
-    """A step of each training stage, by its own settings."""
-    # Beside what learns lie the model that training began from, and the best one yet.
+    """Return the memory of a step of each training stage."""
+    # Besides the learning weights: the initial ones, and the best so far.
     copies = {"sft": 2, "dpo": 1 + (config.dpo.validation_fraction > 0)}
     found = {}
     for stage, (objective, batch) in training_objectives(config).items():
@@ -201,7 +202,7 @@ def _training(config: RunConfig, model: ModelConfig, mesh: AnyMesh) -> dict[str,
 
 
 def _rows(count: int, *, length: int, scored: int) -> Rows:
-    """Token rows as shapes."""
+    """Return token rows as shapes."""
     tokens = jax.ShapeDtypeStruct((count, length), jnp.int32)
     targets = jax.ShapeDtypeStruct((count, scored), jnp.int32)
     weights = jax.ShapeDtypeStruct((count, scored), jnp.float32)
@@ -209,13 +210,13 @@ def _rows(count: int, *, length: int, scored: int) -> Rows:
 
 
 def _sft_batch(config: RunConfig) -> Rows:
-    """Whole rows, of which every token may be scored."""
+    """Return full rows in which every token may be scored."""
     length = config.model.max_length
     return _rows(config.sft.batch_size, length=length, scored=length)
 
 
 def _dpo_batch(config: RunConfig) -> PairRows:
-    """A row for each pair, as long as the longest pair may be; shorter ones share rows."""
+    """Return a row per pair, of the longest possible pair; shorter pairs share rows."""
     count, scored = config.dpo.batch_size, 2 * _response_tokens(config)
     rows = _rows(count, length=pair_tokens(config), scored=scored)
     which = jax.ShapeDtypeStruct((count, 1), jnp.int32)
@@ -234,7 +235,7 @@ def _response_tokens(config: RunConfig) -> int:
 
 
 def _ahead(config: RunConfig) -> SearchConfig:
-    """The search of the method of the evaluation that takes most."""
+    """Return the search of the most expensive method of the evaluation."""
     return look_ahead(config, max(config.evaluation.think, 1))
 
 
@@ -273,7 +274,7 @@ def _estimate(
     meshes: tuple[AnyMesh, AnyMesh],
     corpus: Corpus,
 ) -> Estimate:
-    """Operations and time of one stage."""
+    """Return operations and time of one stage."""
     mesh, is_dpo = meshes[0], work.stage == "dpo"
     length = pair_tokens(config) if is_dpo else model.max_length
     share = 2 * _response_tokens(config) / length if is_dpo else 1.0
@@ -286,7 +287,7 @@ def _estimate(
         scored=share * work.trained,
         remat=stage.remat,
     )
-    # Turns are read behind what is there: the head is applied to the last token of each alone.
+    # Contexts are extended turn by turn; the head is applied to the last token of each turn.
     scored = share * work.read if is_dpo else work.read / corpus.turn_tokens
     read = forward_flops(model, work.read, length if is_dpo else context, scored=scored)
     sampled = decode_flops(model, work.sampled, context)
@@ -308,7 +309,7 @@ def _decode_seconds(
     mesh: AnyMesh,
     context: float,
 ) -> float | None:
-    """Each step reads all weights of a device and its part of the rows' keys and values."""
+    """Return the time to decode: a step reads a device's weights, keys and values."""
     bandwidth = settings.figure("bandwidth_gb")
     if bandwidth is None:
         return None
@@ -325,7 +326,7 @@ def _decode_seconds(
 def _warnings(
     settings: PlanConfig, training: dict[str, StepMemory], play: dict[str, PlayMemory]
 ) -> list[str]:
-    """Stages that do not fit, and what would help, the largest part first."""
+    """Return the stages that do not fit with remedies, the largest part first."""
     memory = settings.figure("memory_gb")
     if memory is None:
         return []
@@ -358,7 +359,7 @@ _TRAINING_REMEDIES = {
     "logits": "--{stage}.micro-batches, or --mesh.tensor",
 }
 _ROWS = {
-    "search": "--search.trees, --search.contexts",
+    "search": "--search.trees",
     "evaluate": "--evaluation.batch, --evaluation.think",
 }
 _PLAY_REMEDIES = {
@@ -371,7 +372,7 @@ _PLAY_REMEDIES = {
 
 
 def _assumptions(config: RunConfig, settings: PlanConfig, corpus: Corpus) -> list[str]:
-    """What the numbers rest on, for people."""
+    """Return the assumptions of the numbers, for people."""
     return [
         *corpus.assumed,
         f"turns of {corpus.turn_tokens:.0f} tokens; no dialogue ends and no tree stops before its "

@@ -1,4 +1,4 @@
-"""A file of preferences in; rendered pairs and an account of the file out."""
+"""Rendered pairs of a file of preferences."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from ixjax.search import PAIRS_SCHEMA, PreferencePair
 
 
 def check_preferences(run: Run) -> None:
-    """Refuse a file that can't be read before anything is made for it."""
+    """Raise for a file that can't be read, unless a policy was aligned on it."""
     path = run.config.preferences.path
-    # Once it was read it may be gone; what is there can't be anything but a file.
+    # An aligned policy does not need the file any more; a folder is always wrong.
     if path and (run.manifest.get(f"dpo/{PREFERENCES}") is None or Path(path).is_dir()):
         preference_format(path)
 
 
 def given_pairs(run: Run) -> tuple[list[RenderedPair], dict[str, Any]]:
-    """The pairs of `preferences.path` as the run's policy reads them.
+    """Return the pairs of `preferences.path`, rendered for the run's policy.
 
     Returns:
-        The pairs in the order of the file, and what became of its rows.
+        The pairs in the order of the file, and counts of its rows.
 
     Raises:
-        InputError: the file can't be read, or no pair is left of it (says why).
+        InputError: the file can't be read, or has no pair to train on (names the reasons).
     """
     config, account = run.config.preferences, PreferenceAccount()
     given = preference_format(config.path) if config.format == "auto" else config.format
@@ -56,13 +56,14 @@ def given_pairs(run: Run) -> tuple[list[RenderedPair], dict[str, Any]]:
     if not pairs:
         why = ", ".join(f"{rule}: {count}" for rule, count in facts["dropped"].items())
         raise io.InputError(
-            f"{config.path}: no pair to train on is left of {account.read} rows ({why or 'none'})"
+            f"{config.path}: no pair to train on in {account.read} rows; expected one or more "
+            f"(dropped: {why or 'none'})"
         )
     return pairs, {"format": given, **facts}
 
 
 def _of_a_run(path: str, view: View, account: PreferenceAccount) -> Iterator[Preference]:
-    """Pairs of this or another run, in our own form."""
+    """Yield the pairs of a run's file."""
     for line, record in io.read_numbered_jsonl(path, schema=PAIRS_SCHEMA):
         where = f"{path}:{line}"
         try:

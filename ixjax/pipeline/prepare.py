@@ -1,4 +1,4 @@
-"""Corpus in; splits, conditions and tokenizer out."""
+"""Preparation of a corpus: splits, conditions and tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def prepare(run: Run, reporter: Reporter) -> dict[str, Any]:
     """Read the corpus, split it without leakage, train or load the tokenizer.
 
     Returns:
-        The manifest's facts: the account of what was read and dropped, and the split sizes.
+        The manifest's facts: counts of dialogues read and dropped, and sizes of splits.
 
     Raises:
         InputError: the corpus can't be read, or a split is empty.
@@ -42,16 +42,13 @@ def prepare(run: Run, reporter: Reporter) -> dict[str, Any]:
         for name in SPLITS:
             part = getattr(splits, name)
             if not part:
-                raise io.InputError(
-                    f"the {name} split has no dialogue ({len(dialogues)} were read); give more "
-                    "dialogues or larger data.*_fraction"
-                )
+                raise io.InputError(_empty(name, dialogues))
             write_dialogues(run.directory.data / f"{name}.jsonl", part)
         for name in ("train", "train_heldout"):
             if all(dialogue.outcome is None for dialogue in getattr(splits, name)):
                 raise io.InputError(
-                    f"no dialogue of the {name} split has an outcome: a simulator could not learn "
-                    "any; give some dialogues their outcome"
+                    f"no dialogue of the {name} split has an outcome; expected one or more, from "
+                    "which a simulator learns outcomes"
                 )
         _write_conditions(run, splits.train, splits.test)
         _write_tokenizer(run, given, [*splits.train, *splits.train_heldout])
@@ -63,8 +60,23 @@ def prepare(run: Run, reporter: Reporter) -> dict[str, Any]:
     return run.facts("prepare")
 
 
+def _empty(split: str, dialogues: list[Dialogue]) -> str:
+    groups = set.intersection(*(set(dialogue.groups) for dialogue in dialogues))
+    shared = f", which all share the group {min(groups)!r}" if groups else ""
+    remedy = {
+        "train": "smaller --data.valid-fraction, --data.test-fraction or --data.heldout-fraction",
+        "train_heldout": "a larger --data.heldout-fraction",
+        "valid": "a larger --data.valid-fraction",
+        "test": "a larger --data.test-fraction",
+    }[split]
+    return (
+        f"the {split} split has no dialogue, of {len(dialogues)}{shared}; expected one or more. "
+        f"Set {remedy}, or add dialogues."
+    )
+
+
 def _write_conditions(run: Run, train: list[Dialogue], test: list[Dialogue]) -> None:
-    """Every condition with the root where the policy first moves: searched or held out."""
+    """Write every condition with its root, by split: searched or held out."""
     records = [
         {"split": split, "root": run.root(dialogue).to_json()}
         for split, dialogues in (("train", train), ("test", test))
@@ -74,11 +86,11 @@ def _write_conditions(run: Run, train: list[Dialogue], test: list[Dialogue]) -> 
 
 
 def _given_tokenizer(run: Run) -> PreTrainedTokenizerFast | None:
-    """The tokenizer of a folder that was given, once it is known to fit; None: train one."""
+    """Return the tokenizer of a given folder, checked against the base model; None: train one."""
     path, base = run.config.tokenizer.path, run.config.model.path
     if not path and not base:
         return None
-    setting = "tokenizer.path" if path else "model.path"  # a checkpoint brings its own
+    setting = "tokenizer.path" if path else "model.path"  # a checkpoint has its own
     tokenizer = load_tokenizer(path or base, setting=setting)
     template = ChatTemplate.from_tokenizer(tokenizer)
     if base:
@@ -96,7 +108,7 @@ def _write_tokenizer(
 
 
 def _texts(scenario: Scenario, dialogues: list[Dialogue]) -> Iterable[str]:
-    """All that either speaker ever reads, held-out splits excepted."""
+    """Yield the texts that a speaker reads, without those of held-out splits."""
     for dialogue in dialogues:
         yield scenario.policy_prompt
         yield scenario.simulator_prompt(dialogue.condition)

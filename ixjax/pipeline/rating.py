@@ -1,6 +1,6 @@
-"""Items for human raters out of a run's evaluation, and their ratings back in.
+"""Items for human raters from a run's evaluation, and scores of their ratings.
 
-What raters are given lies in a folder of its own; the key, which tells the methods, beside it.
+Raters receive the folder `rating/`; the key, which names the methods, is stored outside it.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ def export_rating(
 
     Args:
         root: the run directory.
-        config: what is compared.
-        overwrite: replace other items that were exported before; ratings of them are then lost,
-            and so is `rating_scores.json`, what was made of them.
+        config: the methods to compare.
+        overwrite: replace items of an earlier export; their ratings and `rating_scores.json` become
+            invalid, and the scores are removed.
 
     Returns:
-        How many items there are, and how many conditions had two equal dialogues.
+        The number of items, and of conditions with two equal dialogues.
 
     Raises:
-        InputError: the dialogues are not there, none differ, or other items were exported before.
+        InputError: the dialogues are missing, none differ, or other items were exported before.
     """
     directory = RunDirectory.existing(root)
     first, second = (_played(directory, method, config.user) for method in config.methods)
     items, equal = draw_items(first, second, config)
     if not items:
         raise InputError(
-            f"{directory.played}: {' and '.join(config.methods)} said the same under all of "
-            f"{equal} conditions; there is nothing to compare"
+            f"{directory.played}: {' and '.join(config.methods)} said the same under all "
+            f"{equal} conditions; expected dialogues that differ"
         )
     task = task_of(items, config.question)
     key = {
@@ -73,26 +73,26 @@ def export_rating(
     if not directory.rating_key.exists() or io.read_json(directory.rating_key) != key:
         if directory.rating_key.exists() and not overwrite:
             raise InputError(
-                f"{directory.rating_key}: other items were exported before, and what raters have "
-                "made of them needs this key; --overwrite replaces it"
+                f"{directory.rating_key}: the key of other exported items; their ratings need it. "
+                "Set --overwrite to replace it."
             )
-        directory.rating_scores.unlink(missing_ok=True)  # before the key that they are of
+        directory.rating_scores.unlink(missing_ok=True)  # before their key
     io.write_json(directory.rating_key, key)
-    # Spreadsheets take a table for UTF-8 by its byte order mark alone.
+    # Spreadsheets recognise UTF-8 by its byte order mark only.
     io.write_text(directory.rating / "items.csv", "\ufeff" + task_csv(task))
     io.write_text(directory.rating / "form.html", rating_form(task))
     return {"items": len(items), "equal": equal}
 
 
 def score_ratings(root: str | Path, files: Sequence[str | Path]) -> dict[str, Any]:
-    """Win rates and agreement of raters, also written to `rating_scores.json` of the run.
+    """Return win rates and agreement of raters; also write `rating_scores.json`.
 
     Raises:
         InputError: there is no key, or a file is not a rating of these items.
     """
     directory = RunDirectory.existing(root)
     if not files:
-        raise InputError("no ratings given; name the files that raters have sent back")
+        raise InputError("no ratings given; expected the files that raters returned")
     key = _key(directory.rating_key)
     items = key["items"]
     ratings = [read_ratings(file, task=key["task"], items=list(items)) for file in files]
@@ -112,9 +112,9 @@ def score_ratings(root: str | Path, files: Sequence[str | Path]) -> dict[str, An
 
 
 def _key(path: Path) -> dict[str, Any]:
-    """Which dialogue is whose; a wrong key would give wrong scores, so all of it is checked."""
+    """Read the methods of the rated dialogues; all is checked: a wrong key gives wrong scores."""
     if not path.exists():
-        raise InputError(f"{path}: no such file; `ixjax rate export` writes it")
+        raise InputError(f"{path}: no such file. Run `ixjax rate export` to write it.")
     key = io.read_document(path, schema=KEY_SCHEMA)
     check(key, KEY, str(path))
     check_texts(key["methods"], f"{path}: methods", count=2)
@@ -128,20 +128,20 @@ def _key(path: Path) -> dict[str, Any]:
 
 
 def _played(directory: RunDirectory, method: str, user: str) -> list[Played]:
-    """What a method said to a user in the evaluation.
+    """Return the dialogues of a method with a user in the evaluation.
 
     Raises:
-        InputError: there is no evaluation, or none of that method or user; names those there are.
+        InputError: there is no evaluation, or it lacks the method or user (names the others).
     """
     manifest = io.Manifest.load(directory.manifest)
     done = manifest.get("evaluate")
     if done is None:
-        raise InputError(f"{directory.root}: not evaluated; run `ixjax evaluate` first")
+        raise InputError(f"{directory.root}: no evaluation. Run `ixjax evaluate` first.")
     there = io.read_document(directory.evaluation, schema=io.EVALUATION_SCHEMA)
     for field, name, known in (("methods", method, "methods"), ("user", user, "users")):
         if name not in there[known]:
             raise InputError(
-                f"items.{field}: {name!r} is not in the run's evaluation; expected one of "
+                f"--items.{field} is {name!r}; expected one of the run's evaluation: "
                 f"{', '.join(there[known])}"
             )
     return read_played(directory.played_by(method, user, inputs=done["inputs"]))

@@ -1,4 +1,4 @@
-"""Conditions in; finished trees and preference pairs out."""
+"""The search of all conditions, and the preference pairs of its trees."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ixjax.search import TREE_SCHEMA, FinishedTree
 
 
 def search(run: Run, reporter: Reporter) -> dict[str, Any]:
-    """Search every chosen condition, then extract pairs and draw human ones.
+    """Search every chosen condition, then extract pairs and sample human ones.
 
-    Where processes share a search, all but process 0 search their slice alone.
+    If processes share a search, only process 0 does more than its slice of the trees.
 
     Returns:
-        Accounts of the trees and, of process 0, of the pairs.
+        Counts of the trees and, in process 0, of the pairs.
 
     Raises:
-        InputError: no tree gave a pair, no outcome could be read, or trees of other processes do
-            not come.
+        InputError: no tree has a pair, no outcome could be read, or trees of other processes are
+            missing.
     """
     run.require("prepare", "sft/policy", "sft/simulator")
     found = {"trees": grow_trees(run, reporter)}
@@ -33,6 +33,6 @@ def search(run: Run, reporter: Reporter) -> dict[str, Any]:
 
 
 def finished_trees(run: Run) -> Iterator[FinishedTree]:
-    """The trees of a finished search, one at a time."""
+    """Yield the trees of a finished search."""
     for record in io.read_jsonl(run.directory.all_trees, schema=TREE_SCHEMA):
         yield FinishedTree.from_json(record)

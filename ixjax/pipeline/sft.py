@@ -1,4 +1,4 @@
-"""Human dialogues in; policy, simulator and held-out simulator out."""
+"""Supervised fine-tuning of policy, simulator and held-out simulator on human dialogues."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from ixjax.models import Transformer, init_model, load_hf
 from ixjax.pipeline.base_model import check_vocabulary
 from ixjax.pipeline.reporter import Reporter, report_step
 from ixjax.pipeline.run import Run
-from ixjax.pipeline.sharding import tell_sharding
+from ixjax.pipeline.sharding import report_sharding
 from ixjax.pipeline.stages import SPEAKERS, STAGES, speaker_seed
 from ixjax.training import sft_examples, train_sft
 
-SHOWN = ("loss", "validation_loss")  # to who watches a training
+SHOWN = ("loss", "validation_loss")  # metrics in the progress line
 
 
 def train_speakers(run: Run, reporter: Reporter) -> dict[str, Any]:
-    """Train the three models, each continued from its checkpoint where it was interrupted.
+    """Train the three models; interrupted trainings continue.
 
     Returns:
         The last metrics of each model by name.
@@ -54,7 +54,7 @@ def _train(run: Run, name: str, reporter: Reporter) -> dict[str, Any]:
         facts["examples"] = len(train)
         facts["dropped_turns"] = sum(example.dropped_turns for example in train)
         model = initial_model(run, seed=seed)
-        tell_sharding(reporter, what, model.config, config.sft, run.mesh)
+        report_sharding(reporter, what, model.config, config.sft, run.mesh)
         reporter.start(what, config.sft.steps, "steps")
         train_sft(
             model,
@@ -74,7 +74,7 @@ def _train(run: Run, name: str, reporter: Reporter) -> dict[str, Any]:
 
 
 def initial_model(run: Run, *, seed: int) -> Transformer:
-    """What SFT starts from: a Hugging Face checkpoint, or fresh weights."""
+    """Return the initial model: a Hugging Face checkpoint, or random weights."""
     arguments = run.config.model
     if arguments.path:
         model = load_hf(

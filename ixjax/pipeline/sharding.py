@@ -1,4 +1,4 @@
-"""What a training tells of where its weights lie."""
+"""Reports of how a training's weights are sharded."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ixjax.training import TrainerConfig
 from ixjax.training.steps import trained_paths
 
 
-def tell_sharding(
+def report_sharding(
     reporter: Reporter, what: str, model: ModelConfig, training: TrainerConfig, mesh: Mesh
 ) -> None:
-    """Say what a device holds of a model in training, and on several what is split how.
+    """Report a device's share of a model in training and, on several devices, the shardings.
 
     Args:
-        reporter: is told.
-        what: which training.
-        model: what it starts from.
+        reporter: receives the notes.
+        what: name of the training.
+        model: its initial model.
         training: its settings.
         mesh: the devices.
     """
@@ -43,12 +43,12 @@ def tell_sharding(
 
 
 def learning_config(model: ModelConfig, training: TrainerConfig) -> ModelConfig:
-    """The network that a training starts with, its adapters included."""
+    """Return the model that a training starts with, including its adapters."""
     return dataclasses.replace(model, lora=training.lora.to_config() or model.lora)
 
 
 def _over(weight: PlacedWeight) -> str:
-    """In words, how a weight is split."""
+    """Return the sharding of a weight in words."""
     split = [
         f"{axis} over {' x '.join(mesh_axes) if isinstance(mesh_axes, tuple) else mesh_axes}"
         for axis, mesh_axes in zip(weight.axes, weight.mesh_axes, strict=True)

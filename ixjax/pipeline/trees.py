@@ -1,8 +1,8 @@
-"""Finished trees on disk, while a search goes on and after it.
+"""Finished trees on disk, during a search and after it.
 
-Each process adds the trees of its slice to `trees/parts/`, a file at a time by atomic rename; a
-tree depends on its own identity alone, so whoever goes on with a search that was interrupted, in
-however many processes, ends in the same trees. Process 0 writes them in one order.
+Each process adds files of trees of its slice to `trees/parts/`, by atomic rename. A tree depends on
+its own identity only: an interrupted search that continues in any number of processes gives the
+same trees. Process 0 writes all of them in the order of the conditions.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from ixjax.search import (
     warm_up,
 )
 
-# Trees that end less than so long after a writing wait for the next one that ends. They are all
-# that is lost where a process is killed, besides those that grow.
+# Least time between two files. A killed process loses the trees finished since the last file, and
+# those in progress.
 FLUSH_SECONDS = 10.0
 POLL_SECONDS = 1.0
 
 
 def grow_trees(run: Run, reporter: Reporter) -> dict[str, Any]:
-    """Search all conditions, or this process's slice of them; the account of the trees.
+    """Search all conditions, or this process's slice of them, and return counts of the trees.
 
     Raises:
-        InputError: no outcome could be read, or trees of other processes do not come.
+        InputError: no outcome could be read, or trees of other processes are missing.
     """
     processes = run.config.processes
     if processes.index:
@@ -52,7 +52,7 @@ def grow_trees(run: Run, reporter: Reporter) -> dict[str, Any]:
         roots = _roots(run)
         written = _wait_for_all(run, reporter, [root.condition.id for root in roots])
         account = _put_together(run, roots, written)
-        # Of the whole: a slice, or what is left of one, may have no outcome that can be read.
+        # Checked for all trees: the rest of an interrupted slice may have no readable outcome.
         check_readable(account["simulations"], account["unreadable"], run.scenario)
         facts.update(account)
         reporter.finish(**account)
@@ -64,15 +64,15 @@ def _roots(run: Run) -> list[Dialogue]:
 
 
 class _Parts:
-    """The trees that any process has written; a file, once it is there, stays as it is."""
+    """The trees that all processes have written; a file never changes once it exists."""
 
     def __init__(self, run: Run):
         self.folder = run.directory.trees / "parts" / run.inputs("search")
-        self.written: dict[str, tuple[Path, int]] = {}  # by condition: file, and which record
+        self.written: dict[str, tuple[Path, int]] = {}  # by condition: file and index in it
         self._seen: set[Path] = set()
 
     def look(self) -> Mapping[str, tuple[Path, int]]:
-        """Where the tree of each condition lies now."""
+        """Return the present file and index of each condition's tree."""
         for path in sorted(set(self.folder.glob("*.jsonl")) - self._seen):
             names = [record["condition_id"] for record in _read(path)]
             self.written |= {name: (path, i) for i, name in enumerate(names)}
@@ -80,14 +80,14 @@ class _Parts:
         return self.written
 
     def add(self, process: int, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write trees, to a file whose name says which: no other trees ever take its place."""
+        """Write trees to a file named by their conditions, so that no other trees replace it."""
         names = [record["condition_id"] for record in records]
         path = self.folder / f"{process:05d}-{io.fingerprint(names)}.jsonl"
         io.write_jsonl(path, records, schema=TREE_SCHEMA)
 
 
 def _grow_slice(run: Run, reporter: Reporter) -> dict[str, Any]:
-    """Search what is missing of this process's conditions; the account of what was done now."""
+    """Search this process's conditions that have no tree yet; return counts of the new trees."""
     processes, parts = run.config.processes, _Parts(run)
     mine = _roots(run)[processes.index :: processes.count]
     there = parts.look()
@@ -109,7 +109,7 @@ def _grow_slice(run: Run, reporter: Reporter) -> dict[str, Any]:
 def _search(
     run: Run, roots: Sequence[Dialogue], reporter: Reporter
 ) -> Iterator[list[dict[str, Any]]]:
-    """Records of finished trees, some at a time."""
+    """Yield lists of records of finished trees."""
     if not roots:
         return
     policy = run.speaker(run.directory.policy_sft, "policy")
@@ -145,44 +145,45 @@ def _search(
     dropped = policy.dropped_turns + simulator.dropped_turns
     if dropped:
         reporter.note(
-            f"search: {dropped:,} oldest turns found no room in contexts of "
-            f"{run.config.model.max_length} tokens (model.max_length)"
+            f"search: dropped {dropped:,} oldest turns that exceed {run.config.model.max_length} "
+            "tokens of a context (model.max_length)"
         )
 
 
 class _Forecast:
-    """What a search will cost, told once its first trees are done, and at its end what it cost.
+    """Forecast of a search's tokens and time, noted after its first trees; at its end the result.
 
-    Others are half grown by then, so the time of what is to come is told by all tokens that were
-    sampled, not by the trees that are done.
+    Time is extrapolated by the tokens of all trees, including unfinished ones.
 
     Args:
-        trees: to be searched from now on.
-        first: trees to have done before it is told.
-        reporter: is told.
-        account: of the engines that the search runs on.
+        trees: number of trees to search.
+        first: number of trees after which the forecast is noted.
+        reporter: receives the notes.
+        stats: of the engines that the search runs on.
     """
 
-    def __init__(self, trees: int, first: int, reporter: Reporter, account: EngineStats):
+    def __init__(self, trees: int, first: int, reporter: Reporter, stats: EngineStats):
         self._trees, self._first, self._reporter = trees, first, reporter
-        self._account, self._before = account, account.decode_tokens
-        self._done, self._tokens, self._told = 0, 0, ""
+        self._stats, self._before = stats, stats.decode_tokens
+        self._done, self._tokens, self._forecast = 0, 0, ""
         self._started = time.monotonic()
 
     def note(self, tokens: int) -> None:
-        """One more tree is done, which took so many tokens."""
+        """Count a finished tree and its tokens."""
         self._done, self._tokens = self._done + 1, self._tokens + tokens
         if self._done == self._first < self._trees:
             expected = self._tokens * self._trees / self._done
-            sampled = max(self._account.decode_tokens - self._before, 1)
-            self._told = _cost(expected, self._seconds * expected / sampled)
-            self._reporter.note(f"search: after {self._done} of {self._trees} trees, {self._told}")
+            sampled = max(self._stats.decode_tokens - self._before, 1)
+            self._forecast = _cost(expected, self._seconds * expected / sampled)
+            self._reporter.note(
+                f"search: after {self._done} of {self._trees} trees, {self._forecast}"
+            )
 
     def end(self) -> None:
-        """The search is over."""
-        if self._told:
+        """Note the result next to the forecast."""
+        if self._forecast:
             found = _cost(self._tokens, self._seconds)
-            self._reporter.note(f"search: {found} in the end; {self._told} expected")
+            self._reporter.note(f"search: {found} in the end; {self._forecast} expected")
 
     @property
     def _seconds(self) -> float:
@@ -200,22 +201,22 @@ def _tokens(account: Mapping[str, int]) -> int:
 def _wait_for_all(
     run: Run, reporter: Reporter, names: Sequence[str]
 ) -> Mapping[str, tuple[Path, int]]:
-    """Where all trees lie, once those of all processes are there.
+    """Return file and index of all trees, once all processes have written theirs.
 
     Raises:
-        InputError: none came for `processes.timeout` seconds.
+        InputError: no new tree for `processes.timeout` seconds.
     """
-    parts, last, told = _Parts(run), time.monotonic(), -1
+    parts, last, noted = _Parts(run), time.monotonic(), -1
     while missing := len(set(names) - parts.look().keys()):
-        if missing != told:
+        if missing != noted:
             reporter.note(f"search: waiting for {missing} trees of other processes")
-            told, last = missing, time.monotonic()
+            noted, last = missing, time.monotonic()
         if time.monotonic() - last > run.config.processes.timeout:
             raise io.InputError(
-                f"{parts.folder}: {missing} of {len(names)} trees are missing, and none came for "
-                f"{run.config.processes.timeout:.0f} s (processes.timeout). Run the same command "
-                "again for the processes that stopped, or with --processes.count 1: what is there "
-                "is not searched again"
+                f"{parts.folder}: {missing} of {len(names)} trees are missing, and none was added "
+                f"for {run.config.processes.timeout:.0f} s (--processes.timeout). Run the same "
+                "command for the processes that stopped, or with --processes.count 1: finished "
+                "trees are not searched again."
             )
         time.sleep(POLL_SECONDS)
     return parts.written
@@ -224,9 +225,9 @@ def _wait_for_all(
 def _put_together(
     run: Run, roots: Sequence[Dialogue], written: Mapping[str, tuple[Path, int]]
 ) -> dict[str, Any]:
-    """The trees of all processes in one file, in the order of the conditions; their account."""
+    """Write the trees of all processes to one file in the order of conditions; return counts."""
     total: collections.Counter[str] = collections.Counter()
-    read = functools.lru_cache(maxsize=64)(_read)  # trees that lie together come together
+    read = functools.lru_cache(maxsize=64)(_read)  # trees of one file follow each other
 
     def records() -> Iterator[dict[str, Any]]:
         for root in roots:
@@ -240,10 +241,10 @@ def _put_together(
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The trees of a part.
+    """Read the trees of a file.
 
     Raises:
-        InputError: it is damaged; names the file, and the line where it can.
+        InputError: it is damaged; names the file, and the line if known.
     """
     try:
         records = list(io.read_jsonl(path, schema=TREE_SCHEMA))
@@ -252,13 +253,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
     except io.InputError as error:
         where = "" if str(path) in str(error) else f"{path}: "
         raise io.InputError(
-            f"{where}{error}. Remove this file, and its trees are searched again"
+            f"{where}{error}. Remove this file to search its trees again."
         ) from error
     return records
 
 
 def _account(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Sums over the trees' own accounts."""
+    """Sum the counts of trees."""
     total = collections.Counter(trees=len(records))
     for record in records:
         total.update({k: v for k, v in record["account"].items() if isinstance(v, int)})
@@ -266,7 +267,7 @@ def _account(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _with_rate(account: Mapping[str, int]) -> dict[str, Any]:
-    """And how many of the expansions found their contexts kept."""
+    """Add the share of expansions whose contexts were in memory."""
     hits, misses = account.get("context_hits", 0), account.get("context_misses", 0)
     rate = {"context_hit_rate": round(hits / (hits + misses), 4)} if hits + misses else {}
     return {**account, **rate}

@@ -1,7 +1,7 @@
-"""How many tokens each stage of a run reads, samples and trains on: counted, or stated as assumed.
+"""Tokens that each stage of a run reads, samples and trains on, counted or assumed.
 
-Search and evaluation are counted as if no user ended a dialogue before `max_turns` and no tree
-stopped early: they take as much at the most.
+For search and evaluation these are upper bounds: no user ends a dialogue before `max_turns`, and no
+tree stops early.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ixjax.pipeline.run import Run
 from ixjax.pipeline.stages import SIMULATORS, SOURCES, SPEAKERS
 from ixjax.training.pair_rows import LENGTH_STEP
 
-SAMPLED_DIALOGUES = 64  # of which turns are counted
+SAMPLED_DIALOGUES = 64  # whose turns are counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """What of a corpus decides how much work a run is.
+    """Sizes of a corpus.
 
     searched: conditions to search.
-    held_out: conditions to evaluate under.
-    turn_tokens: of a turn, in the mean.
-    root_tokens: of a context where the policy first moves.
-    assumed: where the numbers come from, for people; empty where they were counted.
+    held_out: conditions of the evaluation.
+    turn_tokens: mean tokens of a turn.
+    root_tokens: mean tokens of a context before the policy's first turn.
+    assumed: assumptions, for people; empty if the numbers were counted.
     """
 
     searched: int
@@ -42,9 +42,9 @@ class Corpus:
 class Work:
     """Tokens of one stage.
 
-    trained: in optimiser steps, padding included.
-    read: in forward passes alone.
-    sampled: one by one.
+    trained: in optimiser steps, with padding.
+    read: in forward passes only.
+    sampled: one at a time.
     """
 
     stage: str
@@ -54,7 +54,7 @@ class Work:
 
 
 def count_corpus(run: Run) -> Corpus:
-    """The numbers of a prepared run; assumptions where there is none."""
+    """Count the corpus of a prepared run; without one, assume."""
     config, directory = run.config, run.directory
     if not (directory.conditions.exists() and directory.tokenizer.exists()):
         return _assumed(config)
@@ -79,16 +79,16 @@ def _assumed(config: RunConfig) -> Corpus:
         turn_tokens=turn,
         root_tokens=4 * turn,
         assumed=(
-            f"no prepared run at out: turns of {turn:.0f} tokens (half of "
+            f"no prepared run at --out: turns of {turn:.0f} tokens (half of "
             f"sampling.max_new_tokens), contexts of {4 * turn:.0f} tokens before the first",
             f"corpus: {config.search.conditions} conditions to search and "
-            f"{config.evaluation.conditions} held out, as the settings ask",
+            f"{config.evaluation.conditions} held out, as set",
         ),
     )
 
 
 def stage_work(config: RunConfig, corpus: Corpus) -> list[Work]:
-    """Tokens of every stage, those of training with padding."""
+    """Return the tokens of every stage."""
     return [_sft(config), _search(config, corpus), _dpo(config), _evaluation(config, corpus)]
 
 
@@ -105,7 +105,7 @@ def _dpo(config: RunConfig) -> Work:
 
 
 def pair_tokens(config: RunConfig) -> int:
-    """Of the longest pair that there can be: its prompt stands there once, or before each side."""
+    """Return the tokens of the longest possible pair, its prompt once or before each response."""
     turn = min(config.sampling.max_new_tokens, config.model.max_length)
     longest = config.model.max_length + (config.model.max_length, turn)[config.dpo.share != "none"]
     return round_up(longest, LENGTH_STEP)
@@ -118,7 +118,7 @@ def _search(config: RunConfig, corpus: Corpus) -> Work:
 
 
 def _evaluation(config: RunConfig, corpus: Corpus) -> Work:
-    """Plain methods play; those that search play look-ahead games before each turn as well."""
+    """Return the tokens of all methods; those that search also play before each turn."""
     settings, users = config.evaluation, len(SIMULATORS)
     played = users * corpus.held_out * settings.samples
     methods = 1 + len(SOURCES) + 1 + (settings.think > 0)
@@ -128,7 +128,7 @@ def _evaluation(config: RunConfig, corpus: Corpus) -> Work:
 
 
 def _talk(stage: str, corpus: Corpus, *, roots: int, games: float, turns: int) -> Work:
-    """Dialogues from roots: both sides sample, and each reads what the other said."""
+    """Return the tokens of dialogues from roots: both sides sample, and each reads the other."""
     sampled = 2 * games * turns * corpus.turn_tokens
     read = 2 * roots * corpus.root_tokens + sampled + games * OUTCOME_TOKENS
     return Work(stage, read=read, sampled=sampled)

@@ -53,4 +53,4 @@ def noted_sigterm() -> Iterator[Callable[[], bool]]:
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     if in_any(noted.is_set()):
-        raise Preempted("SIGTERM came while the model was written; it is written")
+        raise Preempted("SIGTERM came while the model was written; nothing is lost")

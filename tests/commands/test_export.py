@@ -170,7 +170,7 @@ def test_a_folder_says_whose_words_it_speaks_and_about_what(untrained, command, 
     command("export", *out, "--model", "simulator", "--to", folder)
     code, _, error = command("chat", "--model", folder)
     assert code == 2
-    assert re.search(f"model.* {folder} .*user; expected .*policy", error)
+    assert re.search(f"model.* {folder},? .*user; expected .*policy", error)
     code, _, error = command("chat", "--model", folder, "--as", "policy")
     assert code == 2
     assert re.match("error: .*as.*policy", error)

@@ -120,7 +120,7 @@ def test_settings_of_stages_that_are_yet_to_be_done_may_change(tmp_path, capsys)
         (("--search.width", "1"), "search.width is 1"),
         (("--search.reaction-weight", "0.5"), "search.reaction_weight is 0.5"),
         (("--sft.lora.rank", "2"), "sft.lora.rank is 2"),
-        (("--sampling.max-new-tokens", "5000"), "sampling.max_new_tokens is 5000"),
+        (("--sampling.max-new-tokens", "5000"), "sampling.max-new-tokens is 5000"),
         (("--scenario", "sandbx"), "'sandbox'"),
         (("--distributed.coordinator", "host:1"), "--distributed.coordinator is host:1; expected "),
         (("--pairs.min-margin", "2"), "--pairs.min-margin is 2.0; "),
@@ -240,7 +240,7 @@ def test_a_moved_checkpoint_is_the_same_and_a_changed_one_is_not(tmp_path, capsy
     before = (out / "tokenizer" / "tokenizer.json").stat().st_mtime_ns
     code, error = prepare(capsys, out, "--model.path", str(moved))
     assert code == 2
-    assert f"what this run was made from has changed since:\n  model.path: '{moved}'" in error
+    assert f"have changed:\n  model.path: '{moved}'" in error
     assert "Made with it: sft/policy." in error
     assert (out / "tokenizer" / "tokenizer.json").stat().st_mtime_ns == before
 

@@ -87,7 +87,7 @@ def test_a_known_device_has_its_makers_figures_unless_others_are_given():
     [
         ({"model": ModelArguments(hidden_size=2048, num_layers=16)}, "sft", "--mesh.fsdp"),
         ({"model": ModelArguments(num_layers=16, max_length=4096)}, "sft", "--sft.remat"),
-        ({"model": ModelArguments(num_layers=16, max_length=4096)}, "search", "--search.trees"),
+        ({"model": ModelArguments(num_layers=16, max_length=4096)}, "search", "--engine.rows"),
     ],
 )
 @pytest.mark.slow

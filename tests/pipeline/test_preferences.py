@@ -162,7 +162,7 @@ def test_a_bad_pair_of_a_run_is_named_by_its_line(out, tmp_path):
 def test_a_file_without_a_pair_says_why(out, tmp_path):
     long = [{**row, "chosen": [{"role": "assistant", "content": "so " * 300}]} for row in rows(2)]
     run = opened(out, written(tmp_path / "trl.jsonl", long))
-    with pytest.raises(io.InputError, match=r"no pair to train on is left of 2 rows \(too_long: 2"):
+    with pytest.raises(io.InputError, match=r"no pair to train on in 2 rows; .*too_long: 2"):
         align(run, Silent())
 
 
@@ -189,7 +189,7 @@ def test_another_file_is_refused_once_a_policy_is_aligned_on_this_one(out, tmp_p
     moved.unlink()
     assert list(align(opened(out, moved), Silent())) == ALONE  # or nowhere
     written(moved, rows(9))
-    with pytest.raises(io.InputError, match=rf"other preferences than those that are in {moved}"):
+    with pytest.raises(io.InputError, match=rf"other preferences than {moved}"):
         opened(out, moved)
     with pytest.raises(io.InputError, match=r"preferences\.path: '.*' there, '' now"):
         opened(out, "", alone=False)
@@ -215,5 +215,5 @@ def test_a_stale_reference_is_told_or_refused(out, tmp_path):
         align(strict, Silent())
     reporter = Notes()
     align(opened(out, path), reporter)
-    assert any("computed (weights changed since they were stored)" in n for n in reporter.notes)
+    assert any("(weights changed since they were stored)" in n for n in reporter.notes)
     assert json.loads(stored.read_text()) == json.loads(whole)

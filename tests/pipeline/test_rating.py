@@ -37,7 +37,7 @@ def test_the_same_export_again_changes_nothing_and_another_is_refused(exported):
     before = (exported / "rating_key.json").read_bytes()
     export_rating(exported, RatingConfig())
     other = RatingConfig(order_seed=4)
-    with pytest.raises(InputError, match="other items were exported before"):
+    with pytest.raises(InputError, match=r"rating_key.json: .* other exported items"):
         export_rating(exported, other)
     assert (exported / "rating_key.json").read_bytes() == before
     export_rating(exported, other, overwrite=True)
@@ -120,9 +120,13 @@ def test_a_spreadsheet_knows_the_table_for_utf_8(exported):
 @pytest.mark.parametrize(
     ("config", "stages", "message"),
     [
-        (RatingConfig(), [], "not evaluated; run `ixjax evaluate` first"),
-        (RatingConfig(user="nobody"), STAGES, "items.user: 'nobody' is not in the run's evalua"),
-        (RatingConfig(methods=("sft", "dpo")), STAGES, "expected one of sft, dpo_imcts"),
+        (RatingConfig(), [], "no evaluation. Run `ixjax evaluate`"),
+        (RatingConfig(user="nobody"), STAGES, "items.user is 'nobody'; expected"),
+        (
+            RatingConfig(methods=("sft", "dpo")),
+            STAGES,
+            "items.methods is 'dpo'; expected one of the run's evaluation: sft, dpo_imcts",
+        ),
     ],
 )
 def test_what_was_not_played_is_named(tmp_path, config, stages, message):
@@ -132,7 +136,7 @@ def test_what_was_not_played_is_named(tmp_path, config, stages, message):
 
 def test_methods_that_say_the_same_leave_nothing_to_compare(tmp_path):
     write_run(tmp_path, say=lambda text: "all the same")
-    with pytest.raises(InputError, match="said the same under all of 3 conditions"):
+    with pytest.raises(InputError, match="said the same under all 3 conditions"):
         export_rating(tmp_path, RatingConfig())
 
 
@@ -140,7 +144,9 @@ def test_without_a_key_or_without_files_nothing_is_scored(tmp_path):
     write_run(tmp_path)
     with pytest.raises(InputError, match="no ratings given"):
         score_ratings(tmp_path, [])
-    with pytest.raises(InputError, match=re.escape("rating_key.json: no such file; `ixjax rate")):
+    with pytest.raises(
+        InputError, match=re.escape("rating_key.json: no such file. Run `ixjax rate")
+    ):
         score_ratings(tmp_path, [tmp_path / "a.json"])
     (tmp_path / "rating_key.json").write_text("{}")
     with pytest.raises(InputError, match=r"schema ixjax\.rating_key version 1, found None"):

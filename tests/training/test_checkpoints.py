@@ -98,14 +98,14 @@ def test_damaged_parameters_are_one_line(tmp_path):
     for file in (tmp_path / "model" / "params").rglob("*"):
         if file.is_file() and file.stat().st_size > 5000:
             os.truncate(file, 1000)
-    with pytest.raises(InputError, match=r"what was saved can't be read.*OUT_OF_RANGE") as refused:
+    with pytest.raises(InputError, match=r"the files can't be read.*OUT_OF_RANGE") as refused:
         load_model(tmp_path)
     assert str(refused.value).count("\n") == 0
     assert refused.value.__suppress_context__
     for file in (tmp_path / "model" / "params").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(InputError, match=r"model/params: what was saved can't be read"):
+    with pytest.raises(InputError, match=r"model/params: the files can't be read"):
         load_model(tmp_path)
 
 
@@ -226,7 +226,7 @@ def test_damaged_state_is_named_and_the_one_before_used_only_where_that_is_allow
         train(tmp_path / "cut", stop=10)
     newest = tmp_path / "cut" / "steps" / "9"
     damage(newest)
-    expected = f"{re.escape(str(newest))}: what was saved can't be read.* --resume.allow-older"
+    expected = f"{re.escape(str(newest))}: the files can't be read.* --resume.allow-older"
     with pytest.raises(InputError, match=expected) as refused:
         train(tmp_path / "cut")
     assert str(refused.value).count("\n") == 0
@@ -234,7 +234,7 @@ def test_damaged_state_is_named_and_the_one_before_used_only_where_that_is_allow
     told = []
     again = train(tmp_path / "cut", told=told, resume=ResumeConfig(allow_older=True))
     assert told[0]["resumed_at"] == 6
-    assert f"{newest}: what was saved can't be read" in caplog.text
+    assert f"{newest}: the files can't be read" in caplog.text
     for a, b in zip(params(whole), params(again), strict=True):
         np.testing.assert_array_equal(a, b)
 

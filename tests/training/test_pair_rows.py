@@ -121,7 +121,7 @@ def test_loss_and_gradients_of_shared_rows_equal_the_plain_ones(share, rpo_alpha
 
 
 def test_a_row_too_short_for_a_pair_is_refused():
-    with pytest.raises(InputError, match=r"row_length is 5, and a pair takes \d+ tokens"):
+    with pytest.raises(InputError, match=r"row_length is 5; expected \d+ or more"):
         one_batch(path_pairs(), np.zeros((10, 2)), share="pair", row_length=5)
 
 
