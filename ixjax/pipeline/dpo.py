@@ -16,10 +16,10 @@ from ixjax.models import Transformer
 from ixjax.pipeline.checkpoints import find_checkpoint
 from ixjax.pipeline.export import export
 from ixjax.pipeline.preferences import given_pairs
-from ixjax.pipeline.reporter import Reporter, report_step
+from ixjax.pipeline.reporter import Reporter
 from ixjax.pipeline.run import Run
-from ixjax.pipeline.sharding import report_sharding
 from ixjax.pipeline.stages import PREFERENCES, STAGES, Stage, pair_sources
+from ixjax.pipeline.training import report_sharding, training_arguments
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
 from ixjax.training import (
     ReferenceIdentity,
@@ -29,6 +29,8 @@ from ixjax.training import (
     save_reference,
     train_dpo,
 )
+
+SHOWN = ("loss", "rewards/accuracies")  # metrics in the progress line
 
 
 def align(run: Run, reporter: Reporter) -> dict[str, Any]:
@@ -52,31 +54,19 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
         rendered, account = _rendered(run, source)
         facts.update(account)
         _report_pairs(reporter, source, facts)
-        directory = stage.model(run.directory)
         policy = run.load(run.directory.policy_sft)
-        report_sharding(reporter, f"dpo {source}", policy.config, config.dpo, run.mesh)
+        report_sharding(reporter, stage.title, policy.config, config.dpo, run.mesh)
         reference = None
         if get_loss(config.dpo.variant).has_reference:
             reference = _reference(run, stage, policy, rendered, reporter)
-        reporter.start(f"dpo {source}", config.dpo.steps, "steps")
-
-        def on_step(metrics: dict[str, Any]) -> None:
-            report_step(reporter, f"dpo {source}", metrics, shown=("loss", "rewards/accuracies"))
-            run.log(stage.name, metrics)
-            facts.update(metrics)
-
+        reporter.start(stage.title, config.dpo.steps, "steps")
         train_dpo(
             policy,
             rendered,
             config.dpo,
-            mesh=run.mesh,
             seed=config.seed,
-            directory=directory,
-            on_step=on_step,
             reference=reference,
-            checkpoints=config.checkpoints,
-            resume=config.resume,
-            profiler=run.profiler(stage.name),
+            **training_arguments(run, stage, reporter, facts, shown=SHOWN),
         )
         if config.export:
             _export(run, source, reporter)

@@ -28,7 +28,7 @@ from ixjax.parallel import AnyMesh, abstract_mesh
 from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.evaluate import look_ahead
 from ixjax.pipeline.run import Run
-from ixjax.pipeline.sharding import learning_config
+from ixjax.pipeline.training import learning_config
 from ixjax.pipeline.workload import Corpus, Work, count_corpus, pair_tokens, stage_work
 from ixjax.search import SearchConfig
 from ixjax.search.imcts import search_tokens

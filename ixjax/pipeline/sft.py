@@ -6,10 +6,10 @@ from typing import Any
 
 from ixjax.models import Transformer, init_model, load_hf
 from ixjax.pipeline.base_model import check_vocabulary
-from ixjax.pipeline.reporter import Reporter, report_step
+from ixjax.pipeline.reporter import Reporter
 from ixjax.pipeline.run import Run
-from ixjax.pipeline.sharding import report_sharding
 from ixjax.pipeline.stages import SPEAKERS, STAGES, speaker_seed
+from ixjax.pipeline.training import report_sharding, training_arguments
 from ixjax.training import sft_examples, train_sft
 
 SHOWN = ("loss", "validation_loss")  # metrics in the progress line
@@ -27,47 +27,35 @@ def train_speakers(run: Run, reporter: Reporter) -> dict[str, Any]:
 
 def _train(run: Run, name: str, reporter: Reporter) -> dict[str, Any]:
     config, stage = run.config, STAGES[f"sft/{name}"]
-    what, seed = f"sft {name}", speaker_seed(name, config.seed)
+    seed = speaker_seed(name, config.seed)
     with run.stage(stage.name) as facts:
         if facts is None:
             return run.facts(stage.name)
         assert stage.role is not None
         view = run.view(stage.role)
-        split = "train_heldout" if name == "simulator_heldout" else "train"
-        rate = config.sft.prefix_outcome_rate
+        learned = "train_heldout" if name == "simulator_heldout" else "train"
         train, valid = (
             sft_examples(
                 run.dialogues(split),
                 view,
                 max_tokens=config.model.max_length,
-                prefix_outcome_rate=rate,
+                prefix_outcome_rate=config.sft.prefix_outcome_rate,
                 seed=seed,
             )
-            for split in (split, "valid")
+            for split in (learned, "valid")
         )
-
-        def on_step(metrics: dict[str, Any]) -> None:
-            report_step(reporter, what, metrics, shown=SHOWN)
-            run.log(stage.name, metrics)
-            facts.update(metrics)
-
         facts["examples"] = len(train)
         facts["dropped_turns"] = sum(example.dropped_turns for example in train)
         model = initial_model(run, seed=seed)
-        report_sharding(reporter, what, model.config, config.sft, run.mesh)
-        reporter.start(what, config.sft.steps, "steps")
+        report_sharding(reporter, stage.title, model.config, config.sft, run.mesh)
+        reporter.start(stage.title, config.sft.steps, "steps")
         train_sft(
             model,
             train,
             valid,
             config.sft,
-            mesh=run.mesh,
             seed=seed,
-            directory=stage.model(run.directory),
-            on_step=on_step,
-            checkpoints=config.checkpoints,
-            resume=config.resume,
-            profiler=run.profiler(stage.name),
+            **training_arguments(run, stage, reporter, facts, shown=SHOWN),
         )
         reporter.finish(**{name: facts[name] for name in SHOWN if name in facts})
     return run.facts(stage.name)

@@ -62,6 +62,11 @@ class Stage:
         """The speaker or source of pairs that a stage of several is for: `imcts` of `dpo/imcts`."""
         return self.name.partition("/")[2]
 
+    @property
+    def title(self) -> str:
+        """Its name for people: `dpo imcts`."""
+        return self.name.replace("/", " ")
+
     def finished(self, directory: io.RunDirectory) -> bool:
         """Return whether all that it leaves is there."""
         return all(path.exists() for path in self.leaves(directory))

@@ -1,16 +1,48 @@
-"""Reports of how a training's weights are sharded."""
+"""Parts that the training stages share: their arguments, and reports of their shardings."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
 from ixjax.models import ModelConfig
 from ixjax.models.placement import PlacedWeight, describe_sharding
-from ixjax.pipeline.reporter import Reporter
+from ixjax.pipeline.reporter import Reporter, report_step
+from ixjax.pipeline.run import Run
+from ixjax.pipeline.stages import Stage
 from ixjax.training import TrainerConfig
 from ixjax.training.steps import trained_paths
+
+
+def training_arguments(
+    run: Run, stage: Stage, reporter: Reporter, facts: dict[str, Any], *, shown: Sequence[str]
+) -> dict[str, Any]:
+    """Return the arguments of `train_sft` or `train_dpo` that follow from run and stage.
+
+    Args:
+        run: that the training belongs to.
+        stage: the training.
+        reporter: receives its steps.
+        facts: receives the metrics of the last reported step.
+        shown: names of the metrics in the progress line.
+    """
+
+    def on_step(metrics: dict[str, Any]) -> None:
+        report_step(reporter, stage.title, metrics, shown=shown)
+        run.log(stage.name, metrics)
+        facts.update(metrics)
+
+    return {
+        "mesh": run.mesh,
+        "directory": stage.model(run.directory),
+        "on_step": on_step,
+        "checkpoints": run.config.checkpoints,
+        "resume": run.config.resume,
+        "profiler": run.profiler(stage.name),
+    }
 
 
 def report_sharding(
