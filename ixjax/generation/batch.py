@@ -15,7 +15,7 @@ import numpy as np
 from ixjax.generation import cache as kv
 from ixjax.generation import passes
 from ixjax.generation.blocks import BlockPool
-from ixjax.generation.buckets import FEWEST_WEIGHTS
+from ixjax.generation.buckets import FEWEST_WEIGHTS, span_of
 from ixjax.generation.executor import Executor, block_table, copies_of, writes_of
 from ixjax.generation.requests import Request, StopSets, sampling_state
 
@@ -81,7 +81,7 @@ class DecodeBatch:
     def _copy(self, rows: Sequence[int]) -> None:
         """Copy the contexts of these rows into the batch, in the contiguous layout."""
         longest = max(self._shortest, int(self._starts.max()))
-        span = self._executor.span(min(longest, self._executor.columns))
+        span = span_of(min(longest, self._executor.columns), self._executor.decode_spans)
         contexts = [request and request.context for request in self.rows]
         if self._executor.paged:
             self._span = span

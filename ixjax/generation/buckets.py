@@ -42,8 +42,19 @@ class Pass:
     full: bool
 
 
-def spans(columns: int) -> list[int]:
-    """Return the numbers of columns that attention may read, from 0 to `columns`.
+def read_spans(columns: int) -> list[int]:
+    """Return the numbers of columns that a pass that reads or scores may attend to.
+
+    They double: the time of such a pass is mostly matmuls, so few programs are worth the padding.
+    """
+    found = [0, min(SMALLEST_SPAN, columns)]
+    while found[-1] < columns:
+        found.append(min(2 * found[-1], columns))
+    return found
+
+
+def decode_spans(columns: int) -> list[int]:
+    """Return the numbers of columns that a decode pass may attend to, from 0 to `columns`.
 
     Steps are `SMALLEST_SPAN` up to four of them, then an eighth to a quarter of the number reached.
     """
@@ -54,9 +65,9 @@ def spans(columns: int) -> list[int]:
     return found
 
 
-def span_of(longest: int, columns: int) -> int:
-    """Return the smallest span that covers `longest` tokens."""
-    return next(span for span in spans(columns) if span >= longest)
+def span_of(longest: int, spans: Sequence[int]) -> int:
+    """Return the smallest of `spans` that covers `longest` tokens."""
+    return next(span for span in spans if span >= longest)
 
 
 def chunk_of(count: int) -> int:

@@ -30,7 +30,7 @@ from ixjax.generation.buckets import (
     filled,
     group,
     pass_sizes,
-    spans,
+    span_of,
 )
 from ixjax.generation.checks import (
     check_adapter,
@@ -260,7 +260,7 @@ class Engine:
             rows = filled(part, size)
             lengths = np.array([len(contexts[i]) - 1 for i in rows], np.int32)
             chosen = [contexts[i] for i in rows]
-            span = self._executor.span(int(lengths.max()))
+            span = span_of(int(lengths.max()), self._executor.read_spans)
             with self._pinned(chosen):
                 self.read(chosen)  # they may have been evicted since they were read
                 with self.stats.clock("score"):
@@ -298,13 +298,13 @@ class Engine:
 
         for chunk in CHUNKS:
             for size in self._pass_sizes(chunk):
-                for span in spans(run.columns):
+                for span in run.read_spans:
                     rows = none(size, chunk), none(size), none(size)
                     new = run.run(passes.extend, nobody(size, span), *rows)
                     self.pool.update(kv.write, new, writes_of({}, none(size), chunk))
         size, buffer = config.rows, run.turn_buffer(config.rows)
         state = idle_state(size, ends, stops=self._stops)
-        for span in spans(run.columns)[1:]:
+        for span in run.decode_spans[1:]:
             past = nobody(size, span)
             buffer, _ = run.run(
                 passes.decode, past, buffer, none(size), none(size), state, steps=config.steps
@@ -317,7 +317,7 @@ class Engine:
             for size in self._score_sizes():
                 tokens_of = none(size, bucket(prefix + 1))
                 tails = none(candidates, size, bucket(longest))
-                for span in spans(run.columns):
+                for span in run.read_spans:
                     rows = tokens_of, none(size) + 1, tails, tails[:, :, 0], none(size)
                     run.run(passes.score, nobody(size, span), *rows)
 
@@ -406,7 +406,7 @@ class Engine:
             [c.tokens[c.stored : c.stored + min(c.unread, part.chunk)] for c in rows], part.chunk
         )
         adapters = np.array([context.adapter for context in rows], np.int32)
-        span = self._executor.span(int(stored.max()))
+        span = span_of(int(stored.max()), self._executor.read_spans)
         past = self._executor.batch(self.pool, rows, stored, span)
         new = self._executor.run(passes.extend, past, tokens, counts, adapters)
         room = {row: self.pool.extend(c, int(counts[row])) for row, c in enumerate(contexts)}

@@ -18,7 +18,7 @@ from ixjax.generation import attention, passes
 from ixjax.generation import cache as kv
 from ixjax.generation.attention import Implementation
 from ixjax.generation.blocks import BlockPool, Context, Span
-from ixjax.generation.buckets import CHUNKS, span_of
+from ixjax.generation.buckets import CHUNKS, decode_spans, read_spans
 from ixjax.generation.config import EngineConfig
 from ixjax.generation.stats import EngineStats
 from ixjax.models import FULL_UNROLL_LAYERS, ModelConfig, Transformer, mesh_of
@@ -43,6 +43,8 @@ class Executor:
         paged: whether passes read blocks in place (see `ixjax.generation.cache`).
         unstacked: whether layers are held one by one.
         columns: T of the longest context.
+        read_spans: T of passes that read or score.
+        decode_spans: T of decode passes.
     """
 
     def __init__(self, model: Transformer, config: EngineConfig, stats: EngineStats):
@@ -60,6 +62,8 @@ class Executor:
         few = model.config.num_layers <= FULL_UNROLL_LAYERS
         self.unstacked = few or self.attention != "xla"
         self.columns = columns_of(model.config)
+        self.read_spans = read_spans(self.columns)
+        self.decode_spans = decode_spans(self.columns)
 
     def use(self, model: Transformer) -> None:
         """Set the weights; later ones must have the same shape."""
@@ -104,10 +108,6 @@ class Executor:
         """Return an empty turn buffer for R rows."""
         static = {"unstacked": self.unstacked, "mesh": self.mesh, "device": self.device}
         return kv.turn_buffer(self.model_config, rows, **static)
-
-    def span(self, longest: int) -> int:
-        """Return the columns that cover `longest` tokens."""
-        return span_of(longest, self.columns)
 
 
 def block_table(contexts: Sequence[Context | None], lengths: np.ndarray, span: int) -> Any:
