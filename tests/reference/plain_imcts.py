@@ -11,8 +11,6 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ixjax.dialogue.types import Dialogue, Utterance
 from ixjax.generation import run_one
 from ixjax.search import SearchConfig
