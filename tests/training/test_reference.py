@@ -43,7 +43,7 @@ def test_a_stale_reference_says_what_has_changed(changes, reason, tmp_path):
     save_reference(path, np.zeros((2, 2), np.float32), OURS)
     now = dataclasses.replace(OURS, **changes)
     assert load_reference(path, now) == (None, f"{reason} since they were stored")
-    with pytest.raises(io.InputError, match=rf"{path}: .* {reason} since .* reference\.strict"):
+    with pytest.raises(io.InputError, match=rf"{path}: .* {reason} since .*reference\.strict"):
         load_reference(path, now, strict=True)
 
 
@@ -59,7 +59,7 @@ def test_a_damaged_reference_is_not_used(content, tmp_path):
     path.write_text(content)
     found, reason = load_reference(path, OURS)
     assert (found, reason) == (None, "the stored ones are damaged or of an older version")
-    with pytest.raises(io.InputError, match=r"damaged.* remove the file"):
+    with pytest.raises(io.InputError, match=r"damaged.*[Rr]emove the file"):
         load_reference(path, OURS, strict=True)
 
 
