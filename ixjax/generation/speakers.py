@@ -281,18 +281,21 @@ def speaker_engine(
 
 
 def reserve(speakers: Sequence[object], tokens: Callable[[ModelSpeaker], int]) -> None:
-    """Allocate the KV cache at once, instead of growing it while speakers play.
+    """Allocate room in the KV cache before speakers play.
+
+    Half of the given tokens get room, since few turns are as long as they may be. The cache grows
+    if that is not enough.
 
     Args:
-        speakers: those that are no models are left out; models that share a pool share the room.
-        tokens: that a speaker will store at most.
+        speakers: all in play; those that are not models are left out.
+        tokens: most tokens that a speaker stores at once.
     """
     wanted: Counter[BlockPool] = Counter()
     for speaker in speakers:
         if isinstance(speaker, ModelSpeaker):
             wanted[speaker.engine.pool] += tokens(speaker)
-    for pool, count in wanted.items():
-        pool.reserve(count)
+    for pool, most in wanted.items():
+        pool.reserve(most // 2)
 
 
 def text_bytes(view: View) -> list[bytes]:
