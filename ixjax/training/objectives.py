@@ -200,6 +200,22 @@ def get_loss(name: str) -> PreferenceLoss:
     return LOSSES[name]
 
 
+def dpo_loss(
+    policy_chosen: jax.Array,
+    policy_rejected: jax.Array,
+    reference_chosen: jax.Array,
+    reference_rejected: jax.Array,
+    *,
+    beta: float,
+    variant: str = "sigmoid",
+    label_smoothing: float = 0.0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the losses of pairs by name: see `preference_loss`, which takes a loss of your own."""
+    settings = LossSettings(beta=beta, label_smoothing=label_smoothing)
+    sides = policy_chosen, policy_rejected, reference_chosen, reference_rejected
+    return preference_loss(*sides, loss=variant, settings=settings)
+
+
 def preference_loss(
     policy_chosen: jax.Array,
     policy_rejected: jax.Array,

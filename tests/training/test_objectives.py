@@ -14,6 +14,7 @@ from ixjax.training.objectives import (
     LOSSES,
     LossSettings,
     PreferenceLoss,
+    dpo_loss,
     preference_loss,
     register_loss,
     sft_loss,
@@ -43,6 +44,10 @@ def test_losses_equal_the_papers_formulas(variant, epsilon, beta):
         dpo(*map(float, pair), beta=beta, variant=variant, epsilon=epsilon) for pair in LOGPROBS.T
     ]
     np.testing.assert_allclose(losses, by_hand, rtol=1e-5, atol=1e-5)
+    named = dpo_loss(
+        *map(jnp.asarray, LOGPROBS), beta=beta, variant=variant, label_smoothing=epsilon
+    )
+    np.testing.assert_array_equal(named[0], losses)
     np.testing.assert_allclose(chosen, beta * (LOGPROBS[0] - LOGPROBS[2]), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(rejected, beta * (LOGPROBS[1] - LOGPROBS[3]), rtol=1e-5, atol=1e-5)
 
