@@ -46,7 +46,7 @@ def test_a_prepared_run_is_counted_and_another_is_assumed(untrained, tmp_path):
     assert 2 < counted.turn_tokens < counted.root_tokens < untrained.config.model.max_length
     other = dataclasses.replace(untrained.config, out=str(tmp_path / "none"))
     plan = make_plan(other, PlanConfig(), devices=1)
-    assert "no prepared run at out" in plan.assumed[0]
+    assert "no prepared run at --out" in plan.assumed[0]
     assert "no prepared run at out" not in make_plan(untrained.config, SMALL, devices=1).assumed[0]
 
 
@@ -121,7 +121,7 @@ def test_a_checkpoint_is_planned_from_its_config_alone(tmp_path):
     ("changes", "devices", "message"),
     [
         ({"mesh": MeshConfig(data=3)}, 8, "needs a multiple of 3 devices; 8 found"),
-        ({"processes": ProcessesConfig(count=3)}, 8, "processes.count .3. does not divide it"),
+        ({"processes": ProcessesConfig(count=3)}, 8, "devices is 8; .*processes.count .3."),
         ({"model": ModelArguments(path="nowhere")}, 8, "nowhere/config.json: no such file"),
     ],
 )
