@@ -359,13 +359,13 @@ _TRAINING_REMEDIES = {
     "logits": "--{stage}.micro-batches, or --mesh.tensor",
 }
 _ROWS = {
-    "search": "--search.trees",
+    "search": "--search.trees, --search.contexts",
     "evaluate": "--evaluation.batch, --evaluation.think",
 }
 _PLAY_REMEDIES = {
     "weights": f"{_MORE_SHARDS}, or --model.param-dtype bfloat16",
     "copies": f"{_MORE_SHARDS}, or --engine.attention xla",
-    "cache": "smaller {rows}, --engine.in-flight or --model.max-length",
+    "cache": "smaller {rows}, --engine.pool-tokens or --model.max-length",
     "batches": "smaller --engine.rows",
     "reading": "smaller --engine.prefill-tokens",
 }
