@@ -34,9 +34,10 @@ from ixjax.generation import (
 from ixjax.generation.turns import OPENING, POLICY, USER, engagements, hashed, words
 from ixjax.io import InputError
 from ixjax.search.config import SearchConfig
+from ixjax.search.expansion import Expansion, Reaction, Response, add, readable
 from ixjax.search.node_table import NodeTable, Participants, policy_turns
 from ixjax.search.tree import FinishedTree, Tree, TreeNode
-from ixjax.search.tree_pool import NewNode, TreePool
+from ixjax.search.tree_pool import TreePool
 
 
 def check_reaction_weight(config: SearchConfig, scenario: Scenario) -> None:
@@ -78,49 +79,6 @@ class Search:
         return weight * scenario.reaction_reward(reaction.text)
 
 
-@dataclasses.dataclass(frozen=True)
-class Response:
-    """A new response at a leaf.
-
-    said: the policy's turn.
-    multiplicity: samples with this text.
-    held: participants for later reactions; None if there are none.
-    reactions: to it.
-    """
-
-    said: Utterance
-    multiplicity: int
-    held: Participants | None
-    reactions: Sequence[Reaction]
-
-
-@dataclasses.dataclass(frozen=True)
-class Reaction:
-    """A new reaction to a response.
-
-    said: the user's turn.
-    over: whether it is the dialogue's last turn.
-    outcome: engagement if it is over; nan if it is unreadable.
-    held: participants that continue; None if it is over.
-    returns: `[rollouts]` discounted to the reaction; nan if unreadable.
-    """
-
-    said: Utterance
-    over: bool
-    outcome: float
-    held: Participants | None
-    returns: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Expansion:
-    """New nodes at a leaf: responses with their reactions, or one more reaction to a response."""
-
-    leaf: int
-    responses: Sequence[Response] = ()
-    reaction: Reaction | None = None
-
-
 def search_tree(search: Search, root: Dialogue | FinishedTree) -> Task[FinishedTree]:
     """Grow a tree from a root until its budget is spent.
 
@@ -142,7 +100,7 @@ def search_tree(search: Search, root: Dialogue | FinishedTree) -> Task[FinishedT
         while not (yield from _stops(search, table, slot)):
             leaves = yield from pool.select(slot)
             expansions = yield from _expand(search, table, leaves)
-            reached = yield from _add(search, table, slot, expansions)
+            reached = yield from add(pool, table, slot, expansions)
             # A selected terminal node sends its outcome up again: it has no other return.
             ends = [table.nodes[leaf] for leaf in leaves if table.nodes[leaf].terminal]
             again = [(n.id, math.nan if n.outcome is None else n.outcome) for n in ends]
@@ -178,7 +136,7 @@ def _plant(search: Search, root: Dialogue) -> Task[NodeTable]:
     else:
         table.hold(Tree.ROOT, (policy, user))
     node = TreeNode(Tree.ROOT, Tree.NO_NODE, "decision", "", 0, 0, 0.0, terminal=over)
-    table.add(dataclasses.replace(node, outcome=_known(outcome)))
+    table.add(dataclasses.replace(node, outcome=readable(outcome)))
     return table
 
 
@@ -300,13 +258,15 @@ def _react(
     config, (policy, user) = search.config, participants
     said = yield from user.speak((*identity, turns, USER))
     table.count("simulator", said)
+    reward = search.reward(said)
     if said.ended or turns + 1 >= config.max_turns:
         policy.close()
         [outcome] = engagements([(yield from user.outcome())]).tolist()
         user.close()
         # One return per rollout of other reactions, so that all reactions have equal weight in
         # their ancestors' means.
-        return Reaction(said, True, outcome, None, np.full(config.rollouts, outcome))
+        returns = np.full(config.rollouts, outcome)
+        return Reaction(said, True, reward, outcome, None, returns)
     policy.hear(words(said))
     policies = yield from policy.fork(config.rollouts)
     users = yield from user.fork(config.rollouts)
@@ -327,7 +287,7 @@ def _react(
         table.spend("policy", found.said[POLICY])
         table.spend("simulator", found.said[USER])
     returns = np.array([_return(search, found) for found in played])
-    return Reaction(said, False, math.nan, participants, returns)
+    return Reaction(said, False, reward, math.nan, participants, returns)
 
 
 def _return(search: Search, found: Rollout) -> float:
@@ -335,92 +295,6 @@ def _return(search: Search, found: Rollout) -> float:
     gamma, reactions = search.config.gamma, found.said[USER]
     shaping = sum(gamma**k * search.reward(said) for k, said in enumerate(reactions, start=1))
     return shaping + gamma ** len(reactions) * found.reading.engagement
-
-
-def _add(
-    search: Search, table: NodeTable, slot: int, expansions: Sequence[Expansion]
-) -> Task[list[tuple[int, float]]]:
-    """Add new nodes to the tree; return (node of the reaction, return) for each return."""
-    responses = [(e.leaf, response) for e in expansions for response in e.responses]
-    ids = yield from search.pool.add(slot, [_new_response(*found) for found in responses])
-    parents: dict[int, int] = {}  # of reactions, by the identity of their response
-    for node, (leaf, response) in zip(ids, responses, strict=True):
-        table.add(_response_node(node, leaf, response, table.depth_below(leaf)))
-        table.counts["duplicates"] += response.multiplicity - 1
-        parents[id(response)] = node
-        if response.held is not None:
-            table.hold(node, response.held)
-    reactions = _in_order(expansions, parents)
-    new = [NewNode(p, r.over, reward=search.reward(r.said)) for p, r in reactions]
-    ids = yield from search.pool.add(slot, new)
-    returns: list[tuple[int, float]] = []
-    for node, (parent, reaction) in zip(ids, reactions, strict=True):
-        reward = search.reward(reaction.said)
-        table.add(_reaction_node(node, parent, reaction, reward, table.depth_below(parent)))
-        if reaction.held is not None:
-            table.hold(node, reaction.held)
-        returns += [(node, value) for value in reaction.returns.tolist()]
-    return returns
-
-
-def _in_order(
-    expansions: Sequence[Expansion], parents: dict[int, int]
-) -> list[tuple[int, Reaction]]:
-    """Return (parent, reaction) of the new reactions, leaf by leaf."""
-    found: list[tuple[int, Reaction]] = []
-    for expansion in expansions:
-        if expansion.reaction is not None:
-            found.append((expansion.leaf, expansion.reaction))
-        for response in expansion.responses:
-            found += [(parents[id(response)], reaction) for reaction in response.reactions]
-    return found
-
-
-def _new_response(leaf: int, response: Response) -> NewNode:
-    prior = response.said.mean_logprob
-    return NewNode(leaf, prior=math.nan if prior is None else prior)
-
-
-def _response_node(node: int, leaf: int, response: Response, depth: int) -> TreeNode:
-    said = response.said
-    return TreeNode(
-        id=node,
-        parent=leaf,
-        kind="response",
-        text=words(said),
-        depth=depth,
-        visits=0,
-        value_sum=0.0,
-        multiplicity=response.multiplicity,
-        truncated=said.truncated,
-        num_tokens=said.num_tokens,
-        mean_logprob=said.mean_logprob,
-    )
-
-
-def _reaction_node(
-    node: int, parent: int, reaction: Reaction, reward: float, depth: int
-) -> TreeNode:
-    said = reaction.said
-    return TreeNode(
-        id=node,
-        parent=parent,
-        kind="decision",
-        text=said.text if said.ended else words(said),
-        depth=depth,
-        visits=0,
-        value_sum=0.0,
-        terminal=reaction.over,
-        outcome=_known(reaction.outcome),
-        truncated=said.truncated,
-        num_tokens=said.num_tokens,
-        mean_logprob=said.mean_logprob,
-        reward=reward,
-    )
-
-
-def _known(outcome: float | None) -> float | None:
-    return None if outcome is None or math.isnan(outcome) else outcome
 
 
 def _stops(search: Search, table: NodeTable, slot: int) -> Task[bool]:
