@@ -107,7 +107,7 @@ class DecodeBatch:
         """Sample in every row until few still run; return the turns that are done.
 
         Args:
-            stay: see `passes.SamplingState`.
+            stay: see `SamplingState`.
             most: tokens that each row samples at most.
         """
         rows, stats = list(self.rows), self._executor.stats

@@ -10,12 +10,13 @@ blocks; their tokens are known, so they are read again when they are next used.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh, NamedSharding
@@ -138,7 +139,7 @@ class BlockPool:
     def shorten(self, context: Context, stored: int) -> None:
         """Forget the keys and values of all but the first `stored` tokens."""
         context.stored = min(context.stored, stored)
-        kept = round_up(context.stored, kv.BLOCK) // kv.BLOCK
+        kept = kv.num_blocks(context.stored)
         for block in context.blocks[kept:]:
             self._drop(block)
         del context.blocks[kept:]
@@ -168,9 +169,20 @@ class BlockPool:
         """Mark a context as used now."""
         context.used = next(self._clock)
 
+    @contextlib.contextmanager
+    def pinned(self, contexts: Sequence[Context]) -> Iterator[None]:
+        """Keep contexts from being evicted."""
+        for context in contexts:
+            context.pins += 1
+        try:
+            yield
+        finally:
+            for context in contexts:
+                context.pins -= 1
+
     def reserve(self, tokens: int) -> None:
         """Allocate blocks for this many more tokens, within the limit."""
-        blocks = self.used + -(-tokens // kv.BLOCK)
+        blocks = self.used + kv.num_blocks(tokens)
         self._grow(min(blocks, self.limit) if self.limit else blocks)
 
     def extend(self, context: Context, count: int) -> list[Span]:

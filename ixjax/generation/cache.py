@@ -39,6 +39,11 @@ TURN = 64  # columns of the turn buffer: tokens of a turn that are not yet writt
 AXES = (None, "rows", "kv_heads", None, None, None)  # of a batch's keys; of blocks without J
 
 
+def num_blocks(tokens: int) -> int:
+    """Return the number of blocks that store `tokens` tokens."""
+    return -(-tokens // BLOCK)
+
+
 class Layer(NamedTuple):
     """Keys and values of one layer, or with a leading axis L of all of them.
 
@@ -100,6 +105,11 @@ class Writes(NamedTuple):
     offsets: jax.Array  # [M]
     counts: jax.Array  # [M]
     number: ArrayLike  # of the M that count
+
+
+def stacked(layers: list[Layer] | Layer) -> Layer:
+    """Return layers in a list, or stacked already, as one `Layer` of `[L, ...]`."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *layers) if isinstance(layers, list) else layers
 
 
 def allocate(
@@ -222,7 +232,7 @@ def write(pool: Layer, new: Any, writes: Writes, *, mesh: Mesh | None = None) ->
         writes: which tokens go where.
         mesh: the devices if there are several.
     """
-    new = jax.tree.map(lambda *x: jnp.stack(x), *new) if isinstance(new, list) else new
+    new = stacked(new)
     width = min(new.keys.shape[-1], BLOCK)
     # Each entry's tokens are taken in a window of `width` and shifted to their columns.
     windows = jnp.clip(writes.firsts, 0, new.keys.shape[-1] - width)

@@ -11,14 +11,12 @@ Axes: C candidates, N contexts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 
 from ixjax.generation import cache as kv
-from ixjax.generation import passes
+from ixjax.generation import passes, prefill
 from ixjax.generation.attention import Implementation
 from ixjax.generation.batch import DecodeBatch
 from ixjax.generation.blocks import BlockPool, Context
@@ -26,9 +24,7 @@ from ixjax.generation.buckets import (
     CHUNKS,
     FEW,
     FEWEST_TOKENS,
-    Pass,
     filled,
-    group,
     pass_sizes,
     span_of,
 )
@@ -157,7 +153,7 @@ class Engine:
 
     def read(self, contexts: Sequence[Context]) -> None:
         """Read all tokens of these contexts but the last, which decoding and scoring read."""
-        self._read(contexts, enough=len(contexts))
+        prefill.read(self._executor, self.pool, contexts, enough=len(contexts))
 
     def decode(self, requests: Sequence[Request]) -> list[Request]:
         """Decode turns to their end; if there are more than rows, some wait for a row.
@@ -207,7 +203,8 @@ class Engine:
         waiting = [request for request in requests if request not in running]
         contexts = [request.context for request in waiting]
         wanted = max(min(size, len(requests) + len(reads)) - len(running), 0)
-        self._read([*contexts, *reads], enough=wanted if requests else len(reads))
+        enough = wanted if requests else len(reads)
+        prefill.read(self._executor, self.pool, [*contexts, *reads], enough=enough)
         if not requests:
             return []
         ready = [request for request in waiting if not request.context.unread]
@@ -261,7 +258,7 @@ class Engine:
             lengths = np.array([len(contexts[i]) - 1 for i in rows], np.int32)
             chosen = [contexts[i] for i in rows]
             span = span_of(int(lengths.max()), self._executor.read_spans)
-            with self._pinned(chosen):
+            with self.pool.pinned(chosen):
                 self.read(chosen)  # they may have been evicted since they were read
                 with self.stats.clock("score"):
                     found = self._executor.run(
@@ -322,7 +319,7 @@ class Engine:
                     run.run(passes.score, nobody(size, span), *rows)
 
     def _new_pool(self) -> BlockPool:
-        limit = -(-self.config.pool_tokens // kv.BLOCK)
+        limit = kv.num_blocks(self.config.pool_tokens)
         where = {"mesh": self._executor.mesh, "device": self._executor.device}
         return BlockPool(self.model_config, self.stats, limit=limit, **where)
 
@@ -346,71 +343,3 @@ class Engine:
         full = self.config.rows
         # The shortest prefixes and candidates are padded to `bucket(1)` tokens.
         return full, min(max(full // FEW, FEWEST_TOKENS // bucket(1)), full)
-
-    def _read(self, contexts: Sequence[Context], *, enough: int) -> None:
-        """Read until `enough` of the contexts have nothing left to read.
-
-        Padding costs as much as tokens, so full passes run first; contexts that do not fill one may
-        wait for others.
-        """
-        left = list(dict.fromkeys(context for context in contexts if context.unread))
-        ready = len(contexts) - len(left)
-        if ready >= enough and not left:
-            return
-        with self.stats.clock("prefill"):
-            for context in left:
-                context.pins += 1
-            try:
-                while left:
-                    groups = group(
-                        [context.unread for context in left],
-                        [context.stored for context in left],
-                        prefill_tokens=self.config.prefill_tokens,
-                        rows=self.config.rows,
-                    )
-                    full = [part for part in groups if part.full]
-                    if not full and len(contexts) - len(left) >= enough:
-                        break
-                    for part in full or [max(groups, key=lambda part: len(part.rows))]:
-                        self._read_pass([left[i] for i in part.rows], part)
-                    left = self._unpin_read(left)
-                # Wait here, so that the clock includes the passes: the next use waits anyway.
-                jax.block_until_ready(self.pool.arrays)
-            finally:
-                for context in left:
-                    context.pins -= 1
-
-    @staticmethod
-    def _unpin_read(left: Sequence[Context]) -> list[Context]:
-        for context in left:
-            context.pins -= not context.unread
-        return [context for context in left if context.unread]
-
-    @staticmethod
-    @contextmanager
-    def _pinned(contexts: Sequence[Context]) -> Iterator[None]:
-        """Keep contexts from being evicted."""
-        for context in contexts:
-            context.pins += 1
-        try:
-            yield
-        finally:
-            for context in contexts:
-                context.pins -= 1
-
-    def _read_pass(self, contexts: Sequence[Context], part: Pass) -> None:
-        """Read the next chunk of some contexts."""
-        rows = [contexts[i] for i in filled(range(len(contexts)), part.size)]
-        stored = np.array([context.stored for context in rows], np.int32)
-        tokens, counts = pad(
-            [c.tokens[c.stored : c.stored + min(c.unread, part.chunk)] for c in rows], part.chunk
-        )
-        adapters = np.array([context.adapter for context in rows], np.int32)
-        span = span_of(int(stored.max()), self._executor.read_spans)
-        past = self._executor.batch(self.pool, rows, stored, span)
-        new = self._executor.run(passes.extend, past, tokens, counts, adapters)
-        room = {row: self.pool.extend(c, int(counts[row])) for row, c in enumerate(contexts)}
-        firsts = np.zeros(part.size, np.int32)
-        self.pool.update(kv.write, new, writes_of(room, firsts, part.chunk))
-        self.stats.prefill_tokens += int(counts[: len(contexts)].sum())
-        self.stats.prefill_slots += part.size * part.chunk

@@ -115,7 +115,7 @@ def block_table(contexts: Sequence[Context | None], lengths: np.ndarray, span: i
     table = np.zeros((len(contexts), span // kv.BLOCK), np.int32)
     for row, (context, length) in enumerate(zip(contexts, lengths, strict=True)):
         if context is not None:
-            blocks = context.blocks[: round_up(int(length), kv.BLOCK) // kv.BLOCK]
+            blocks = context.blocks[: kv.num_blocks(int(length))]
             table[row, : len(blocks)] = blocks
     return table
 
@@ -127,9 +127,7 @@ def copies_of(contexts: dict[int, Context | None], lengths: np.ndarray, span: in
         (row, place, block)
         for row, context in contexts.items()
         if context is not None
-        for place, block in enumerate(
-            context.blocks[: round_up(int(lengths[row]), kv.BLOCK) // kv.BLOCK]
-        )
+        for place, block in enumerate(context.blocks[: kv.num_blocks(int(lengths[row]))])
     ]
     return kv.Copies(*_columns(found, 3, size), number=np.int32(len(found)))
 

@@ -84,7 +84,7 @@ def play_memory(
     return PlayMemory(
         weights=models * placement.weight_bytes,
         copies=models * layers if unstacked else 0,
-        cache=cache_bytes(config, mesh, -(-tokens // kv.BLOCK)),
+        cache=cache_bytes(config, mesh, kv.num_blocks(tokens)),
         batches=SIDES * cache_bytes(config, mesh, rows * (span + kv.TURN) // kv.BLOCK),
         reading=_reading_bytes(config, mesh, engine, span),
     )

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ixjax.generation.attention import Implementation, attend
-from ixjax.generation.cache import TURN, Batch, Layer, in_place
-from ixjax.generation.sampling import RowSampling, identity_keys, sample, uniforms
+from ixjax.generation.cache import TURN, Batch, Layer, in_place, stacked
+from ixjax.generation.sampling import SamplingState, identity_keys, sample, uniforms
 from ixjax.generation.stops import FOUND, advance
 from ixjax.models import (
     ModelConfig,
@@ -88,7 +88,7 @@ def _model(program: Program, weights: Weights) -> Transformer:
 
 
 class Source(NamedTuple):
-    """Keys and values of all layers that new tokens attend to; of each layer, one `Piece`.
+    """Keys and values of all layers that new tokens attend to: a `Piece` per layer.
 
     stored: a `Layer` for each of the model's layers, in a list or stacked; with a table, the pool.
     visible: `[R, 1 or n, m]` bool, to each row's n new tokens.
@@ -118,7 +118,7 @@ def _read(
         weights: its weights.
         tokens: `[R, n]`, of which row r has `counts[r]`.
         first: `[R]` position of each row's first new token.
-        counts: `[R]`.
+        counts: `[R]` new tokens of each row.
         adapters: `[R]` the adapter of each row.
         sources: keys and values of earlier tokens, in order.
 
@@ -156,11 +156,11 @@ def _run(
         masks = [select(local, a, source.visible) for a, source in zip(near, sources, strict=True)]
         kept = written(stored[-1], Layer(k.swapaxes(2, 3), v))
         layers: list[Any] = [*stored[:-1], kept]
-        read = [
+        held = [
             layer if source.table is None else in_place(source.stored, layer, source.table)
             for layer, source in zip(layers, sources, strict=True)
         ]
-        found = [(layer.keys, layer.values, mask) for layer, mask in zip(read, masks, strict=True)]
+        found = [(layer.keys, layer.values, mask) for layer, mask in zip(held, masks, strict=True)]
         return attend(program.attention, q, found, softcap=config.attention_softcap), kept
 
     if layers is not None:
@@ -195,11 +195,6 @@ def _causal(counts: jax.Array, size: int) -> jax.Array:
     return order & _below(counts, size)
 
 
-def _stacked(new: Any) -> Layer:
-    """Return layers in a list, or stacked already, as one `Layer` of `[L, ...]`."""
-    return jax.tree.map(lambda *parts: jnp.stack(parts), *new) if isinstance(new, list) else new
-
-
 def _head(program: Program, weights: Weights, hidden: jax.Array) -> jax.Array:
     """Return logits; a single row is doubled: XLA's kernel for one row differs in the last bits."""
     if hidden.shape[:-1] == (1,):
@@ -222,44 +217,9 @@ def extend(
     adapters: jax.Array,
 ) -> Layer:
     """Read `counts[r]` of `tokens[r]` `[R, n]` in each row; return their keys and values."""
-    return _stacked(
+    return stacked(
         _read(program, weights, tokens, batch.lengths, counts, adapters, _past(batch))[1]
     )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SamplingState:
-    """The sampling state of each row in `decode`.
-
-    tokens: `[R]` int32, the last token of each row's context: it is read first.
-    seeds: `[R]` uint32 of the run.
-    identities: `[R, k]` uint32, padded with zeros.
-    parts: `[R]` int32, length of each identity.
-    offsets: `[R]` int32, index in its turn of the next token.
-    limits: `[R]` int32, most tokens to sample; 0 for a row that samples none.
-    end_ids: `[R, E]` int32 tokens that end the row's turn, padded with -1.
-    rows: the settings of each row.
-    seen: `[R, V]` bool, tokens in the row's context; read only where a repetition penalty is not 1.
-    stop_tables: `[A, Q, V]` see `ixjax.generation.stops`.
-    stop_sets: `[R]` int32 index of the row's stop strings.
-    stop_states: `[R]` int32 state of the row's turn in their automaton.
-    stay: `[]` int32; decoding pauses once this many rows or fewer still run.
-    """
-
-    tokens: jax.Array  # [R]
-    seeds: jax.Array  # [R]
-    identities: jax.Array  # [R, k]
-    parts: jax.Array  # [R]
-    offsets: jax.Array  # [R]
-    limits: jax.Array  # [R]
-    end_ids: jax.Array  # [R, E]
-    rows: RowSampling
-    seen: jax.Array  # [R, V]
-    stop_tables: jax.Array  # [A, Q, V]
-    stop_sets: jax.Array  # [R]
-    stop_states: jax.Array  # [R]
-    stay: jax.Array  # []
 
 
 class Sampled(NamedTuple):

@@ -15,8 +15,7 @@ import jax
 import numpy as np
 
 from ixjax.generation.blocks import Context
-from ixjax.generation.passes import SamplingState
-from ixjax.generation.sampling import RowSampling, SamplingConfig
+from ixjax.generation.sampling import RowSampling, SamplingConfig, SamplingState
 from ixjax.generation.stops import START, StopTable, stack_stops, state_after
 from ixjax.generation.turns import as_uint32
 from ixjax.padding import bucket, pad

@@ -9,7 +9,7 @@ is below top_p, which takes one sum over the vocabulary. So tokens are drawn fro
 distribution until one is in the nucleus: rejection sampling, which is exact. Rows that have no
 token after `ATTEMPTS` draws compute the threshold.
 
-Axes: S rows, V vocabulary.
+Axes: R rows, V vocabulary, E end tokens, A sets of stop strings, Q states of their automata.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class SamplingConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowSampling:
-    """The settings of each row, as `[S]` arrays: other values need no compilation."""
+    """The settings of each row, as `[R]` arrays: other values need no compilation."""
 
     temperature: jax.Array
     top_k: jax.Array
@@ -85,7 +85,7 @@ class RowSampling:
 
     @classmethod
     def of(cls, configs: Sequence[SamplingConfig]) -> RowSampling:
-        """Return the settings of S rows."""
+        """Return the settings of R rows."""
 
         def column(name: str, dtype: type) -> Any:
             return np.array([getattr(config, name) for config in configs], dtype)
@@ -99,18 +99,53 @@ class RowSampling:
         )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SamplingState:
+    """The sampling state of each row in `passes.decode`.
+
+    tokens: `[R]` int32, the last token of each row's context: it is read first.
+    seeds: `[R]` uint32 of the run.
+    identities: `[R, k]` uint32, padded with zeros.
+    parts: `[R]` int32, length of each identity.
+    offsets: `[R]` int32, index in its turn of the next token.
+    limits: `[R]` int32, most tokens to sample; 0 for a row that samples none.
+    end_ids: `[R, E]` int32 tokens that end the row's turn, padded with -1.
+    rows: the settings of each row.
+    seen: `[R, V]` bool, tokens in the row's context; read only where a repetition penalty is not 1.
+    stop_tables: `[A, Q, V]` see `ixjax.generation.stops`.
+    stop_sets: `[R]` int32 index of the row's stop strings.
+    stop_states: `[R]` int32 state of the row's turn in their automaton.
+    stay: `[]` int32; decoding pauses once this many rows or fewer still run.
+    """
+
+    tokens: jax.Array  # [R]
+    seeds: jax.Array  # [R]
+    identities: jax.Array  # [R, k]
+    parts: jax.Array  # [R]
+    offsets: jax.Array  # [R]
+    limits: jax.Array  # [R]
+    end_ids: jax.Array  # [R, E]
+    rows: RowSampling
+    seen: jax.Array  # [R, V]
+    stop_tables: jax.Array  # [A, Q, V]
+    stop_sets: jax.Array  # [R]
+    stop_states: jax.Array  # [R]
+    stay: jax.Array  # []
+
+
 def identity_keys(
     seeds: jax.Array, identities: jax.Array, parts: jax.Array | None = None
 ) -> jax.Array:
     """Return a key per row from the row's identity.
 
     Args:
-        seeds: `[S]` typed keys of the run.
-        identities: `[S, k]` uint32, for example (condition, node, sample, turn, speaker).
-        parts: `[S]` length of each identity, k at most; default k.
+        seeds: `[R]` typed keys of the run.
+        identities: `[R, k]` uint32, for example (condition, node, sample, turn, speaker).
+        parts: `[R]` length of each identity, k at most; default k.
 
     Returns:
-        `[S]` typed keys.
+        `[R]` typed keys.
     """
     count = jnp.full(seeds.shape, identities.shape[1]) if parts is None else parts
 
@@ -145,13 +180,13 @@ def sample(
     min-p.
 
     Args:
-        logits: `[S, V]` float32.
-        uniform: `[S, DRAWS]` from `uniforms`.
+        logits: `[R, V]` float32.
+        uniform: `[R, DRAWS]` from `uniforms`.
         rows: settings.
-        seen: `[S, V]` bool, tokens in the row's context; read only where a penalty is not 1.
+        seen: `[R, V]` bool, tokens in the row's context; read only where a penalty is not 1.
 
     Returns:
-        Tokens `[S]` int32, and their log-probabilities `[S]` under the full softmax of `logits`,
+        Tokens `[R]` int32, and their log-probabilities `[R]` under the full softmax of `logits`,
         without any setting.
     """
     scores = jax.lax.cond(
@@ -173,7 +208,7 @@ def penalise(logits: jax.Array, seen: jax.Array, rows: RowSampling) -> jax.Array
 
 
 def _draw(weights: jax.Array, uniform: jax.Array, rows: RowSampling) -> jax.Array:
-    """Sample `[S]` tokens from `[S, V]` weights with a maximum of 1; apply min-p and top-p."""
+    """Sample `[R]` tokens from `[R, V]` weights with a maximum of 1; apply min-p and top-p."""
     possible = jnp.where(weights >= rows.min_p[:, None], weights, 0.0)
     needed = rows.top_p * weights.sum(-1)
     whole = (rows.top_p >= 1) | (rows.temperature == 0)
@@ -210,8 +245,8 @@ def invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     Its weight is positive. The cumulative sum runs over blocks, then within one block.
 
     Args:
-        weights: `[S, V]`, 0 or more.
-        uniform: `[S]` in [0, 1).
+        weights: `[R, V]`, 0 or more.
+        uniform: `[R]` in [0, 1).
     """
     count, size = weights.shape
     blocks = jnp.pad(weights, ((0, 0), (0, -size % BLOCK))).reshape(count, -1, BLOCK)
@@ -227,7 +262,7 @@ def invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def _first(passed: jax.Array, possible: jax.Array | bool = True) -> jax.Array:
-    """Return `[S]` the first column that is passed and possible; if none, the last possible."""
+    """Return `[R]` the first column that is passed and possible; if none, the last possible."""
     size = passed.shape[-1]
     order = jnp.arange(size, dtype=jnp.int32)[None]
     possible = jnp.broadcast_to(possible, passed.shape)
