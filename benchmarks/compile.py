@@ -35,7 +35,7 @@ FRESH = multiprocessing.get_context("spawn")
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What is compiled."""
+    """Settings of the benchmark."""
 
     few: int = 8
     """Decoder blocks of the shallow network."""

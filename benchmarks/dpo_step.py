@@ -41,7 +41,7 @@ from ixjax.training.steps import make_steps, place_batch, place_params
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What is measured."""
+    """Settings of the benchmark."""
 
     size: Size = "a"
     """5 M, 29 M or 1.1 B parameters."""
@@ -54,7 +54,7 @@ class Arguments:
     steps: int = 6
     """Steps, of which the first is not counted."""
     share: Share = "pair"
-    """What pairs have in common and is computed once."""
+    """Prefix that is computed once; see `DPOConfig.share`."""
     micro_batches: int = 1
     """Parts that a batch is taken in."""
     remat: Remat = "none"

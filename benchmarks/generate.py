@@ -31,7 +31,7 @@ from ixjax.models.config import DType
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What is measured."""
+    """Settings of the benchmark."""
 
     size: Size = "a"
     """5 M, 29 M or 1.1 B parameters."""

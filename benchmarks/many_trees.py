@@ -30,7 +30,7 @@ REPLIES = tuple(f"reply {i}" for i in range(128))  # 128, so that siblings are s
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What is measured."""
+    """Settings of the benchmark."""
 
     trees: int = 10_000
     """Trees searched, one a condition."""

@@ -28,7 +28,7 @@ WITHIN = 0.15
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What is trained."""
+    """Settings of the benchmark."""
 
     objective: Stage = "sft"
     """sft or dpo."""

@@ -60,7 +60,7 @@ LOCKSTEP_ROWS = 32  # 256 dialogues fill batches of them
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What is measured."""
+    """Settings of the benchmark."""
 
     size: Size = "a"
     """5 M, 29 M or 1.1 B parameters, for each of the two speakers."""

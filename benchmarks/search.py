@@ -44,7 +44,7 @@ from ixjax.search import SearchConfig, SearchStats, run
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What is measured."""
+    """Settings of the benchmark."""
 
     size: Size = "quickstart"
     """Of each of the two models."""
@@ -104,7 +104,7 @@ class Ours:
     """Two speakers and the roots that they search from.
 
     Args:
-        arguments: what is measured.
+        arguments: settings of the benchmark.
     """
 
     def __init__(self, arguments: Arguments):

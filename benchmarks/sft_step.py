@@ -42,7 +42,7 @@ RATE = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What is measured."""
+    """Settings of the benchmark."""
 
     size: Size = "a"
     """5 M, 29 M or 1.1 B parameters."""

@@ -50,7 +50,7 @@ Way = Callable[[], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What is measured."""
+    """Settings of the benchmark."""
 
     trees: int = 64
     """Trees side by side."""

@@ -40,7 +40,7 @@ ITEM_BYTES = {"f64": 8, "s64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16"
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What is compiled."""
+    """Settings of the benchmark."""
 
     objective: Objective = "dpo"
     """sft or dpo."""

@@ -257,6 +257,17 @@ def plain(value: Any) -> Any:
     return value
 
 
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted key, each after `prefix`."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def file_fingerprint(path: str | Path) -> str:
     """Return 16 hex digits of a file's content."""
     with Path(path).open("rb") as file:

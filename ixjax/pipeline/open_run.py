@@ -41,7 +41,7 @@ def open_run(config: RunConfig) -> Run:
     mine, run = _settings(config), Run(config, directory)
     if directory.config.exists():
         theirs = yaml.safe_load(directory.config.read_text()) or {}
-        _refuse_other_config(run, _flatten(theirs))
+        _refuse_other_config(run, io.flatten(theirs))
         _refuse_changed_sources(run)
         _refuse_changed_preferences(run)
         _check_files(run)
@@ -110,16 +110,6 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return settings
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
 def _refuse_other_config(run: Run, theirs: Mapping[str, Any]) -> None:
     """Raise for settings that make a finished stage stale.
 
@@ -127,8 +117,8 @@ def _refuse_other_config(run: Run, theirs: Mapping[str, Any]) -> None:
     than the run directory had its default there.
     """
     here = paths(run.config)
-    mine = _flatten(io.plain(run.config)) | here
-    known = _flatten(io.plain(RunConfig())) | dict.fromkeys(here, "") | dict(theirs)
+    mine = io.flatten(io.plain(run.config)) | here
+    known = io.flatten(io.plain(RunConfig())) | dict.fromkeys(here, "") | dict(theirs)
     differing = [key for key in sorted(mine) if known.get(key) != mine[key]]
     made = run.manifest.made
     for key in here:

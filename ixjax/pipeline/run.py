@@ -48,22 +48,22 @@ class Run:
 
     @functools.cached_property
     def scenario(self) -> Scenario:
-        """The scenario of the dialogues."""
+        """Return the scenario of the dialogues."""
         return get_scenario(self.config.scenario)
 
     @functools.cached_property
     def mesh(self) -> Mesh:
-        """The devices that train."""
+        """Return the devices that train."""
         return make_mesh(self.config.mesh)
 
     @property
     def devices(self) -> str:
-        """The devices in one line, for people."""
+        """Return one line that describes the devices."""
         return describe(self.mesh)
 
     @functools.cached_property
     def template(self) -> ChatTemplate:
-        """The tokenizer of the run and its chat template."""
+        """Return the chat template of the run, with its tokenizer."""
         return ChatTemplate.from_tokenizer(load_tokenizer(self.directory.tokenizer))
 
     def view(self, role: Role) -> View:
@@ -84,12 +84,12 @@ class Run:
 
     @functools.cached_property
     def engine_stats(self) -> EngineStats:
-        """Statistics of the generation engines of this process."""
+        """Return the statistics of the generation engines of this process."""
         return EngineStats()
 
     @functools.cached_property
     def _pools(self) -> weakref.WeakValueDictionary[ModelConfig, BlockPool]:
-        """KV caches of engines in use: models of one shape share one."""
+        """Return the KV caches of engines in use: models of one shape share one."""
         return weakref.WeakValueDictionary()
 
     def speaker(self, directory: Path, role: Role, *, seed_offset: int = 0) -> ModelSpeaker:
@@ -132,7 +132,7 @@ class Run:
 
     @functools.cached_property
     def sources(self) -> dict[str, object]:
-        """Content of the files that the run is prepared from; the recorded one of those removed."""
+        """Return the content of the files that `prepare` reads; the recorded one if removed."""
         recorded = self.recorded_sources
         given = {name: Path(path) for name, path in paths(self.config).items() if path}
         gone = {name for name, path in given.items() if not path.exists()} & recorded.keys()
@@ -140,12 +140,12 @@ class Run:
 
     @property
     def recorded_sources(self) -> Mapping[str, object]:
-        """Content of these files at `prepare`; empty before it."""
+        """Return the content of these files at `prepare`; empty before it."""
         return (self.manifest.get("prepare") or {}).get("sources", {})
 
     @functools.cached_property
     def preferences_fingerprint(self) -> str:
-        """Fingerprint of the file of preferences; the recorded one if the file was removed."""
+        """Return the fingerprint of the file of preferences; the recorded one if removed."""
         path = self.config.preferences.path
         if Path(path).is_file():
             return io.file_fingerprint(path)
@@ -154,7 +154,7 @@ class Run:
 
     @property
     def manifest(self) -> io.Manifest:
-        """The record of finished stages, read anew."""
+        """Return the record of finished stages, read anew."""
         return io.Manifest.load(self.directory.manifest)
 
     def require(self, *stages: str) -> None:

@@ -59,16 +59,16 @@ class Stage:
 
     @property
     def member(self) -> str:
-        """The speaker or source of pairs that a stage of several is for: `imcts` of `dpo/imcts`."""
+        """Return the speaker or source of pairs in its name: `imcts` of `dpo/imcts`."""
         return self.name.partition("/")[2]
 
     @property
     def title(self) -> str:
-        """Its name for people: `dpo imcts`."""
+        """Return its name as it is printed: `dpo imcts`."""
         return self.name.replace("/", " ")
 
     def finished(self, directory: io.RunDirectory) -> bool:
-        """Return whether all that it leaves is there."""
+        """Return whether every file and folder that it leaves exists."""
         return all(path.exists() for path in self.leaves(directory))
 
     def model(self, directory: io.RunDirectory) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class RunFiles:
             raise InputError(
                 f"{self.directory.config}: found {found}; expected settings (key: value)"
             )
-        return _flat(content)
+        return io.flatten(content)
 
     @functools.cached_property
     def manifest(self) -> io.Manifest:
@@ -243,13 +243,3 @@ def _records(path: Path, schema: str, shape: shapes.Shape) -> Iterator[Record]:
     for i, record in enumerate(io.read_jsonl(path, schema=schema)):
         check(record, shape, f"{path}: record {i}")
         yield record
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

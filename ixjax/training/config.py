@@ -29,7 +29,7 @@ class TrainerConfig:
     micro_batches: int = dataclasses.field(default=1, metadata=io.NO_EFFECT)
     """Parts that a batch is taken in, one after the other: less memory, the same gradient."""
     remat: Remat = dataclasses.field(default="none", metadata=io.NO_EFFECT)
-    """What a block recomputes for its gradient: none, all but dots, or full: less memory."""
+    """Values that a block recomputes for its gradient: none, all but dots, or full: less memory."""
     frozen: tuple[str, ...] = ()
     """Weights that do not learn, by path: embedding, head, layers.query, ..."""
     lora: LoraArguments = dataclasses.field(default_factory=LoraArguments)

@@ -65,7 +65,7 @@ class DPOConfig(TrainerConfig):
     validation_fraction: float = 0.0
     """Share of the pairs held out for validation, in [0, 1)."""
     share: Share = "pair"
-    """What pairs have in common and is computed once: a pair's prompt, a node's, a path's; none."""
+    """Prefix computed once for several responses: a pair's prompt, a node's, a path's; none."""
     row_length: int = dataclasses.field(default=0, metadata=io.NO_EFFECT)
     """Tokens of a row, which pairs are packed into; 0: those of the longest pair."""
 
@@ -84,7 +84,7 @@ class DPOConfig(TrainerConfig):
 
     @property
     def loss_settings(self) -> LossSettings:
-        """What the loss itself receives."""
+        """Return the settings that the loss receives."""
         return LossSettings(self.beta, self.label_smoothing, self.simpo_gamma)
 
 

@@ -262,7 +262,7 @@ def preference_loss(
 
 
 def _logistic(margin: jax.Array, label_smoothing: float) -> jax.Array:
-    """Negative log-likelihood of "the chosen one wins", labels swapped with that probability."""
+    """Return -log p(chosen wins), if labels are swapped with that probability."""
     wins, loses = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
     return -(1 - label_smoothing) * wins - label_smoothing * loses
 
@@ -271,4 +271,4 @@ def _same_shape(**arrays: jax.Array) -> None:
     """Refuse to broadcast silently."""
     shapes = {name: jnp.shape(array) for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"shapes must be equal, found {shapes}")
+        raise ValueError(f"shapes are {shapes}; expected one shape for all")

@@ -208,18 +208,16 @@ class _Loop:
         return join(self.best if training.validation else self.state[0], self.frozen)
 
     def _take_step(self, rate: Any) -> None:
+        """Start the next step on the devices, without waiting for it."""
         with self.profiler.step(self.progress.step + 1):
-            self._dispatch(rate)
-
-    def _dispatch(self, rate: Any) -> None:
-        batch = self.training.batch(self.progress.step)
-        rows = self.training.rows(batch)
-        self.tokens += rows.num_tokens
-        self.scored += rows.num_scored
-        placed = place_batch(batch, self.mesh, parts=self.settings.micro_batches)
-        self.state, metrics = self.compiled.train(self.state, self.frozen, placed, rate)
-        self.pending.append(metrics)
-        self.progress.step += 1
+            batch = self.training.batch(self.progress.step)
+            rows = self.training.rows(batch)
+            self.tokens += rows.num_tokens
+            self.scored += rows.num_scored
+            placed = place_batch(batch, self.mesh, parts=self.settings.micro_batches)
+            self.state, metrics = self.compiled.train(self.state, self.frozen, placed, rate)
+            self.pending.append(metrics)
+            self.progress.step += 1
 
     def _leave(self) -> NoReturn:
         self.checkpoints.wait()
@@ -232,7 +230,11 @@ class _Loop:
         return self.progress.step % every == 0
 
     def _fetch(self) -> dict[str, float]:
-        """Metrics of the last step on the host; waits for it, and looks at those before."""
+        """Return the metrics of the last step; waits for it.
+
+        Raises:
+            FloatingPointError: the loss or gradient of a step since the last call is not finite.
+        """
         steps = jax.device_get(self.pending)
         first = self.progress.step - len(steps) + 1
         self.pending = []

@@ -191,11 +191,9 @@ def test_extreme_margins_stay_finite(variant, epsilon, margin):
 
 
 def test_shapes_that_would_broadcast_are_refused():
-    with pytest.raises(
-        ValueError, match=r"shapes must be equal, found .*'policy_rejected': \(1,\)"
-    ):
+    with pytest.raises(ValueError, match=r"'policy_rejected': \(1,\)"):
         ours([jnp.zeros(3), jnp.zeros(1), jnp.zeros(3), jnp.zeros(3)])
-    with pytest.raises(ValueError, match=r"found \{'logprobs': \(2, 3\), 'weights': \(3,\)\}"):
+    with pytest.raises(ValueError, match=r"\{'logprobs': \(2, 3\), 'weights': \(3,\)\}"):
         sft_loss(jnp.zeros((2, 3)), jnp.zeros(3))
 
 
