@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ixjax.pipeline import export, find_checkpoint
+from ixjax.search import Tree, add_children, uct_select
 from tests.commands.conftest import untrained_run
 from tests.docs import block
 
@@ -30,6 +33,19 @@ def test_a_folder_is_loaded_and_continues_prompts(folder, monkeypatch):
     assert all(1 <= len(answer) <= 40 for answer in found["answers"])
     own = found["tokenizer"].eos_token_id
     assert own in found["template"].end_ids
+
+
+def test_contexts_are_kept_and_forked(folder, monkeypatch):
+    found = run_block(folder, monkeypatch, "load_hf")
+    exec(compile(block("api.md", "python", "engine.fork"), "api.py", "exec"), found)
+    assert all(request.done for request in found["requests"])
+
+
+def test_the_rule_of_the_page_is_one():
+    exec(compile(block("api.md", "python", "def greedy"), "api.py", "exec"), found := {"jnp": jnp})
+    tree, _ = add_children(Tree.create(1, 8, 4), np.zeros((1, 3), np.int32))
+    _, leaves = uct_select(tree, 1.0, leaves=6, rule=found["greedy_after_two"])
+    assert sorted(leaves[0].tolist()) == [1, 1, 2, 2, 3, 3]
 
 
 def test_a_run_is_read_and_searched(folder, monkeypatch):

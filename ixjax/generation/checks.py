@@ -7,6 +7,7 @@ become arrays.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 from ixjax.generation.blocks import Context
@@ -73,12 +74,13 @@ def check_requests(requests: Sequence[Request], engine: object, config: ModelCon
         check_owner(request.context, engine)
         if not len(request.context):
             raise ValueError("a request's context has no token; extend it first")
-        if request.limit < 1:
-            raise ValueError(f"Request.limit is {request.limit}; expected 1 or more")
+        if not isinstance(request.limit, numbers.Integral) or request.limit < 1:
+            raise ValueError(f"Request.limit is {request.limit}; expected an integer of 1 or more")
         if not 1 <= len(request.identity) <= MOST_PARTS:
             raise ValueError(
                 f"Request.identity has {len(request.identity)} numbers; expected 1 to {MOST_PARTS}"
             )
+        check_tokens(request.end_ids, config)
         check_room(request.context, request.limit - len(request.tokens), config)
 
 
@@ -94,13 +96,18 @@ def check_scored(
     Raises:
         ValueError: names the index of the context.
     """
+    if not contexts or not any(map(len, candidates)):
+        raise ValueError(
+            f"{len(contexts)} contexts and no candidate were given; expected 1 or more of each"
+        )
     for name, given in (("prefixes", prefixes), ("candidates", candidates)):
         if len(given) != len(contexts):
             raise ValueError(f"{name} has {len(given)} entries; expected {len(contexts)}")
     for i, (context, prefix, tails) in enumerate(zip(contexts, prefixes, candidates, strict=True)):
         check_owner(context, engine)
         if not len(context) or not len(prefix):
-            raise ValueError(f"context {i} or its prefix is empty; expected a token in each")
+            empty = "its prefix" if len(context) else "it"
+            raise ValueError(f"context {i}: {empty} has no token; expected 1 or more")
         if len(tails) != len(candidates[0]):
             raise ValueError(
                 f"context {i} has {len(tails)} candidates, context 0 has {len(candidates[0])}; "

@@ -147,12 +147,25 @@ class Engine:
             context.tokens += map(int, given)
 
     def shorten(self, context: Context, length: int) -> None:
-        """Cut a context to its first `length` tokens."""
+        """Cut a context to its first `length` tokens.
+
+        Raises:
+            ValueError: `length` is negative, or another engine made the context.
+        """
+        check_owner(context, self)
+        if length < 0:
+            raise ValueError(f"length is {length}; expected 0 or more")
         del context.tokens[length:]
         self.pool.shorten(context, len(context.tokens))
 
     def read(self, contexts: Sequence[Context]) -> None:
-        """Read all tokens of these contexts but the last, which decoding and scoring read."""
+        """Read all tokens of these contexts but the last, which decoding and scoring read.
+
+        Raises:
+            ValueError: another engine made a context.
+        """
+        for context in contexts:
+            check_owner(context, self)
         prefill.read(self._executor, self.pool, contexts, enough=len(contexts))
 
     def decode(self, requests: Sequence[Request]) -> list[Request]:
@@ -197,6 +210,8 @@ class Engine:
             ValueError: see `decode`.
         """
         check_requests(requests, self, self.model_config)
+        for context in reads:
+            check_owner(context, self)
         batch, size = self._batch, self.config.rows
         batch.keep(set(requests))
         running = set(batch.running)

@@ -46,7 +46,7 @@ def generate(
             `max_new_tokens` is negative, there are stop strings, the number of adapters or settings
             is wrong, or the model lacks a token or adapter.
     """
-    if not prompts or not all(map(len, prompts)):
+    if not len(prompts) or not all(map(len, prompts)):
         raise ValueError("expected at least one prompt, each with at least one token")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 0 or more")

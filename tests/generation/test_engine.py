@@ -552,6 +552,9 @@ def test_a_context_of_another_engine_is_refused(engine):
         lambda: engine.extend({context: [1]}),
         lambda: engine.decode(requests([context])),
         lambda: engine.score([context], [[1]], [[[1]]]),
+        lambda: engine.read([context]),
+        lambda: engine.step([], [context]),
+        lambda: engine.shorten(context, 2),
     ):
         with pytest.raises(ValueError, match="made by another engine"):
             use()
@@ -560,7 +563,9 @@ def test_a_context_of_another_engine_is_refused(engine):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"limit": 0}, r"Request.limit is 0; expected 1"),
+        ({"limit": 0}, r"Request.limit is 0; expected an integer of 1"),
+        ({"limit": 2.5}, r"Request.limit is 2.5; expected an integer of 1"),
+        ({"end_ids": (999,)}, r"token 999 was given"),
         ({"identity": ()}, r"Request.identity has 0 numbers; expected 1 to 8"),
         ({"identity": (0,) * 9}, r"Request.identity has 9 numbers; expected 1 to 8"),
     ],
@@ -569,6 +574,14 @@ def test_a_request_that_cannot_be_met_is_refused(engine, changes, message):
     [request] = requests(begin(engine, draw(5)))
     with pytest.raises(ValueError, match=message):
         engine.decode([dataclasses.replace(request, **changes)])
+
+
+def test_nothing_to_score_and_a_negative_length_are_refused(engine):
+    [context] = begin(engine, draw(5))
+    with pytest.raises(ValueError, match="1 contexts and no candidate"):
+        engine.score([context], [[1]], [[]])
+    with pytest.raises(ValueError, match="length is -1; expected 0 or more"):
+        engine.shorten(context, -1)
 
 
 def test_requests_need_a_context_each_with_a_token(engine):
@@ -585,11 +598,11 @@ def test_scores_that_are_not_given_for_each_context_are_refused(engine):
         ([[1]], [[[1]]] * 2, "prefixes has 1 entries; expected 2"),
         ([[1]] * 2, [[[1]]], "candidates has 1 entries; expected 2"),
         ([[1]] * 2, [[[1]], [[1], [2]]], "context 1 has 2 candidates, context 0 has 1; pad with"),
-        ([[1], []], [[[1]]] * 2, "context 1 or its prefix is empty"),
+        ([[1], []], [[[1]]] * 2, "context 1: its prefix has no token"),
     ):
         with pytest.raises(ValueError, match=message):
             engine.score(contexts, prefixes, candidates)
-    with pytest.raises(ValueError, match="context 0 or its prefix is empty"):
+    with pytest.raises(ValueError, match="context 0: it has no token"):
         engine.score([engine.new()], [[1]], [[[1]]])
 
 
