@@ -356,7 +356,7 @@ def test_the_engine_has_no_more_rows_than_a_chat_fills(flags, rows):
     ("flags", "message"),
     [
         (("--out", "nowhere"), "nowhere: no run directory (config.yaml is missing); make one with"),
-        ((), "no model given; set --out RUN"),
+        ((), "no model given. Set --out RUN"),
         (("--model", "."), "--scenario is not set"),
         (("--model", ".", "--scenario", "esc"), "config.json: no such file"),
         (("--model", ".", "--scenario", "esc", "--as", "policy"), "only a run holds conditions"),

@@ -139,7 +139,7 @@ def test_an_out_that_is_a_file_is_one_line(tmp_path, capsys):
     assert (code, error) == (2, f"error: {tmp_path / 'run' / 'sub'}: Not a directory\n")
     code, error = prepare(capsys, tmp_path / "run")
     assert code == 2
-    assert f"{tmp_path / 'run'}: " in error
+    assert f"--out is {tmp_path / 'run'}, a file" in error
 
 
 def test_a_corpus_without_any_outcome_is_refused(tmp_path, capsys):
@@ -226,7 +226,7 @@ def test_a_run_never_goes_on_with_another_checkpoint(tmp_path, capsys, hub_folde
     assert "Made with it: prepare." in error
     code, error = run(capsys, stage, *arguments[:-1], str(tmp_path / "nowhere"))
     assert code == 2
-    assert f"{key}: no such file or folder '{tmp_path / 'nowhere'}'" in error
+    assert f"--{key} is '{tmp_path / 'nowhere'}', no such file or folder" in error
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
@@ -286,7 +286,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
     code, error = prepare(capsys, tmp_path)
     assert code == 2
-    assert "not a run directory" in error
+    assert f"--out is {tmp_path}, a folder with files but no config.yaml" in error
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

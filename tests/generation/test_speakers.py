@@ -262,5 +262,5 @@ def test_a_closing_line_is_drawn_by_the_turn_before_it():
 
 def test_no_turn_has_the_identity_of_a_closing_line():
     assert line_identity((1, 5)) == (1, 5, 0, 0, 0, 0, 0, 1)
-    with pytest.raises(ValueError, match="an identity has 8 numbers; expected 7"):
+    with pytest.raises(ValueError, match="an identity has 8 numbers; expected at most 7"):
         line_identity((0,) * 8)
