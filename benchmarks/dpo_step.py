@@ -1,16 +1,17 @@
-"""A DPO step, beside TRL's `DPOTrainer` on the same weights and tokens.
+"""A DPO step, compared with TRL's `DPOTrainer` on the same weights and tokens.
 
     python benchmarks/dpo_step.py --size a --peer
     python benchmarks/dpo_step.py --size a --share none    # prompts computed twice, as TRL does
 
-`pairs` pairs of `prompt` + `response` random tokens a step; the reference's log-probabilities are
-computed before, in both. Both start from one set of weights (ours are exported), see the same
-pairs in the same order, and their first losses and log-probabilities are compared. The first step
-compiles and is not counted; medians over `steps`, ours and the peer's one after the other.
+A step trains on `pairs` pairs of `prompt` + `response` random tokens. Both trainers compute the
+reference's log-probabilities beforehand. Both start from the same weights (ours are exported) and
+see the same pairs in the same order; their first losses and log-probabilities are compared. The
+first step compiles and is not counted. Figures are medians over `steps`; ours and the peer's steps
+alternate.
 
-A step is bound by arithmetic: forward and backward of every token, 6 FLOPs a weight. `share` is
-what saves: a prompt stands once in front of its two responses, 352 tokens instead of 608. The
-ceiling of that is 1.73. Prints one JSON line.
+A step is bound by arithmetic: forward and backward of every token, 6 FLOPs a weight. With `share`,
+a prompt is stored once for its two responses: 352 tokens instead of 608, at most 1.73 times as
+fast. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -130,14 +131,14 @@ def ours(a: Arguments, model: Any, pairs: list[RenderedPair]) -> dict[str, Any]:
         micro_batches=a.micro_batches,
     )
     params = jax.tree.map(jax.numpy.copy, place_params(model, mesh))
-    state, seconds, told = (params, steps.init(params)), [], []
+    state, seconds, found = (params, steps.init(params)), [], []
     for n in range(a.steps):
         start = time.perf_counter()
         batch = place_batch(batches.make(n, known), mesh)
         state, metrics = steps.train(state, {}, batch, np.float32(RATE))
-        told.append(jax.device_get(metrics))
+        found.append(jax.device_get(metrics))
         seconds.append(time.perf_counter() - start)
-    first = {name: float(value) for name, value in told[0].items()}
+    first = {name: float(value) for name, value in found[0].items()}
     return {
         "seconds_per_step": statistics.median(seconds[1:]),
         "compile_seconds": seconds[0] - statistics.median(seconds[1:]),

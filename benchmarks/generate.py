@@ -1,11 +1,11 @@
-"""Batched sampling, beside transformers' `generate` on a model of the same shape.
+"""Batched sampling, compared with transformers' `generate` on a model of the same shape.
 
     python benchmarks/generate.py --size a --batch 32 --peer
 
 Prompts are random tokens of equal length, no token ends a turn, top-p is 0.9. The first call
-compiles and is not counted; figures are medians over `repeats`, ours and the peer's runs in turn,
-so that what disturbs the machine disturbs both alike. `seconds` is the whole call;
-`first_token_seconds` the same for one token; decode tokens per second follow from the difference.
+compiles and is not counted. Figures are medians over `repeats`; ours and the peer's runs alternate,
+so that other load on the machine affects both. `seconds` is the time of a call,
+`first_token_seconds` that of a call for one token; the difference gives decode tokens per second.
 
 Reading a prompt is bound by arithmetic, decoding by memory: every step reads all weights once, and
 the keys and values of every row. Prints one JSON line.
@@ -48,7 +48,7 @@ class Arguments:
     dtype: DType = "float32"
     """Of weights and computation."""
     peer: bool = False
-    """Run transformers beside it."""
+    """Run transformers, too."""
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     """Sizes of the batches and the attention kernel; `rows` is the batch."""
 

@@ -1,11 +1,11 @@
-"""Memory of a real training step beside what `ixjax plan` says of it. Prints one JSON line.
+"""Memory of a real training step and its estimate by `ixjax plan`. Prints one JSON line.
 
     python benchmarks/memory.py --layers 12 --rows 8 --length 512
 
 The step is compiled and run in this process on one CPU device. `planned_bytes` is the plan's peak,
-`xla_bytes` arguments and temporary buffers of the compiled step, `resident_bytes` what the peak of
-the process' resident memory grew by from before the parameters were made to after the steps. The
-last holds the allocator's overhead, too; bound: each within 15 % of the plan.
+`xla_bytes` the arguments and temporary buffers of the compiled step, and `resident_bytes` the
+growth of the process' peak resident memory from before the parameters exist to after the steps,
+which includes the allocator's overhead. Bound: each within 15 % of the plan.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""A fine-tuning step on packed rows, beside transformers' `Trainer` on the same tokens.
+"""A fine-tuning step on packed rows, compared with transformers' `Trainer` on the same tokens.
 
     python benchmarks/sft_step.py --size a --peer
 
-`rows` rows of `length` tokens a step; in each, `examples` examples of which the second half is
-scored. transformers is given the same rows: position ids that restart with each example, which its
-attention takes for their borders, and labels where tokens are scored. Both start from one set of
-weights (ours are exported), and their first losses are compared. The first step compiles and is
-not counted; medians over `steps`, ours and the peer's one after the other.
+A step trains on `rows` rows of `length` tokens. Each row holds `examples` examples; the second half
+of an example is scored. transformers gets the same rows: position ids that restart with each
+example, by which its attention separates them, and labels for the scored tokens. Both start from
+the same weights (ours are exported), and their first losses are compared. The first step compiles
+and is not counted. Figures are medians over `steps`; ours and the peer's steps alternate.
 
-A step is bound by arithmetic: forward and backward of every token, 6 FLOPs a weight. What is saved
-is the LM head where nothing is scored, and scores of tokens that lie behind. Prints one JSON line.
+A step is bound by arithmetic: forward and backward of every token, 6 FLOPs a weight. We skip the LM
+head for tokens that are not scored, and attention scores of later tokens. Prints one JSON line.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class Peer:
         return self.torch.randint(16, self.vocab_size, (rows, length), device=self.device)
 
     def generate(self, tokens: Any, new: int) -> Any:
-        """`new` tokens behind each row, exactly; `[rows, length + new]`."""
+        """Append exactly `new` tokens to each row; return `[rows, length + new]`."""
         found = self._model.generate(
             tokens,
             attention_mask=self.torch.ones_like(tokens),

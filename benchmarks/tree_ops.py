@@ -1,25 +1,25 @@
 """The arithmetic of a search by itself: select, expand, back-propagate, in a world of tables.
 
     python benchmarks/tree_ops.py            # ours, and a UCT of plain Python objects
-    python benchmarks/tree_ops.py --peer     # mctx beside them (pip install mctx)
+    python benchmarks/tree_ops.py --peer     # compared with mctx (pip install mctx)
 
-Nobody speaks: what an action leads to is a sum modulo `PLACES`, and what that is worth stands in a
-table, so that all that is timed is the machinery. A simulation walks down a tree, adds one reaction
-with its `actions` responses, and sends one value up. Ways to do that, in turn, medians; first runs,
-which compile, are not counted:
+Nothing is sampled: an action leads to a sum modulo `PLACES`, whose value is in a table, so only the
+tree arithmetic is timed. A simulation walks down a tree, adds one reaction with its `actions`
+responses, and sends one value up. The ways to do that alternate; figures are medians without the
+first runs, which compile:
 
-- `ours`: all simulations in one jitted loop, as mctx has them.
-- `ours_stepwise`: one jitted call after the other and the host between, as `ixjax.search` has it,
-  whose speakers have their turns there.
+- `ours`: all simulations in one jitted loop, as in mctx.
+- `ours_stepwise`: one jitted call after the other with the host in between, as in `ixjax.search`,
+  where speakers take their turns there.
 - `mctx_uct`: `mctx.search` with UCT written for it. It grows our trees: `same_trees` compares the
   visits of the roots' actions.
-- `muzero_policy`: mctx as it comes, PUCT with noise at the root.
-- `plain`: one object a node, one tree after the other, fewer of them.
+- `muzero_policy`: mctx's default, PUCT with noise at the root.
+- `plain`: one Python object per node, one tree after the other, with fewer trees.
 
-What bounds it: a walk reads some dozens of bytes at each of its few levels, from places that the
-level before has named. So one tree costs the latency of the steps, many trees share it, until the
-reads that caches miss are the cost: `ours_by_trees` shows it. CPU seconds beside wall seconds tell
-what other programs took. Prints one JSON line.
+A walk reads some dozens of bytes at each of its few levels, at addresses that the previous level
+gives. One tree costs the latency of these steps; many trees share it, until cache misses dominate
+(`ours_by_trees`). CPU seconds next to wall seconds show the time that other programs took. Prints
+one JSON line.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Arguments:
     repeats: int = 5
     """Runs timed."""
     peer: bool = False
-    """Time mctx beside it."""
+    """Time mctx, too."""
 
 
 def main(arguments: Arguments) -> None:

@@ -3,14 +3,14 @@
     python benchmarks/weak_scaling.py --objective dpo --axis fsdp
 
 The devices are virtual, and the batch grows with them, so that each has the same rows. Nothing is
-run: the step is compiled in a process for each number of devices, and XLA says what it made.
+run: a process per number of devices compiles the step and reads XLA's figures.
 
 - FLOPs of one device (`cost_analysis`) shall be constant within 2 %. XLA counts the body of a loop
   once, so the blocks must be unrolled: 8 of them at the most.
-- Bytes that a device sends are added up from the collectives of the optimised program, of a loop's
-  body as often as it runs, and told as multiples of P (n - 1) / n, P being the bytes of all
-  parameters. In theory: over `data` gradients are summed everywhere, 2 P, and those of a tied
-  embedding twice, once of the lookup and once of the head. Over `fsdp` weights are gathered for the
+- Bytes that a device sends are summed over the collectives of the optimised program, those of a
+  loop's body once per iteration, and reported as multiples of P (n - 1) / n, where P is the bytes
+  of all parameters. In theory: over `data` gradients are summed everywhere, 2 P, and those of a
+  tied embedding twice, once of the lookup and once of the head. Over `fsdp` weights are gathered for the
   forward and again for the backward pass, and gradients are summed to where they belong: 3 P where
   XLA makes reduce-scatters of it, 4 P where it makes all-reduces and slices, as on a CPU. Norms,
   the loss and tokens are left out of the theory.

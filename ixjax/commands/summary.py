@@ -11,7 +11,6 @@ from rich.table import Table
 
 from ixjax.commands.printable import printable
 from ixjax.evaluation import Parity
-from ixjax.models.placement import Placement
 from ixjax.pipeline import Plan
 from ixjax.report.fidelity import FIDELITY_COLUMNS, fidelity_figures
 from ixjax.report.formats import interval, is_weak, percent, show, undecided
@@ -143,22 +142,6 @@ def print_parity(console: Console, models: Mapping[str, Parity], tolerance: floa
     )
 
 
-def print_sharding(console: Console, placement: Placement) -> None:
-    """Print the sharding of each weight, and its bytes on a device."""
-    rows = [
-        (w.name, w.shape, _axes(w.axes), _axes(w.mesh_axes), _gigabytes(w.device_bytes))
-        for w in placement.weights
-    ]
-    rows += [
-        (what, "", "", "", _gigabytes(size))
-        for what, size in (
-            ("all weights", placement.weight_bytes),
-            ("optimiser state", placement.state_bytes),
-        )
-    ]
-    _print(console, "Sharding", ("weight", "shape", "axes", "over", "GB on a device"), rows)
-
-
 def print_plan(console: Console, plan: Plan) -> None:
     """Print memory and work by stage, and the stages that do not fit."""
     layout = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
@@ -195,11 +178,6 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(f"assumed: {line}")
     for line in plan.warnings:
         console.print(f"does not fit: {line}")
-
-
-def _axes(axes: Sequence[Any]) -> str:
-    """Return axis names; `-` for a dimension that is not sharded."""
-    return ", ".join("+".join(a) if isinstance(a, tuple) else a or "-" for a in axes)
 
 
 def _gigabytes(size: int) -> str:

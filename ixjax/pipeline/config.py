@@ -111,4 +111,4 @@ class RunConfig:
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig, metadata=NO_EFFECT)
     """Traces of trainings."""
     debug: DebugConfig = dataclasses.field(default_factory=DebugConfig, metadata=NO_EFFECT)
-    """Checks for whoever develops or tunes."""
+    """Checks for development and tuning."""

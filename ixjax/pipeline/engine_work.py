@@ -70,8 +70,9 @@ def _line(report: Mapping[str, float]) -> str:
         f"{name} {100 * report[f'{name}_share']:.0f} %"
         for name in ("prefill", "decode", "score", "host")
     )
+    evicted = f"{report['evictions']:.0f} evictions, " if report["evictions"] else ""
     return (
         f"{report['tokens_per_second']:,.0f} tokens/s, "
-        f"occupancy {100 * report['occupancy']:.0f} %, "
+        f"occupancy {100 * report['occupancy']:.0f} %, {evicted}"
         f"{report['compilations']:.0f} compilations ({report['compile_seconds']:.1f} s); {shares}"
     )

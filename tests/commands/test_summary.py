@@ -8,9 +8,6 @@ import pytest
 from rich.console import Console
 
 from ixjax.commands import summary
-from ixjax.models import ModelArguments
-from ixjax.models.placement import describe_sharding
-from ixjax.parallel import MeshConfig, abstract_mesh
 
 CELL = {
     "user": "true",
@@ -126,18 +123,6 @@ def test_search_shows_the_account_and_why_pairs_were_dropped(console):
     assert row(console, "responses not compared: few visits")[1] == "3"
     assert row(console, "human turns without a pair: near duplicate")[1] == "2"
     assert "f00" not in console.file.getvalue()
-
-
-def test_sharding_names_where_each_weight_lies_and_adds_up(console):
-    mesh = abstract_mesh(MeshConfig(1, 2, 1), 2)
-    config = ModelArguments(hidden_size=4000, num_layers=1).to_config(1000)
-    summary.print_sharding(console, describe_sharding(config, mesh))
-    lines = console.file.getvalue().splitlines()
-    [embedding] = [line for line in lines if "embedding" in line]
-    assert "vocab, embed" in embedding
-    assert "tensor, fsdp" in embedding
-    assert "0.008" in embedding  # 1000 x 4000 x 4 bytes, halved
-    assert any("optimiser state" in line for line in lines)
 
 
 def test_a_raters_name_commands_no_terminal(console):
