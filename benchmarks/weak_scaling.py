@@ -10,10 +10,10 @@ run: a process per number of devices compiles the step and reads XLA's figures.
 - Bytes that a device sends are summed over the collectives of the optimised program, those of a
   loop's body once per iteration, and reported as multiples of P (n - 1) / n, where P is the bytes
   of all parameters. In theory: over `data` gradients are summed everywhere, 2 P, and those of a
-  tied embedding twice, once of the lookup and once of the head. Over `fsdp` weights are gathered for the
-  forward and again for the backward pass, and gradients are summed to where they belong: 3 P where
-  XLA makes reduce-scatters of it, 4 P where it makes all-reduces and slices, as on a CPU. Norms,
-  the loss and tokens are left out of the theory.
+  tied embedding twice, once of the lookup and once of the head. Over `fsdp` weights are gathered
+  for the forward and again for the backward pass, and gradients are summed to where they belong: 3
+  P where XLA makes reduce-scatters of it, 4 P where it makes all-reduces and slices, as on a CPU.
+  Norms, the loss and tokens are left out of the theory.
 - Parameters and optimiser state of one device shrink as 1 / fsdp.
 """
 
