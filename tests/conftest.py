@@ -7,6 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+# XLA's last stage takes a good part of the tests' time. Set XLA_FLAGS to nothing to include it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import pytest
 from hypothesis import settings
