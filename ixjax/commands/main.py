@@ -76,9 +76,10 @@ def main(command: str | None = None, arguments: Sequence[str] | None = None) -> 
         command = arguments.pop(0)
     try:
         _run(command, arguments)
+        return
     except BrokenPipeError:  # the reader of the output is closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        code = 1
     except (Exception, KeyboardInterrupt) as error:
         code, line = _judge(error, command)
         if line is None and not _among_others():
@@ -86,7 +87,8 @@ def main(command: str | None = None, arguments: Sequence[str] | None = None) -> 
         print(line or traceback.format_exc(), file=sys.stderr)
         if _among_others() and code != PREEMPTED:
             _leave_others(code)
-        sys.exit(code)
+    # Not in the handler: the error would keep arrays until the interpreter shuts down.
+    sys.exit(code)
 
 
 def _judge(error: BaseException, command: str) -> tuple[int, str | None]:

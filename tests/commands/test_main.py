@@ -458,3 +458,17 @@ def test_an_interrupted_tool_has_nothing_to_continue(capsys, monkeypatch):
 
     monkeypatch.setattr(commands, "_run", interrupted)
     assert run(capsys, "parity") == (130, "interrupted\n")
+
+
+def test_an_interrupted_command_keeps_nothing_of_its_work_at_exit(monkeypatch, capsys):
+    """Arrays that outlive their backend can crash the interpreter's shutdown."""
+
+    def interrupted(command, arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "_run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        commands.main("search", [])
+    assert ended.value.code == 130
+    assert ended.value.__context__ is None
+    assert "interrupted; run the same command again" in capsys.readouterr().err
