@@ -224,6 +224,8 @@ class Engine:
             return []
         ready = [request for request in waiting if not request.context.unread]
         ready.sort(key=lambda request: request.turns)
+        if not running and not ready:  # only `reads` filled the passes
+            return []
         rows = min(len(running) + len(ready), size)
         some = rows - max(round(PAUSE * size), 1)
         with self.stats.clock("decode"):

@@ -576,6 +576,17 @@ def test_a_request_that_cannot_be_met_is_refused(engine, changes, message):
         engine.decode([dataclasses.replace(request, **changes)])
 
 
+def test_reads_may_fill_the_passes_before_any_turn_is_ready(engine):
+    [request] = requests(begin(engine, draw(5)))
+    reads = begin(engine, draw(*[33] * 12))
+    done = []
+    for _ in range(200):
+        done = engine.step([request], [context for context in reads if context.unread])
+        if done:
+            break
+    assert done == [request]
+
+
 def test_nothing_to_score_and_a_negative_length_are_refused(engine):
     [context] = begin(engine, draw(5))
     with pytest.raises(ValueError, match="1 contexts and no candidate"):
