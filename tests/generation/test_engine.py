@@ -587,6 +587,13 @@ def test_reads_may_fill_the_passes_before_any_turn_is_ready(engine):
     assert done == [request]
 
 
+def test_a_context_that_many_wait_for_is_read(engine):
+    [request] = requests(begin(engine, draw(20)))
+    [context] = begin(engine, draw(9))
+    done = engine.step([request], [context] * 9)
+    assert done or not context.unread
+
+
 def test_nothing_to_score_and_a_negative_length_are_refused(engine):
     [context] = begin(engine, draw(5))
     with pytest.raises(ValueError, match="1 contexts and no candidate"):
