@@ -217,9 +217,8 @@ class Engine:
         running = set(batch.running)
         waiting = [request for request in requests if request not in running]
         contexts = [request.context for request in waiting]
-        unique = list(dict.fromkeys([*contexts, *reads]))  # several tasks may wait for one context
-        enough = min(size - len(running), len(unique)) if requests else len(unique)
-        prefill.read(self._executor, self.pool, unique, enough=enough)
+        enough = size - len(running) if requests else len(reads)
+        prefill.read(self._executor, self.pool, [*contexts, *reads], enough=enough)
         if not requests:
             return []
         ready = [request for request in waiting if not request.context.unread]

@@ -24,13 +24,13 @@ def read(executor: Executor, pool: BlockPool, contexts: Sequence[Context], *, en
     Args:
         executor: runs the passes.
         pool: stores the contexts.
-        contexts: to read up to their last tokens.
-        enough: number of contexts; with that of all contexts, every one is read.
+        contexts: to read up to their last tokens; one that is given twice counts once.
+        enough: number of contexts; if there are no more than that, every one is read.
     """
     config, stats = executor.config, executor.stats
-    left = list(dict.fromkeys(context for context in contexts if context.unread))
-    ready = len(contexts) - len(left)
-    if ready >= enough and not left:
+    unique = dict.fromkeys(contexts)
+    left = [context for context in unique if context.unread]
+    if not left:
         return
     with stats.clock("prefill"):
         for context in left:
@@ -44,7 +44,7 @@ def read(executor: Executor, pool: BlockPool, contexts: Sequence[Context], *, en
                     rows=config.rows,
                 )
                 full = [part for part in groups if part.full]
-                if not full and len(contexts) - len(left) >= enough:
+                if not full and len(unique) - len(left) >= enough:
                     break
                 for part in full or [max(groups, key=lambda part: len(part.rows))]:
                     _read_pass(executor, pool, [left[i] for i in part.rows], part)
