@@ -17,6 +17,7 @@ from ixjax.padding import round_up
 from ixjax.parallel import AnyMesh
 
 SIDES = 2  # policy and user, each with a model
+TYPICAL = 1 / 2  # share of the most tokens that is reserved: few turns are as long as they may be
 MARKUP = 16  # tokens of a chat template around a turn, an upper estimate
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ixjax.dialogue.types import Dialogue, OutcomeReading, Utterance
 from ixjax.generation.config import EngineConfig
 from ixjax.generation.driver import Task, run_all
-from ixjax.generation.memory import dialogue_tokens
+from ixjax.generation.memory import TYPICAL, dialogue_tokens
 from ixjax.generation.protocols import Participant, Speaker, User, UserParticipant
 from ixjax.generation.speakers import ModelSpeaker, reserve
 from ixjax.generation.turns import POLICY, USER, words
@@ -105,7 +105,7 @@ def play(
 
     def tokens(speaker: ModelSpeaker) -> int:
         dialogue = dialogue_tokens(max_turns, speaker.sampling.max_new_tokens, speaker.limit)
-        return min(at_once, len(roots)) * dialogue
+        return int(TYPICAL * min(at_once, len(roots)) * dialogue)
 
     reserve([policy, user], tokens)
     return run_all((one(root, identity) for root, identity in roots), at_once=at_once)

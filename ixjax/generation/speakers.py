@@ -281,21 +281,18 @@ def speaker_engine(
 
 
 def reserve(speakers: Sequence[object], tokens: Callable[[ModelSpeaker], int]) -> None:
-    """Allocate room in the KV cache before speakers play.
-
-    Half of the given tokens get room, since few turns are as long as they may be. The cache grows
-    if that is not enough.
+    """Allocate room in the KV cache before speakers play; it grows if that is not enough.
 
     Args:
         speakers: all in play; those that are not models are left out.
-        tokens: most tokens that a speaker stores at once.
+        tokens: number of tokens to allocate for a speaker.
     """
     wanted: Counter[BlockPool] = Counter()
     for speaker in speakers:
         if isinstance(speaker, ModelSpeaker):
             wanted[speaker.engine.pool] += tokens(speaker)
-    for pool, most in wanted.items():
-        pool.reserve(most // 2)
+    for pool, count in wanted.items():
+        pool.reserve(count)
 
 
 def text_bytes(view: View) -> list[bytes]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from ixjax.dialogue.scenarios.base import Scenario
 from ixjax.dialogue.types import Dialogue, UserCondition
 from ixjax.generation import Driver, ModelSpeaker, Speaker, User
-from ixjax.generation.memory import dialogue_tokens
+from ixjax.generation.memory import TYPICAL, dialogue_tokens
 from ixjax.generation.speakers import reserve
 from ixjax.io import InputError
 from ixjax.search.config import SearchConfig
@@ -138,7 +138,7 @@ def grow(
     stats = stats or SearchStats()
     pool = TreePool(config, nodes=nodes, rule=rule)
     search = Search(policy, simulator, scenario, config, seed, pool)
-    _reserve(policy, simulator, roots, config)
+    _reserve(policy, simulator, roots, config, share=TYPICAL)
     driver, started = Driver(stats.seconds), time.perf_counter()
     finished: dict[int, FinishedTree] = {}
     due = 0
@@ -161,12 +161,15 @@ def _reserve(
     simulator: User,
     roots: Sequence[Dialogue | FinishedTree],
     config: SearchConfig,
+    *,
+    share: float,
 ) -> None:
-    """Allocate the KV cache for all trees at once."""
+    """Allocate this share of the most that the trees store in the KV cache."""
     trees = min(config.trees, len(roots))
 
     def tokens(speaker: ModelSpeaker) -> int:
-        return trees * search_tokens(config, speaker.sampling.max_new_tokens, speaker.limit)
+        most = search_tokens(config, speaker.sampling.max_new_tokens, speaker.limit)
+        return int(share * trees * most)
 
     reserve([policy, simulator], tokens)
 
@@ -201,7 +204,7 @@ def warm_up(
         roots: of the search.
         config: its budget.
     """
-    _reserve(policy, simulator, roots, config)
+    _reserve(policy, simulator, roots, config, share=1)  # growing would compile again
     conditions = list({root.condition.id: root.condition for root in roots}.values())
     for speaker in (policy, simulator):
         speaker.engine.warm_up(
