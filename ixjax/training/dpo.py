@@ -351,12 +351,12 @@ def _check_first(objective: PairObjective, compute_dtype: str, metrics: dict[str
     expected = loss.first(settings)
     if expected is None:
         return
-    # Two compilations of one network round differently, by a share of the log-probabilities. The
-    # loss may be off by what twice that margin makes of it.
-    share = 2e-5 if compute_dtype == "float32" else 4e-4
+    # Two compilations of one network round differently, by a share of the log-probabilities.
+    share = 1e-5 if compute_dtype == "float32" else 2e-4
     off = share * (abs(metrics["logps/chosen"]) + abs(metrics["logps/rejected"]))
     shifted = [loss.at(*ratios, settings) for ratios in ((off, 0.0), (0.0, off))]
-    tolerance = 1e-4 * max(1.0, expected) + max(abs(value - expected) for value in shifted)
+    change = max(settings.beta * off, *(abs(value - expected) for value in shifted))
+    tolerance = 1e-4 * max(1.0, expected) + change
     found = metrics.get("losses/pairs", metrics["loss"])
     if not abs(found - expected) <= tolerance:
         raise ValueError(
