@@ -1,4 +1,4 @@
-"""The scripts of docs/api.md run as they stand."""
+"""The scripts of docs/api.md run unchanged."""
 
 from __future__ import annotations
 
