@@ -27,6 +27,7 @@ from ixjax.io import InputError
 from ixjax.models import param_shardings
 from ixjax.parallel import MeshConfig, make_mesh
 from ixjax.search import FinishedTree, SearchConfig, run, warm_up
+from ixjax.search.imcts import search_tokens
 from ixjax.testing import byte_tokenizer, tiny_model
 from tests.generation.near_ties import NEAR, gap
 
@@ -196,6 +197,9 @@ def test_once_warm_a_whole_search_compiles_nothing(template):
     given = roots(5)
     warm_up(*sides, given, CONFIG)
     assert stats.compilations > 10
+    for side in sides:
+        most = search_tokens(CONFIG, side.sampling.max_new_tokens, side.limit)
+        assert side.engine.pool.size >= min(CONFIG.trees, len(given)) * most // BLOCK
     before, stats.forbidden = stats.copy(), True
     trees = search(sides, given)
     assert (stats - before).compilations == 0
