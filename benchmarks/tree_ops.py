@@ -1,4 +1,4 @@
-"""The arithmetic of a search by itself: select, expand, back-propagate, in a world of tables.
+"""The tree arithmetic of a search: select, expand, back-propagate, in a world of tables.
 
     python benchmarks/tree_ops.py            # ours, and a UCT of plain Python objects
     python benchmarks/tree_ops.py --peer     # compared with mctx (pip install mctx)

@@ -39,8 +39,8 @@ def page() -> str:
         settings = importlib.import_module(f"ixjax.commands.{command}").Settings
         own = {n for n, kind in typing.get_type_hints(settings).items() if run.get(n) != kind}
         shared = [f"`{f.name}`" for f in dataclasses.fields(settings) if f.name not in own]
-        inherited = "all of it" if issubclass(settings, RunConfig) else ", ".join(shared)
-        parts += [f"## `ixjax {command}`", f"As in a run: {inherited}. Besides:"]
+        inherited = "all" if issubclass(settings, RunConfig) else ", ".join(shared)
+        parts += [f"## `ixjax {command}`", f"Settings of a run: {inherited}. In addition:"]
         parts += _tables(settings, only=own)
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -64,7 +64,7 @@ def _tables(
         for f in plain
     ]
     if rows:
-        yield "\n".join(["| setting | default | what it is |", "| --- | --- | --- |", *rows])
+        yield "\n".join(["| setting | default | meaning |", "| --- | --- | --- |", *rows])
     for field in fields:
         if field not in plain:
             name = f"{section}.{field.name}".lstrip(".")

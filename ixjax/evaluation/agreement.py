@@ -1,6 +1,6 @@
 """Confidence intervals of shares, and agreement of raters beyond chance.
 
-Undefined results are nan: any without ratings, and a kappa if chance agreement is 1.
+A result without ratings is nan, and so is a kappa whose chance agreement is 1.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def _obstacle(
 def attend(
     implementation: Implementation, q: jax.Array, pieces: list[Piece], *, softcap: float | None
 ) -> jax.Array:
-    """Attend to keys in several pieces, as `attend_pieces` does, by an implementation.
+    """Attend to keys in several pieces by one of the implementations; see `attend_pieces`.
 
     Args:
         implementation: from `choose`.
@@ -173,7 +173,7 @@ def merge(parts: list[Part]) -> jax.Array:
 def plain(
     q: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array, *, softcap: float | None
 ) -> Part:
-    """Attend to one piece by XLA's own operations; a `Kernel` but for `softcap`."""
+    """Attend to one piece by XLA's own operations; a `Kernel` that also takes `softcap`."""
     scores = jnp.einsum("bkqd,bknd->bkqn", q, keys, preferred_element_type=jnp.float32)
     scores = jnp.where(visible[:, None], soften(scores, softcap), MASKED)
     top = scores.max(-1, keepdims=True)
@@ -203,7 +203,7 @@ def cudnn(q: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) 
 def pallas(
     q: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array, *, softcap: float | None
 ) -> Part:
-    """Attend to one piece by the Pallas kernel (Mosaic on a TPU, Triton on a GPU); a `Kernel`."""
+    """Attend to one piece by the Pallas kernel (Mosaic on TPU, Triton on GPU); see `plain`."""
     call = functools.partial(_call, softcap=softcap)
     warps = triton.CompilerParams(num_warps=4, num_stages=2)
     on = {

@@ -21,7 +21,7 @@ from ixjax.generation.requests import Request, StopSets, sampling_state
 
 
 class DecodeBatch:
-    """R rows that turns are decoded in.
+    """The R rows in which turns are decoded.
 
     Args:
         executor: runs the passes.
@@ -36,7 +36,7 @@ class DecodeBatch:
         self.clear()
 
     def clear(self) -> None:
-        """Take every turn out of the batch; the tokens in their buffers have to be read again."""
+        """Remove every turn from the batch; the tokens in the turn buffers are read again."""
         for request in getattr(self, "rows", ()):
             if request is not None:
                 request.context.pins -= 1

@@ -4,8 +4,8 @@ A `Context` is a handle: the tokens of one side of one dialogue. Its first token
 and values in blocks of the pool; the rest is read when it is needed. A fork shares all blocks of
 its origin. A block that several contexts hold is copied when one of them writes to it.
 
-The pool grows while it may. When it is full, the contexts that were used longest ago lose their
-blocks; their tokens are known, so they are read again when they are next used.
+The pool grows up to its limit. When it is full, the least recently used contexts lose their blocks;
+their tokens are read again on next use.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def read_spans(columns: int) -> list[int]:
 def decode_spans(columns: int) -> list[int]:
     """Return the numbers of columns that a decode pass may attend to, from 0 to `columns`.
 
-    Steps are `SMALLEST_SPAN` up to four of them, then an eighth to a quarter of the number reached.
+    A step is an eighth of the next power of two, and at least `SMALLEST_SPAN`.
     """
     found = [0]
     while found[-1] < columns:
@@ -81,7 +81,7 @@ def chunk_of(count: int) -> int:
 
 
 def pass_sizes(chunk: int, *, prefill_tokens: int, rows: int) -> list[int]:
-    """Return the rows of a full pass over chunks of this size, and of one over few rows.
+    """Return the rows of a full pass over chunks of this size, and of a pass over few rows.
 
     Args:
         chunk: tokens a row.

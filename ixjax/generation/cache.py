@@ -9,8 +9,8 @@ consecutive columns when the row enters it: XLA's CPU backend gathers element by
 are moved as whole slices, once. `paged` reads the blocks through a table of block numbers in every
 layer, without a copy. Both give the same numbers.
 
-`write` stores new tokens. It can take the old columns of a block from another block than the one it
-writes, which copies a shared block on its first write.
+`write` stores new tokens in some columns of a block and fills the others from a source block. If
+that is another block, the write copies a shared block before its first change.
 
 Keys are stored with columns last, so attention reads both keys and values contiguously; on a CPU,
 where attention is memory-bound, this takes less than half the time.

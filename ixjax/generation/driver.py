@@ -1,10 +1,10 @@
 """Tasks, and the one loop that runs many of them at once.
 
-A tree, a dialogue, a scripted user and best-of-n are generators. Each yields an `Effect` that it
-waits for and is sent the result. The driver advances every task until it waits, groups the effects,
-and serves one group at a time: tree arithmetic as one jitted call over all waiting trees, turns by
-the engine that can fill its decode batch, outcomes once many are due. The order in which tasks
-advance does not change their results.
+A tree, a dialogue, a scripted user and best-of-n are generators. Each yields an `Effect`, waits,
+and receives its result. The driver advances every task until it waits, groups the effects, and
+serves one group at a time: tree arithmetic as one jitted call over all waiting trees, turns by the
+engine that can fill its decode batch, outcomes once many are due. The order in which tasks advance
+does not change their results.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class Engine:
 
         Args:
             requests: turns to decode, each of another context.
-            reads: contexts to read as `read` does, as far as that fills the batch.
+            reads: contexts to read, as `read` does; with requests, only until the batch is full.
             most: most tokens that a row samples; default `config.steps`.
             pause: whether to stop once an eighth of the batch has ended.
 
@@ -297,7 +297,8 @@ class Engine:
 
         Args:
             ends: most `end_ids` of a request.
-            scored: (tokens of the prefix, candidates, tokens of the longest) of `score`.
+            scored: sizes of calls of `score`: tokens of the prefix, number of candidates, tokens of
+                the longest candidate.
             tokens: tokens that the pool will hold.
         """
         self.pool.reserve(max(tokens, kv.BLOCK))

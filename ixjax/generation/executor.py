@@ -137,7 +137,7 @@ def writes_of(spans: dict[int, list[Span]], firsts: np.ndarray, width: int) -> k
 
     Args:
         spans: from `BlockPool.extend`, by row.
-        firsts: `[R]` the new token of each row that its first span begins with.
+        firsts: `[R]` index of the new token of each row at which its first span begins.
         width: n, tokens of a row at most.
     """
     most = width // kv.BLOCK + 2  # blocks that n columns can touch

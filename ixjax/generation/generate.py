@@ -28,12 +28,12 @@ def generate(
 
     Args:
         model: the decoder.
-        prompts: token ids, one non-empty list a prompt, of any lengths.
+        prompts: token ids, one non-empty list per prompt; lengths may differ.
         sampling: temperature and the like, for all prompts or one each. Its `max_new_tokens` is not
             used, and its `stop` must be empty: stop strings need a `ModelSpeaker`.
         max_new_tokens: most tokens sampled per prompt.
-        seed: prompt i's random numbers depend on (seed, i) only. So do its tokens, except that
-            near-ties in probability may be decided by the number of prompts.
+        seed: prompt i's random numbers depend on (seed, i) only. So do its tokens, except where two
+            tokens are almost equally likely: there the number of prompts may decide.
         end_ids: tokens that end a continuation; they are returned too.
         adapters: the adapter of each prompt, or of all; -1 for the base model alone.
         engine_config: sizes of the batches and the attention kernel.

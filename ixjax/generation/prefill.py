@@ -25,7 +25,7 @@ def read(executor: Executor, pool: BlockPool, contexts: Sequence[Context], *, en
         executor: runs the passes.
         pool: stores the contexts.
         contexts: to read up to their last tokens; one that is given twice counts once.
-        enough: number of contexts; if there are no more than that, every one is read.
+        enough: contexts to read completely; if no more than this are given, all of them.
     """
     config, stats = executor.config, executor.stats
     unique = dict.fromkeys(contexts)

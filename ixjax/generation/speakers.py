@@ -1,8 +1,8 @@
 """A language model as one side of many dialogues: from text to tokens and back.
 
 A new turn costs only its own tokens; the history is not read again. A context ends right after its
-speaker's own words: the end of that turn is read together with the reply, so the closing outcome
-line can be scored after any turn of the user.
+speaker's own words, and the markup that ends the turn is read together with the reply. The closing
+outcome line can therefore be scored after any turn of the user.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class ModelSpeaker:
     def parse(self, tokens: Sequence[int]) -> tuple[Utterance, str | None, int | None]:
         """Return an utterance, its closing line, and the number of sampled tokens that spell it.
 
-        The number is None if no first part of the tokens spells the utterance.
+        The number is None if no prefix of the tokens spells the utterance.
         """
         stop = cut(tokens, self.sampling.stop, self._bytes) if self.sampling.stop else None
         turn = self.view.parse(tokens if stop is None else tokens[: stop[0]])

@@ -63,7 +63,7 @@ class TurnTaking(abc.ABC):
         """Let the model speak, if `model_moves`.
 
         Yields:
-            Fragments of its turn. The call starts with the first one that is requested.
+            Fragments of its turn. Nothing runs before the first one is requested.
 
         Raises:
             ValueError: the other side moves next.
@@ -76,8 +76,8 @@ class TurnTaking(abc.ABC):
         """Say a turn to the model, and let it answer.
 
         Yields:
-            Fragments of the answer. The call, its checks included, starts with the first one that
-            is requested.
+            Fragments of the answer. Nothing runs before the first one is requested, not even the
+            checks.
 
         Raises:
             InputError: the text is empty, invalid Unicode, or too long for the model's context.

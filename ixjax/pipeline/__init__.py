@@ -57,5 +57,5 @@ COMMANDS = {
 
 
 def run_all(run: Run, reporter: Reporter) -> dict[str, Any]:
-    """Run every command in turn; finished, up-to-date stages are not done again."""
+    """Run every command in turn; finished, up-to-date stages are skipped."""
     return {name: command(run, reporter) for name, command in COMMANDS.items()}

@@ -18,7 +18,7 @@ class Reporter(Protocol):
 
         Args:
             count: units finished since the last call.
-            earlier: units finished before this start of the stage: they do not count as speed.
+            earlier: units that earlier starts of the stage finished; the speed excludes them.
             metrics: the latest figures.
         """
         ...

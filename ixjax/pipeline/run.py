@@ -132,7 +132,7 @@ class Run:
 
     @functools.cached_property
     def sources(self) -> dict[str, object]:
-        """Return the content of the files that `prepare` reads; the recorded one if removed."""
+        """Return the content of the files that `prepare` reads, as recorded if they are removed."""
         recorded = self.recorded_sources
         given = {name: Path(path) for name, path in paths(self.config).items() if path}
         gone = {name for name, path in given.items() if not path.exists()} & recorded.keys()
@@ -145,7 +145,7 @@ class Run:
 
     @functools.cached_property
     def preferences_fingerprint(self) -> str:
-        """Return the fingerprint of the file of preferences; the recorded one if removed."""
+        """Return the fingerprint of the file of preferences, as recorded if it is removed."""
         path = self.config.preferences.path
         if Path(path).is_file():
             return io.file_fingerprint(path)

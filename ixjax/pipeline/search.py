@@ -16,7 +16,7 @@ from ixjax.search import TREE_SCHEMA, FinishedTree
 def search(run: Run, reporter: Reporter) -> dict[str, Any]:
     """Search every chosen condition, then extract pairs and sample human ones.
 
-    If processes share a search, only process 0 does more than its slice of the trees.
+    If processes share a search, each grows its slice of the trees, and process 0 does the rest.
 
     Returns:
         Counts of the trees and, in process 0, of the pairs.

@@ -1,9 +1,10 @@
 """Settings from YAML files, checked strictly.
 
 A file is read into the frozen dataclasses of a run key by key: an unknown key or a value of the
-wrong type is an error that names the file, the line and the key. The loader is our own for its
-errors, and because libraries that make dataclasses of mappings (dacite, cattrs) fill a section that
-is given in part from its class's defaults, not from its owner's.
+wrong type is an error that names the file, the line and the key. The loader is our own for these
+errors and for partial sections: where a file gives only some keys of a section, libraries (dacite,
+cattrs) take the other values from the defaults of the section's class, and this loader takes them
+from the default of the field that holds the section.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def subject(message: str, section: str, fields: Iterable[str]) -> tuple[str, str
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the known name that is most like another; empty if none is."""
+    """Return the known name most similar to `name`; empty if none is similar."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
 
 

@@ -45,7 +45,7 @@ class Stage:
     name: its key in the manifest.
     command: `ixjax COMMAND` runs it.
     made_from: inputs -> parts of its fingerprint.
-    leaves: files and folders that exist once it is finished; of a model, its folder first.
+    leaves: files and folders that exist once it is finished; a model's folder comes first.
     writes: further files and folders.
     role: the side that its model speaks for; None: it makes no model.
     """

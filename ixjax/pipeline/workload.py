@@ -54,7 +54,7 @@ class Work:
 
 
 def count_corpus(run: Run) -> Corpus:
-    """Count the corpus of a prepared run; without one, assume."""
+    """Count the corpus of a prepared run; without one, assume sizes."""
     config, directory = run.config, run.directory
     if not (directory.conditions.exists() and directory.tokenizer.exists()):
         return _assumed(config)
@@ -105,7 +105,7 @@ def _dpo(config: RunConfig) -> Work:
 
 
 def pair_tokens(config: RunConfig) -> int:
-    """Return the tokens of the longest possible pair, its prompt once or before each response."""
+    """Return the tokens of the longest pair, with its prompt once or before each response."""
     turn = min(config.sampling.max_new_tokens, config.model.max_length)
     longest = config.model.max_length + (config.model.max_length, turn)[config.dpo.share != "none"]
     return round_up(longest, LENGTH_STEP)

@@ -1,9 +1,9 @@
 """The loop of `uct.backpropagate`, which documents the computed values.
 
 All `K` returns of all trees move up together, level by level from the deepest leaf of the call; a
-return that starts higher up waits for its level. So the returns through a node pass it in the same
-step and are added in order, and all levels below are final: a value that is computed from the
-children's, as the max backup is, needs no second visit.
+return that starts higher up waits for its level. All returns through a node therefore pass it in
+the same step and are added in order, after the levels below are final. The max backup, which
+computes a value from the children's values, thus computes it once.
 """
 
 from __future__ import annotations

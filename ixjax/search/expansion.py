@@ -1,4 +1,4 @@
-"""New nodes at a selected leaf: sampled turns with their returns, and their way into the tree."""
+"""New nodes at a selected leaf: sampled turns with their returns; `add` adds them to the tree."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def add(
         pool: of the tree's arrays.
         table: of the tree.
         slot: of the tree.
-        expansions: of different leaves, in the order that their nodes are numbered in.
+        expansions: of different leaves; their nodes are numbered in this order.
     """
     responses = [(e.leaf, response) for e in expansions for response in e.responses]
     ids = yield from pool.add(slot, [_new_response(*found) for found in responses])

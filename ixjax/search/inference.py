@@ -33,7 +33,7 @@ class SearchingPolicy:
 
     Args:
         policy: samples the responses, and plays the rollouts.
-        simulator: the user of the rollouts; another one than the policy is evaluated with.
+        simulator: the user in the search; it may differ from the user that the policy talks to.
         scenario: of the dialogues.
         config: budget of a turn; its rollouts end at `max_turns`.
         choose: the response with the best mean return (`value`), or with the most visits

@@ -116,7 +116,7 @@ class NodeTable:
     def close_oldest(self, most: int) -> None:
         """Close the least recently used participants until `most` nodes have some.
 
-        The choice depends only on the tree, so a tree is the same next to any others.
+        The choice depends only on the tree, so a tree does not depend on the other trees.
         """
         while len(self._held) > most:
             others = (node for node in self._held if node != Tree.ROOT)

@@ -119,8 +119,8 @@ def balance_depths(
 ) -> list[PreferencePair]:
     """Return the pairs of a run, with at most `max_depth_ratio` times the mean at any depth.
 
-    The mean is over depths that have pairs. The widest margins are kept; of equal margins, the
-    lower condition id, node id and texts, so the choice does not depend on the order of the trees.
+    The mean is over depths that have pairs. The widest margins are kept. Ties go to the lower
+    condition id, node id and texts, so the choice does not depend on the order of the trees.
 
     Args:
         pairs: of all trees, with values.

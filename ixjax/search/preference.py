@@ -2,8 +2,8 @@
 
 The record keeps the values and visits of both responses; it is exported in the forms that other
 trainers read (docs/data-formats.md). Those forms begin with a user's turn, since TRL, LLaMA-Factory
-and many chat templates expect one. If the policy opens the dialogue, that turn is the one that
-training uses with such templates.
+and many chat templates expect one. If the policy opens the dialogue, the turn that training adds
+for such templates comes first.
 """
 
 from __future__ import annotations

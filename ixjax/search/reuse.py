@@ -27,7 +27,7 @@ def clear(tree: Tree, which: ArrayLike, *, donate: bool = False) -> Tree:
     Args:
         tree: the trees, `[B, N]`.
         which: `[B]` bool, the trees to clear; the others stay as they are.
-        donate: donate `tree`, so that its memory is written in place, and only for cleared trees.
+        donate: donate `tree`, so that only the memory of the cleared trees is written.
     """
     require_per_tree(tree, ndim=1, which=which)
     return _clear(tree, which, donate=donate)[0]

@@ -63,7 +63,7 @@ class RowSegment:
     tokens: the tokens.
     targets: indices of the scored tokens, ascending; index 0 needs a segment to continue.
     start: position of the first token.
-    continues: this segment continues the one this many places before it; 0: none.
+    continues: how many segments back the one is that this segment continues; 0: none.
     shared: number of following segments that also see this one.
     """
 

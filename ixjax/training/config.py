@@ -27,11 +27,11 @@ class TrainerConfig:
     log_every: int = dataclasses.field(default=10, metadata=io.NO_EFFECT)
     """Steps between lines of metrics.jsonl."""
     micro_batches: int = dataclasses.field(default=1, metadata=io.NO_EFFECT)
-    """Parts that a batch is taken in, one after the other: less memory, the same gradient."""
+    """Parts of a batch, computed one after the other: less memory, the same gradient."""
     remat: Remat = dataclasses.field(default="none", metadata=io.NO_EFFECT)
-    """Values that a block recomputes for its gradient: none, all but dots, or full: less memory."""
+    """What the backward pass recomputes: none, dots (all but products with weights), full (all)."""
     frozen: tuple[str, ...] = ()
-    """Weights that do not learn, by path: embedding, head, layers.query, ..."""
+    """Weights that are not trained, by path: embedding, head, layers.query, ..."""
     lora: LoraArguments = dataclasses.field(default_factory=LoraArguments)
     """Adapters that learn while the base is frozen."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

@@ -59,15 +59,15 @@ class DPOConfig(TrainerConfig):
     simpo_gamma: float = 0.5
     """simpo: the margin by which the chosen reward should exceed the rejected."""
     rpo_alpha: float = 0.0
-    """Weight of the chosen responses' SFT loss (per token) that is added."""
+    """Weight of the chosen responses' SFT loss per token, which is added to the loss."""
     max_pairs: int = 4096
     """Most pairs used, drawn by the seed."""
     validation_fraction: float = 0.0
     """Share of the pairs held out for validation, in [0, 1)."""
     share: Share = "pair"
-    """Prefix computed once for several responses: a pair's prompt, a node's, a path's; none."""
+    """Prompt tokens computed once: per pair, per node, along a path (common starts), or none."""
     row_length: int = dataclasses.field(default=0, metadata=io.NO_EFFECT)
-    """Tokens of a row, which pairs are packed into; 0: those of the longest pair."""
+    """Length in tokens of the rows into which pairs are packed; 0: that of the longest pair."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""

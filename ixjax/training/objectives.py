@@ -82,7 +82,7 @@ class PreferenceLoss:
     function: (chosen, rejected, settings) -> losses, all `[...]`. The two responses come as
         log-ratios `log pi(y | x) - log pi_ref(y | x)`, or as `log pi(y | x)` without a reference.
     has_reference: whether log-probabilities under the reference are subtracted.
-    per_token: whether log-probabilities are means over a response's tokens, in any case.
+    per_token: whether the loss always takes means over a response's tokens instead of sums.
     smooths: whether the function uses `label_smoothing`.
     """
 

@@ -61,7 +61,7 @@ class OptimizerConfig:
         return _transformation(moments, self.weight_decay, self.clip_norm)
 
     def learning_rates(self, steps: int) -> np.ndarray:
-        """Return the rate of each step, `[steps]` float32; none is 0 unless `final_fraction` is.
+        """Return the rate of each step, `[steps]` float32; 0 at most at the end (`final_fraction`).
 
         References:
             Loshchilov and Hutter 2017, `SGDR <https://arxiv.org/abs/1608.03983>`_, eq. 5.

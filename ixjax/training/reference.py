@@ -26,7 +26,7 @@ class ReferenceConfig:
     """Stored reference log-probabilities."""
 
     strict: bool = False
-    """Refuse stored ones that are damaged or of other weights or tokens; else recompute them."""
+    """Stop if stored log-probabilities are damaged or do not fit, instead of recomputing them."""
 
 
 @dataclasses.dataclass(frozen=True)

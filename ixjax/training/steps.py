@@ -38,7 +38,7 @@ class Objective(Protocol):
     """
 
     def weight(self, batch: Any, /) -> Weight:
-        """Return the divisors of the sums over a batch; those of its parts add up."""
+        """Return the divisors of the sums over a batch; they add up over its parts."""
         ...
 
     def __call__(

@@ -92,8 +92,8 @@ def train(
         mesh: the devices.
         directory: of the states, and of the final model.
         on_step: called every `log_every` steps with step, steps, steps_since (steps since the last
-            call; the first one counts those of an interrupted training), learning_rate and
-            metrics; the first call after an interruption has resumed_at, the step it resumed from.
+            call), learning_rate and metrics. The first call of a resumed training also has
+            resumed_at, the step that it resumed from, and counts steps_since from step 0.
         checkpoints: states to keep.
         resume: states to continue from.
         profiler: traces steps.

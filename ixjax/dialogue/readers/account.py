@@ -1,4 +1,4 @@
-"""The account of a reading in counts that add up, and the checks that readers share."""
+"""Counts of dialogues read, kept and dropped, and the checks that readers share."""
 
 from __future__ import annotations
 
