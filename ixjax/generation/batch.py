@@ -17,7 +17,7 @@ from ixjax.generation import passes
 from ixjax.generation.blocks import BlockPool
 from ixjax.generation.buckets import FEWEST_WEIGHTS, span_of
 from ixjax.generation.executor import Executor, block_table, copies_of, writes_of
-from ixjax.generation.requests import Request, StopSets, sampling_state
+from ixjax.generation.requests import Request, StopSets, idle_state, sampling_state
 
 
 class DecodeBatch:
@@ -46,6 +46,22 @@ class DecodeBatch:
         self._past: Any = None
         self._span = 0
         self._buffer: Any = None
+
+    def warm_up(self, ends: int) -> None:
+        """Compile every pass, for requests with up to `ends` end tokens; removes every turn."""
+        self.clear()
+        run, nobody = self._executor, np.zeros(self.size, np.int32)
+        state = idle_state(self.size, ends, stops=self._stops)
+        buffer = run.turn_buffer(self.size)
+        for self._span in run.decode_spans[1:]:
+            if not run.paged:
+                copies = copies_of({}, nobody, self._span)
+                self._past = run.gather(self._pool, copies, rows=self.size, span=self._span)
+                self._enter(copies)
+            given = self._batch(), buffer, nobody, nobody, state
+            buffer, _ = run.run(passes.decode, *given, steps=run.config.steps)
+        self._pool.update(kv.write, buffer, writes_of({}, nobody, kv.TURN))
+        self.clear()
 
     @property
     def running(self) -> list[Request]:
@@ -86,15 +102,17 @@ class DecodeBatch:
         if self._executor.paged:
             self._span = span
         elif not span <= self._span < 2 * span:
+            self._past, self._span = None, span  # free the old batch first
             copies = copies_of(dict(enumerate(contexts)), self._starts, span)
             self._past = self._executor.gather(self._pool, copies, rows=self.size, span=span)
-            self._span = span
         elif rows:
-            copies = copies_of({row: contexts[row] for row in rows}, self._starts, self._span)
-            past, self._past = self._past, None
-            self._past = self._executor.stats.call(
-                kv.enter, past, self._pool.arrays, copies, mesh=self._executor.mesh
-            )
+            self._enter(copies_of({row: contexts[row] for row in rows}, self._starts, self._span))
+
+    def _enter(self, copies: kv.Copies) -> None:
+        past, self._past = self._past, None
+        self._past = self._executor.stats.call(
+            kv.enter, past, self._pool.arrays, copies, mesh=self._executor.mesh
+        )
 
     def _batch(self) -> kv.Batch:
         if not self._executor.paged:

@@ -101,7 +101,7 @@ class BlockPool:
         self.config, self.limit = config, limit
         self._stats, self._mesh = stats, mesh
         self._allocate = functools.partial(kv.allocate, config, mesh=mesh, device=device)
-        self.arrays: kv.Layer | None = None
+        self.arrays: list[kv.Layer] | None = None
         self._free: list[int] = []
         self._holders: Counter[int] = Counter()  # contexts that hold a block
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
@@ -110,7 +110,7 @@ class BlockPool:
     @property
     def size(self) -> int:
         """Return the number of blocks."""
-        return 0 if self.arrays is None else self.arrays.keys.shape[1]
+        return 0 if self.arrays is None else len(self.arrays[0].keys)
 
     @property
     def used(self) -> int:

@@ -37,8 +37,8 @@ from ixjax.generation.checks import (
     check_tokens,
 )
 from ixjax.generation.config import EngineConfig
-from ixjax.generation.executor import Executor, copies_of, writes_of
-from ixjax.generation.requests import Request, StopSets, idle_state
+from ixjax.generation.executor import Executor, writes_of
+from ixjax.generation.requests import Request, StopSets
 from ixjax.generation.stats import EngineStats
 from ixjax.generation.stops import StopTable
 from ixjax.models import Transformer
@@ -302,7 +302,7 @@ class Engine:
             tokens: tokens that the pool will hold.
         """
         self.pool.reserve(max(tokens, kv.BLOCK))
-        config, run = self.config, self._executor
+        run = self._executor
 
         def none(*shape: int) -> np.ndarray:
             return np.zeros(shape, np.int32)
@@ -316,17 +316,7 @@ class Engine:
                     rows = none(size, chunk), none(size), none(size)
                     new = run.run(passes.extend, nobody(size, span), *rows)
                     self.pool.update(kv.write, new, writes_of({}, none(size), chunk))
-        size, buffer = config.rows, run.turn_buffer(config.rows)
-        state = idle_state(size, ends, stops=self._stops)
-        for span in run.decode_spans[1:]:
-            past = nobody(size, span)
-            buffer, _ = run.run(
-                passes.decode, past, buffer, none(size), none(size), state, steps=config.steps
-            )
-            if not run.paged:
-                copies = copies_of({}, none(size), span)
-                self.stats.call(kv.enter, past.past, self.pool.arrays, copies, mesh=run.mesh)
-        self.pool.update(kv.write, buffer, writes_of({}, none(size), kv.TURN))
+        self._batch.warm_up(ends)
         for prefix, candidates, longest in sorted(set(scored)):
             for size in self._score_sizes():
                 tokens_of = none(size, bucket(prefix + 1))

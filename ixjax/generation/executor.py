@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ixjax.generation import attention, passes
@@ -21,7 +20,7 @@ from ixjax.generation.blocks import BlockPool, Context, Span
 from ixjax.generation.buckets import CHUNKS, decode_spans, read_spans
 from ixjax.generation.config import EngineConfig
 from ixjax.generation.stats import EngineStats
-from ixjax.models import FULL_UNROLL_LAYERS, ModelConfig, Transformer, mesh_of
+from ixjax.models import ModelConfig, Transformer, mesh_of
 from ixjax.padding import round_up
 
 
@@ -41,7 +40,6 @@ class Executor:
     Attributes:
         attention: the chosen kernel.
         paged: whether passes read blocks in place (see `ixjax.generation.cache`).
-        unstacked: whether layers are held one by one.
         columns: T of the longest context.
         read_spans: T of passes that read or score.
         decode_spans: T of decode passes.
@@ -57,10 +55,6 @@ class Executor:
         )
         here = "contiguous" if devices[0].platform == "cpu" else "paged"
         self.paged = (here if config.layout == "auto" else config.layout) == "paged"
-        # A scan over layers compiles fast but copies each layer's keys and values in every step, so
-        # it is used only for many layers, and not if a kernel reads them in place.
-        few = model.config.num_layers <= FULL_UNROLL_LAYERS
-        self.unstacked = few or self.attention != "xla"
         self.columns = columns_of(model.config)
         self.read_spans = read_spans(self.columns)
         self.decode_spans = decode_spans(self.columns)
@@ -70,9 +64,9 @@ class Executor:
         sharding = model.embedding[...].sharding
         named = isinstance(sharding, NamedSharding)
         self.device = NamedSharding(sharding.mesh, PartitionSpec()) if named else None
-        self._program = passes.Program(model.config, nnx.graphdef(model), self.attention)
+        self._program = passes.Program(model.config, self.attention)
         positions = self.columns + CHUNKS[-1]  # padding has positions, too
-        weights = passes.Weights.of(model, unstacked=self.unstacked, positions=positions)
+        weights = passes.Weights.of(model, positions=positions)
         rotary = jax.device_put(weights.rotary, self.device)
         self._weights = dataclasses.replace(weights, rotary=rotary)
 
@@ -83,7 +77,7 @@ class Executor:
     def batch(
         self, pool: BlockPool, contexts: Sequence[Context | None], lengths: Any, span: int
     ) -> kv.Batch:
-        """Return the rows that a pass attends to.
+        """Return the rows that a pass of `extend` or `score` attends to.
 
         Args:
             pool: stores their blocks.
@@ -93,21 +87,19 @@ class Executor:
         """
         if not span:
             return kv.Batch(None, None, lengths)
-        if self.paged:
+        if self.paged or not kv.slice_by_slice(self.mesh):
             return kv.Batch(pool.arrays, block_table(contexts, lengths, span), lengths)
         copies = copies_of(dict(enumerate(contexts)), lengths, span)
-        past = self.gather(pool, copies, rows=len(contexts), span=span)
-        return kv.Batch(past, None, lengths)
+        return kv.Batch(pool.arrays, copies, lengths)
 
     def gather(self, pool: BlockPool, copies: kv.Copies, *, rows: int, span: int) -> Any:
         """Return `Batch.past` of a new contiguous batch."""
-        static = {"rows": rows, "span": span, "unstacked": self.unstacked, "mesh": self.mesh}
+        static = {"rows": rows, "span": span, "mesh": self.mesh}
         return self.stats.call(kv.gather, pool.arrays, copies, **static)
 
     def turn_buffer(self, rows: int) -> Any:
         """Return an empty turn buffer for R rows."""
-        static = {"unstacked": self.unstacked, "mesh": self.mesh, "device": self.device}
-        return kv.turn_buffer(self.model_config, rows, **static)
+        return kv.turn_buffer(self.model_config, rows, mesh=self.mesh, device=self.device)
 
 
 def block_table(contexts: Sequence[Context | None], lengths: np.ndarray, span: int) -> Any:

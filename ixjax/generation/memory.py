@@ -40,13 +40,13 @@ class PlayMemory:
     weights: int
     """Parameters of all models."""
     copies: int
-    """Their engines' unstacked copies of the layers, if they make them."""
+    """Their engines' copies of the blocks, layer by layer."""
     cache: int
     """Blocks of all contexts: keys and values."""
     batches: int
     """Decode batches: contexts copied out of blocks, and turn buffers."""
     reading: int
-    """The largest pass that reads: its rows, and the attention scores of a layer."""
+    """The largest pass that reads: one layer of its rows, and its attention scores."""
 
     @property
     def peak(self) -> int:
@@ -61,7 +61,6 @@ def play_memory(
     *,
     tokens: int,
     longest: int,
-    unstacked: bool,
     paged: bool,
     models: int = SIDES,
 ) -> PlayMemory:
@@ -73,7 +72,6 @@ def play_memory(
         engine: sizes of the batches.
         tokens: most tokens stored at once by both sides.
         longest: most tokens of a context.
-        unstacked: whether the engine unstacks the layers (few layers, or an attention kernel).
         paged: whether passes read blocks in place.
         models: models in memory, each with an engine; two of them play.
     """
@@ -84,7 +82,7 @@ def play_memory(
     rows = engine.rows
     return PlayMemory(
         weights=models * placement.weight_bytes,
-        copies=models * layers if unstacked else 0,
+        copies=models * layers,
         cache=cache_bytes(config, mesh, kv.num_blocks(tokens)),
         batches=SIDES * cache_bytes(config, mesh, rows * (span + kv.TURN) // kv.BLOCK),
         reading=_reading_bytes(config, mesh, engine, span),
@@ -103,8 +101,8 @@ def _reading_bytes(config: ModelConfig, mesh: AnyMesh, engine: EngineConfig, spa
     sizes = pass_sizes(CHUNKS[0], prefill_tokens=engine.prefill_tokens, rows=engine.rows)
     share, chunk = device_share(config, mesh), CHUNKS[0]
     scores = 4 * sizes[0] * chunk * share.num_heads * (span + chunk)
-    # Twice: the scores and their softmax.
-    return cache_bytes(config, mesh, sizes[0] * span // kv.BLOCK) + 2 * scores
+    rows = cache_bytes(config, mesh, sizes[0] * span // kv.BLOCK) // config.num_layers
+    return rows + 2 * scores  # scores and their softmax
 
 
 def _bytes(tree: Any) -> int:

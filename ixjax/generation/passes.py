@@ -3,6 +3,9 @@
 Every pass takes the weights as an argument, so two models of one shape share compiled code. A pass
 returns keys and values of the new tokens only; `ixjax.generation.cache.write` stores them.
 
+`extend` and `score` call one compiled block for each layer: compile time and code do not grow with
+depth, and no weights are sliced or copied. `decode` is one program that loops over tokens.
+
 Axes: L layers, R rows, K KV heads, D head size, V vocabulary, C candidates, n new tokens.
 """
 
@@ -11,25 +14,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ixjax.generation.attention import Implementation, attend
-from ixjax.generation.cache import TURN, Batch, Layer, in_place, stacked
+from ixjax.generation.cache import TURN, Batch, Layer, Past
 from ixjax.generation.sampling import SamplingState, identity_keys, sample, uniforms
 from ixjax.generation.stops import FOUND, advance
 from ixjax.models import (
     ModelConfig,
     Rotary,
     Transformer,
-    abstract_params,
+    block,
+    chosen_adapters,
     in_window,
+    layer_weights,
     rotary_angles,
     select,
-    unstack,
 )
 
 
@@ -38,12 +42,10 @@ class Program:
     """A model without its weights: the static argument of every pass.
 
     config: of the decoder.
-    graph: its NNX graph.
     attention: the kernel.
     """
 
     config: ModelConfig
-    graph: nnx.GraphDef
     attention: Implementation
 
 
@@ -52,131 +54,122 @@ class Program:
 class Weights:
     """A model's parameters, and tables that depend on the model alone.
 
-    params: of the decoder; without those of its layers if `layers` has them.
-    layers: the parameters of each layer, for passes that do not scan over layers: a slice of
-        stacked weights would be copied in every pass. If the model is also held elsewhere, its
-        layers are in memory twice.
+    outer: embedding, last norm and head.
+    layers: the weights of each block, by name. If the model is also held elsewhere, its blocks are
+        in memory twice.
     rotary: angles of all positions, `[T, D/2]`: XLA's CPU backend would recompute the sines in
         each layer, for each head.
     """
 
-    params: nnx.State
-    layers: list[nnx.State] | None
+    outer: nnx.State
+    layers: list[dict[str, jax.Array]]
     rotary: Rotary
 
     @classmethod
-    def of(cls, model: Transformer, *, unstacked: bool, positions: int) -> Weights:
+    def of(cls, model: Transformer, *, positions: int) -> Weights:
         """Return a model's weights in the form that passes take, for `positions` positions."""
-        params, layers = nnx.state(model), None
-        if unstacked:
-            _, params = nnx.split_state(params, _of_layers, ...)
-            layers = unstack(nnx.state(model.layers), model.config.num_layers)
+        _, outer = nnx.split_state(nnx.state(model), _of_layers, ...)
+        layers = _unstack(layer_weights(model), layers=model.config.num_layers)
         rotary = rotary_angles(model.config, jnp.arange(positions)[None])
-        return cls(params, layers, jax.tree.map(lambda x: x[0, 0], rotary))
+        return cls(outer, layers, jax.tree.map(lambda x: x[0, 0], rotary))
+
+
+@functools.partial(jax.jit, static_argnames="layers")
+def _unstack(weights: dict[str, jax.Array], *, layers: int) -> list[dict[str, jax.Array]]:
+    return [{name: stacked[i] for name, stacked in weights.items()} for i in range(layers)]
 
 
 def _of_layers(path: tuple, _: object) -> bool:
     return path[0] == "layers"
 
 
-def _model(program: Program, weights: Weights) -> Transformer:
-    """Return the decoder; if layers are unstacked, it has their shapes without values."""
-    if weights.layers is None:
-        return nnx.merge(program.graph, weights.params)
-    layers, _ = nnx.split_state(abstract_params(program.config), _of_layers, ...)
-    return nnx.merge(program.graph, weights.params, layers)
+def _model(program: Program, outer: nnx.State) -> Transformer:
+    """Return the decoder; its blocks have shapes without values."""
+    model = Transformer(program.config)
+    nnx.update(model, outer)
+    return model
 
 
 class Source(NamedTuple):
-    """Keys and values of all layers that new tokens attend to: a `Piece` per layer.
+    """Keys and values of one layer that new tokens attend to, in m columns.
 
-    stored: a `Layer` for each of the model's layers, in a list or stacked; with a table, the pool.
+    layer: None for the new tokens themselves.
     visible: `[R, 1 or n, m]` bool, to each row's n new tokens.
     positions: `[R or 1, m]` of the keys in their rows.
-    table: see `cache.Batch`.
     """
 
-    stored: Any
-    visible: jax.Array  # [R, 1 or n, m]
-    positions: jax.Array  # [R, m]
-    table: jax.Array | None = None
+    layer: Layer | None
+    visible: jax.Array
+    positions: jax.Array
+
+
+def _read_before(past: Past) -> list[Source]:
+    """Return the tokens that rows have read: one source, or none before the first token."""
+    if past.stored is None:
+        return []
+    span = jnp.arange(past.span)[None]
+    return [Source(past.read(), _below(past.lengths, past.span), span)]
+
+
+def _block(
+    program: Program,
+    local: bool,
+    weights: dict[str, jax.Array],
+    rotary: Rotary,
+    x: jax.Array,
+    positions: jax.Array,
+    adapters: jax.Array,
+    sources: list[Source],
+    written: Callable[[Layer], Layer] = lambda new: new,
+) -> tuple[jax.Array, Layer]:
+    """Apply one block to hidden states `[R, n, hidden]` at positions `[R, n]`.
+
+    The last source is that of the new tokens: `written` takes their keys and values, and returns
+    the `Layer` to attend to and to keep.
+    """
+    config = program.config
+
+    def attention(q, k, v):
+        kept = written(Layer(k.swapaxes(2, 3), v))
+        pieces = []
+        for layer, visible, keys_at in sources:
+            near = visible & in_window(config, positions, keys_at)
+            held = layer or kept
+            pieces.append((held.keys, held.values, select(local, near, visible)))
+        return attend(program.attention, q, pieces, softcap=config.attention_softcap), kept
+
+    angles = jax.tree.map(lambda table: table[positions][:, None], rotary.of(local))
+    chosen = chosen_adapters(config.lora, adapters, len(x))
+    return block(config, weights, x, angles, chosen, attention)
 
 
 def _read(
     program: Program,
-    weights: Weights,
-    tokens: jax.Array,
+    local: bool,
+    weights: dict[str, jax.Array],
+    rotary: Rotary,
+    x: jax.Array,
     first: jax.Array,
     counts: jax.Array,
     adapters: jax.Array,
     sources: list[Source],
-) -> tuple[jax.Array, Any]:
-    """Run new tokens `[R, n]` that attend to earlier tokens and to themselves.
+) -> tuple[jax.Array, Layer]:
+    """Apply one block to new tokens, which attend to earlier tokens and to themselves.
 
     Args:
         program: the decoder.
-        weights: its weights.
-        tokens: `[R, n]`, of which row r has `counts[r]`.
+        local: whether the layer sees only its window.
+        weights: of the block.
+        rotary: see `Weights`.
+        x: `[R, n, hidden]` hidden states, of which row r has `counts[r]`.
         first: `[R]` position of each row's first new token.
         counts: `[R]` new tokens of each row.
         adapters: `[R]` the adapter of each row.
         sources: keys and values of earlier tokens, in order.
-
-    Returns:
-        Hidden states `[R, n, hidden]`; the `Layer` of the new tokens for each of the model's
-        layers, in a list or stacked.
     """
-    positions = _positions(first, tokens.shape[1])
-    new = Source(None, _causal(counts, tokens.shape[1]), positions)
-    return _run(program, weights, tokens, positions, adapters, [*sources, new], lambda _, new: new)
-
-
-def _run(
-    program: Program,
-    weights: Weights,
-    tokens: jax.Array,
-    positions: jax.Array,
-    adapters: jax.Array,
-    sources: list[Source],
-    written: Callable[[Any, Layer], Layer],
-) -> tuple[jax.Array, Any]:
-    """Run tokens `[R, n]` at positions `[R, n]`.
-
-    The last source holds the new tokens. For each layer, `written(stored, new)` takes its stored
-    `Layer` and that of the new tokens, and returns the `Layer` to attend to and to keep.
-    """
-    config, depth = program.config, program.config.num_layers
-    near = [source.visible & in_window(config, positions, source.positions) for source in sources]
-    layers, stored = weights.layers, [source.stored for source in sources]
-    for i, source in enumerate(sources):
-        if source.table is not None:  # the pool is indexed by the layer's number
-            stored[i] = jnp.arange(depth) if layers is None else list(range(depth))
-
-    def attention(stored, local, q, k, v):
-        masks = [select(local, a, source.visible) for a, source in zip(near, sources, strict=True)]
-        kept = written(stored[-1], Layer(k.swapaxes(2, 3), v))
-        layers: list[Any] = [*stored[:-1], kept]
-        held = [
-            layer if source.table is None else in_place(source.stored, layer, source.table)
-            for layer, source in zip(layers, sources, strict=True)
-        ]
-        found = [(layer.keys, layer.values, mask) for layer, mask in zip(held, masks, strict=True)]
-        return attend(program.attention, q, found, softcap=config.attention_softcap), kept
-
-    if layers is not None:
-        stored = [[held and held[i] for held in stored] for i in range(depth)]
-    rotary = jax.tree.map(lambda table: table[positions][:, None], weights.rotary)
-    return _model(program, weights).run(
-        tokens, positions, attention, stored, layers=layers, adapters=adapters, rotary=rotary
-    )
-
-
-def _past(batch: Batch) -> list[Source]:
-    """Return the tokens that a batch has read: one source, or none before the first token."""
-    if batch.past is None:
-        return []
-    span = jnp.arange(batch.span)[None]
-    return [Source(batch.past, _below(batch.lengths, batch.span), span, batch.table)]
+    positions = _positions(first, x.shape[1])
+    own = Source(None, _causal(counts, x.shape[1]), positions)
+    return _block(program, local, weights, rotary, x, positions, adapters, [*sources, own])
 
 
 def _positions(first: jax.Array, count: int) -> jax.Array:
@@ -195,19 +188,24 @@ def _causal(counts: jax.Array, size: int) -> jax.Array:
     return order & _below(counts, size)
 
 
-def _head(program: Program, weights: Weights, hidden: jax.Array) -> jax.Array:
-    """Return logits; a single row is doubled: XLA's kernel for one row differs in the last bits."""
-    if hidden.shape[:-1] == (1,):
-        return _model(program, weights).logits(jnp.concatenate([hidden, hidden]))[:1]
-    return _model(program, weights).logits(hidden)
-
-
-def _last(hidden: jax.Array, counts: jax.Array) -> jax.Array:
-    """Return `[R, hidden]` the state of each row's last new token."""
-    return jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
-
-
 @functools.partial(jax.jit, static_argnames="program")
+def _embed(program: Program, outer: nnx.State, tokens: jax.Array) -> jax.Array:
+    """Return the input of the first block for `[..., n]` token ids."""
+    x = _model(program, outer).embed(tokens.reshape(-1, tokens.shape[-1]))
+    return x.reshape(*tokens.shape, -1)
+
+
+def _logits(program: Program, outer: nnx.State, x: jax.Array) -> jax.Array:
+    """Return logits for the output of the last block.
+
+    A single row is doubled: XLA's kernel for one row differs in the last bits.
+    """
+    model = _model(program, outer)
+    if x.shape[:-1] == (1,):
+        return model.logits(model.normed(jnp.concatenate([x, x])))[:1]
+    return model.logits(model.normed(x))
+
+
 def extend(
     program: Program,
     weights: Weights,
@@ -215,11 +213,47 @@ def extend(
     tokens: jax.Array,
     counts: jax.Array,
     adapters: jax.Array,
+) -> list[Layer]:
+    """Read `counts[r]` of `tokens[r]` `[R, n]` in each row; return keys and values by layer."""
+    x, kept, local = _embed(program, weights.outer, tokens), [], program.config.is_local
+    for i, layer in enumerate(weights.layers[:-1]):
+        given = (program, layer, weights.rotary, batch.of(i), x, counts, adapters)
+        x, new = _extend_block(*given, local=local[i])
+        kept.append(new)
+    last = (program, weights.layers[-1], weights.rotary, batch.lengths, x, counts, adapters)
+    return [*kept, _last_keys(*last, local=local[-1])]
+
+
+@functools.partial(jax.jit, static_argnames=("program", "local"))
+def _extend_block(
+    program: Program,
+    weights: dict[str, jax.Array],
+    rotary: Rotary,
+    past: Past,
+    x: jax.Array,
+    counts: jax.Array,
+    adapters: jax.Array,
+    *,
+    local: bool,
+) -> tuple[jax.Array, Layer]:
+    sources = _read_before(past)
+    return _read(program, local, weights, rotary, x, past.lengths, counts, adapters, sources)
+
+
+@functools.partial(jax.jit, static_argnames=("program", "local"))
+def _last_keys(
+    program: Program,
+    weights: dict[str, jax.Array],
+    rotary: Rotary,
+    lengths: jax.Array,
+    x: jax.Array,
+    counts: jax.Array,
+    adapters: jax.Array,
+    *,
+    local: bool,
 ) -> Layer:
-    """Read `counts[r]` of `tokens[r]` `[R, n]` in each row; return their keys and values."""
-    return stacked(
-        _read(program, weights, tokens, batch.lengths, counts, adapters, _past(batch))[1]
-    )
+    """Return the last block's keys and values, for which XLA computes no attention."""
+    return _read(program, local, weights, rotary, x, lengths, counts, adapters, [])[1]
 
 
 class Sampled(NamedTuple):
@@ -242,13 +276,13 @@ def decode(
     program: Program,
     weights: Weights,
     batch: Batch,
-    buffer: Any,
+    buffer: list[Layer],
     fills: jax.Array,
     adapters: jax.Array,
     state: SamplingState,
     *,
     steps: int,
-) -> tuple[Any, Sampled]:
+) -> tuple[list[Layer], Sampled]:
     """Sample up to `steps` tokens per row, until few rows run (`state.stay`).
 
     Each step reads a row's last token and samples the next one. The turn buffer holds the tokens of
@@ -268,7 +302,7 @@ def decode(
     Returns:
         The turn buffer and the sampled tokens.
     """
-    rows, past = len(fills), _past(batch)
+    rows, config = len(fills), program.config
     seeds = jax.vmap(jax.random.key)(state.seeds)
     keys = identity_keys(seeds, state.identities, state.parts)
     by_token = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
@@ -286,18 +320,25 @@ def decode(
     def step(loop):
         t, running = loop["step"], loop["running"]
         column = jnp.minimum(fills + t, TURN - 1)  # a row at its limit reads no more
-        turn = Source(loop["buffer"], _below(column + 1, TURN), turn_positions)
-        # Write before reading: otherwise XLA copies the buffer in every step.
-        hidden, buffer = _run(
-            program,
-            weights,
-            loop["token"][:, None],
-            (batch.lengths + column)[:, None],
-            adapters,
-            [*past, turn],
-            functools.partial(_put, column=jnp.where(running, column, TURN)),
-        )
-        logits = _head(program, weights, hidden[:, 0])
+        positions = (batch.lengths + column)[:, None]
+        own = Source(None, _below(column + 1, TURN), turn_positions)
+        into_column = jnp.where(running, column, TURN)
+        x, buffer = _embed(program, weights.outer, loop["token"][:, None]), []
+        for i, (layer, held) in enumerate(zip(weights.layers, loop["buffer"], strict=True)):
+            # Write before reading: otherwise XLA copies the buffer in every step.
+            x, kept = _block(
+                program,
+                config.is_local[i],
+                layer,
+                weights.rotary,
+                x,
+                positions,
+                adapters,
+                [*_read_before(batch.of(i)), own],
+                functools.partial(_put, held, column=into_column),
+            )
+            buffer.append(kept)
+        logits = _logits(program, weights.outer, x[:, 0])
         drawn_by = jax.lax.dynamic_index_in_dim(uniform, t, axis=1, keepdims=False)
         token, logprob = sample(logits, drawn_by, state.rows, loop["seen"])
         stop = advance(state.stop_tables, state.stop_sets, loop["stop"], token)
@@ -345,7 +386,6 @@ def _put(buffer: Layer, one: Layer, *, column: jax.Array) -> Layer:
     )
 
 
-@functools.partial(jax.jit, static_argnames="program")
 def score(
     program: Program,
     weights: Weights,
@@ -357,22 +397,68 @@ def score(
     adapters: jax.Array,
 ) -> jax.Array:
     """Return `[R, C]` log-probabilities of `tails` `[C, R, n]` after `prefix` `[R, m]`."""
-    past = _past(batch)
-    hidden, read = _read(program, weights, prefix, batch.lengths, prefix_counts, adapters, past)
-    first_logits = _head(program, weights, _last(hidden, prefix_counts))  # [R, V]
-    size = prefix.shape[1]
-    sources = [*past, Source(read, _below(prefix_counts, size), _positions(batch.lengths, size))]
+    x, y = _embed(program, weights.outer, prefix), _embed(program, weights.outer, tails)
+    counts = (prefix_counts, tail_counts)
+    for i, (layer, local) in enumerate(zip(weights.layers, program.config.is_local, strict=True)):
+        given = (program, layer, weights.rotary, batch.of(i), x, y)
+        x, y = _score_block(*given, *counts, adapters, local=local)
+    return _logprobs(program, weights.outer, x, y, tails, *counts)
+
+
+@functools.partial(jax.jit, static_argnames=("program", "local"))
+def _score_block(
+    program: Program,
+    weights: dict[str, jax.Array],
+    rotary: Rotary,
+    past: Past,
+    x: jax.Array,
+    y: jax.Array,
+    prefix_counts: jax.Array,
+    tail_counts: jax.Array,
+    adapters: jax.Array,
+    *,
+    local: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Apply one block to prefixes `[R, m, hidden]`, then to each candidate `[C, R, n, hidden]`."""
+    read = functools.partial(_read, program, local, weights, rotary)
+    sources, size = _read_before(past), x.shape[1]
+    x, new = read(x, past.lengths, prefix_counts, adapters, sources)
+    prefix = Source(new, _below(prefix_counts, size), _positions(past.lengths, size))
+    first = past.lengths + prefix_counts
 
     def one(candidate):
-        tokens, counts = candidate  # [R, n], [R]
-        first = batch.lengths + prefix_counts
-        hidden, _ = _read(program, weights, tokens, first, counts, adapters, sources)
+        y, counts = candidate
+        return read(y, first, counts, adapters, [*sources, prefix])[0]
+
+    return x, jax.lax.map(one, (y, tail_counts))
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def _logprobs(
+    program: Program,
+    outer: nnx.State,
+    x: jax.Array,
+    y: jax.Array,
+    tails: jax.Array,
+    prefix_counts: jax.Array,
+    tail_counts: jax.Array,
+) -> jax.Array:
+    """Return the sums of the tails' log-probabilities from the outputs of the last block."""
+    first_logits = _logits(program, outer, _last(x, prefix_counts))  # [R, V]
+
+    def one(candidate):
+        y, tokens, counts = candidate
         # Token i is predicted from the prefix and tokens 0..i-1.
-        later = _head(program, weights, hidden[:, :-1])
+        later = _logits(program, outer, y[:, :-1])
         logits = jnp.concatenate([first_logits[:, None], later], axis=1)
         logprobs = jax.nn.log_softmax(logits, axis=-1)
         taken = jnp.take_along_axis(logprobs, tokens[:, :, None], axis=-1)[:, :, 0]
         given = jnp.arange(tokens.shape[1])[None] < counts[:, None]
         return jnp.sum(jnp.where(given, taken, 0.0), -1)
 
-    return jax.lax.map(one, (tails, tail_counts)).T
+    return jax.lax.map(one, (y, tails, tail_counts)).T
+
+
+def _last(x: jax.Array, counts: jax.Array) -> jax.Array:
+    """Return `[R, hidden]` the state of each row's last new token."""
+    return jnp.take_along_axis(x, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]

@@ -14,10 +14,16 @@ from ixjax.models.lora import (
 )
 from ixjax.models.rotary import Rotary, rotary_angles
 from ixjax.models.sharding import abstract_params, cast, init_model, mesh_of, param_shardings
-from ixjax.models.transformer import FULL_UNROLL_LAYERS, LoraParam, Remat, Transformer, unstack
+from ixjax.models.transformer import (
+    LoraParam,
+    Remat,
+    Transformer,
+    block,
+    chosen_adapters,
+    layer_weights,
+)
 
 __all__ = [
-    "FULL_UNROLL_LAYERS",
     "LoraArguments",
     "LoraConfig",
     "LoraParam",
@@ -29,10 +35,13 @@ __all__ = [
     "abstract_params",
     "add_lora",
     "attend_pieces",
+    "block",
     "cast",
     "check_hf",
+    "chosen_adapters",
     "in_window",
     "init_model",
+    "layer_weights",
     "load_adapter",
     "load_hf",
     "merge_lora",
@@ -45,5 +54,4 @@ __all__ = [
     "select",
     "stack_adapters",
     "turn_tokens",
-    "unstack",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ixjax.models.attention import Local, select
 from ixjax.models.config import ModelConfig
 
 Angles = tuple[jax.Array, jax.Array]  # cosines and sines, each [B, 1, T, D/2]
@@ -18,6 +20,10 @@ class Rotary(NamedTuple):
 
     all: Angles
     local: Angles
+
+    def of(self, local: Local) -> Angles:
+        """Return the angles of a layer."""
+        return jax.tree.map(functools.partial(select, local), self.local, self.all)
 
 
 def rotary_angles(config: ModelConfig, positions: jax.Array) -> Rotary:

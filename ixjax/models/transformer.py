@@ -3,7 +3,7 @@
 One table, `weight_specs`, describes every weight: shape, logical axes, initialiser. Parameters,
 their shardings and the abstract tree that a checkpoint is restored into derive from it.
 Blocks are stacked along a leading axis and scanned, so that compile time does not grow with depth.
-A block takes an `attend` function, which supplies its keys. Teacher forcing (here) and the
+`block` takes an `attend` function, which supplies its keys. Teacher forcing (here) and the
 generation engine (`ixjax.generation.passes`) share all other code.
 
 Axes: B sequences, T positions, V vocabulary, L layers, H/K query/KV heads, D head size.
@@ -15,8 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -26,12 +25,11 @@ from jax.typing import DTypeLike
 
 from ixjax.models.attention import Local, attend_causally, in_window, select, soften
 from ixjax.models.config import LoraConfig, ModelConfig
-from ixjax.models.rotary import Angles, Rotary, rotary_angles, rotate
+from ixjax.models.rotary import Angles, rotary_angles, rotate
 from ixjax.parallel import constrain
 
-# (layer_cache, local, q [B, H, T, D] scaled, k [B, K, T, D], v [B, K, T, D]) to
-# (out [B, H, T, D], values to keep).
-Attend = Callable[[Any, Local, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+# (q [B, H, T, D] scaled, k [B, K, T, D], v [B, K, T, D]) to (out [B, H, T, D], values to keep).
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 HIDDEN_AXES = ("rows", None, None)  # of hidden states [B, T, hidden]
 # Values of a block that are kept for its gradient: all, products with weights, or its input.
@@ -40,7 +38,7 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-FULL_UNROLL_LAYERS = 8  # up to this depth unrolling compiles quickly and avoids cache slicing
+FULL_UNROLL_LAYERS = 8  # up to this depth unrolling compiles quickly and avoids slices of weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,77 +213,42 @@ class Transformer(nnx.Module):
             near = seen & in_window(config, positions[:, start:stop], positions[:, :stop])
             return select(local, near, seen)
 
-        def attend(_, local, q, k, v):
-            mask = functools.partial(visible, local)
-            return attend_causally(q, k, v, mask, softcap=config.attention_softcap), None
-
-        return self.run(tokens, positions, attend, adapters=adapters, remat=remat)[0]
-
-    def run(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        attend: Attend,
-        cache: Any = None,
-        *,
-        layers: Sequence[nnx.State] | None = None,
-        adapters: jax.Array | None = None,
-        rotary: Rotary | None = None,
-        remat: Remat = "none",
-    ) -> tuple[jax.Array, Any]:
-        """Apply embedding, all blocks and the last norm.
-
-        Args:
-            tokens: `[B, T]` token ids.
-            positions: `[B, T]` rotary positions.
-            attend: attention of one block; see `Attend`.
-            cache: pytree with leading axis `L`, whose slices are passed to `attend`; with `layers`
-                a sequence of L pytrees.
-            layers: unstacked weights of each block (`unstack`), for loops over tokens: slices of
-                stacked weights would be copied in every iteration.
-            adapters: `[B]`; see `__call__`.
-            rotary: precomputed angles of the positions; default computed here.
-            remat: values of a block that are recomputed for its gradient instead of kept.
-
-        Returns:
-            Hidden states `[B, T, hidden_size]` and the values that `attend` kept, stacked to
-            `[L, ...]`; with `layers` a list of L.
-        """
-        config = self.config
-        graph, params = nnx.split(self.layers)
-        chosen = _chosen_adapters(config.lora, adapters, tokens.shape[0])
-        rotary = rotary_angles(config, positions) if rotary is None else rotary
-        with jax.named_scope("embed"):
-            x = self.embedding[...][tokens].astype(config.compute_dtype)
-            if config.scale_embeddings:
-                x = x * jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
-            x = constrain(x, HIDDEN_AXES)
-
+        rotary = rotary_angles(config, positions)
+        chosen = chosen_adapters(config.lora, adapters, batch)
         # Static if all layers are alike, so that only one of the two masks is computed.
         alike = len(set(config.is_local)) == 1
 
         def body(x, layer):
-            weights, layer_cache, local = layer
+            weights, local = layer
             local = config.is_local[0] if alike else local
-            angles = jax.tree.map(functools.partial(select, local), rotary.local, rotary.all)
-            here = functools.partial(attend, layer_cache, local)
-            x, kept = block(config, nnx.merge(graph, weights), x, angles, chosen, here)
-            return constrain(x, HIDDEN_AXES), kept
 
-        if layers is None:
-            if remat != "none":
-                # Without it, XLA would merge an unrolled block with its recomputation.
-                prevent = config.num_layers <= FULL_UNROLL_LAYERS
-                body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=prevent)
-            unroll = config.num_layers <= FULL_UNROLL_LAYERS
-            local = None if alike else jnp.array(config.is_local)
-            x, kept = jax.lax.scan(body, x, (params, cache, local), unroll=unroll)
-        else:
-            kept = []
-            for layer in zip(layers, cache, config.is_local, strict=True):
-                x, kept_here = body(x, layer)
-                kept.append(kept_here)
-        return rms_norm(x, self.norm[...], config.norm_eps, config.norm_offset), kept
+            def attend(q, k, v):
+                mask = functools.partial(visible, local)
+                return attend_causally(q, k, v, mask, softcap=config.attention_softcap), None
+
+            return block(config, weights, x, rotary.of(local), chosen, attend)
+
+        unroll = config.num_layers <= FULL_UNROLL_LAYERS
+        if remat != "none":
+            # `prevent_cse`: XLA would merge an unrolled block with its recomputation.
+            body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=unroll)
+        local = None if alike else jnp.array(config.is_local)
+        layers = (layer_weights(self), local)
+        x, _ = jax.lax.scan(body, self.embed(tokens), layers, unroll=unroll)
+        return self.normed(x)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Return the input of the first block, `[B, T, hidden_size]`, for `[B, T]` token ids."""
+        config = self.config
+        with jax.named_scope("embed"):
+            x = self.embedding[...][tokens].astype(config.compute_dtype)
+            if config.scale_embeddings:
+                x = x * jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
+            return constrain(x, HIDDEN_AXES)
+
+    def normed(self, x: jax.Array) -> jax.Array:
+        """Apply the last norm to the output of the last block."""
+        return rms_norm(x, self.norm[...], self.config.norm_eps, self.config.norm_offset)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Apply the LM head: `[..., hidden_size]` to float32 `[..., V]`."""
@@ -295,30 +258,45 @@ class Transformer(nnx.Module):
             return soften(logits, self.config.logits_softcap)
 
 
+def layer_weights(model: Transformer) -> dict[str, jax.Array]:
+    """Return the weights of all blocks by name, stacked to `[L, ...]`."""
+    return nnx.to_pure_dict(nnx.state(model.layers))
+
+
 def block(
     config: ModelConfig,
-    w: Blocks,
+    weights: Mapping[str, jax.Array],
     x: jax.Array,
-    rotary: Angles,
+    angles: Angles,
     chosen: jax.Array | None,
-    attend: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]],
+    attend: Attend,
 ) -> tuple[jax.Array, Any]:
-    """Apply one decoder block; return `[B, T, hidden]` and the values that `attend` kept."""
+    """Apply one decoder block.
+
+    Args:
+        config: of the decoder.
+        weights: of this block.
+        x: `[B, T, hidden_size]`.
+        angles: of the positions in this layer (`Rotary.of`).
+        chosen: see `chosen_adapters`.
+        attend: its attention.
+
+    Returns:
+        `[B, T, hidden_size]`, and the values that `attend` kept.
+    """
     batch, length, _ = x.shape
     dtype = x.dtype
 
     def project(y: jax.Array, name: str) -> jax.Array:
-        out = linear(y, getattr(w, name)[...])
+        out = linear(y, weights[name])
         if config.attention_bias and name in ("query", "key", "value"):
-            out = out + _along_last(getattr(w, f"{name}_bias")[...].astype(dtype), out.ndim)
+            out = out + _along_last(weights[f"{name}_bias"].astype(dtype), out.ndim)
         if chosen is not None and config.lora is not None and name in config.lora.targets:
-            out = out + low_rank(
-                y, getattr(w, f"{name}_lora_a")[...], getattr(w, f"{name}_lora_b")[...], chosen
-            )
+            out = out + low_rank(y, weights[f"{name}_lora_a"], weights[f"{name}_lora_b"], chosen)
         return out
 
     def norm(y: jax.Array, name: str) -> jax.Array:
-        return rms_norm(y, getattr(w, name)[...], config.norm_eps, config.norm_offset)
+        return rms_norm(y, weights[name], config.norm_eps, config.norm_offset)
 
     def heads(y: jax.Array, count: int) -> jax.Array:
         return y.reshape(batch, length, count, config.head_dim).swapaxes(1, 2)
@@ -331,7 +309,7 @@ def block(
         if config.qk_norm:
             q, k = norm(q, "query_norm"), norm(k, "key_norm")
         scale = 1.0 / math.sqrt(config.query_pre_attn_scalar or config.head_dim)
-        out, kept = attend(rotate(q, rotary, scale=scale), rotate(k, rotary), v)
+        out, kept = attend(rotate(q, angles, scale=scale), rotate(k, angles), v)
         out = project(out.swapaxes(1, 2).reshape(batch, length, -1), "output")
         x = x + (norm(out, "attention_post_norm") if config.post_norms else out)
     with jax.named_scope("mlp"):
@@ -339,10 +317,10 @@ def block(
         activate = ACTIVATIONS[config.activation]
         out = project(activate(project(y, "gate")) * project(y, "up"), "down")
         x = x + (norm(out, "mlp_post_norm") if config.post_norms else out)
-    return x, kept
+    return constrain(x, HIDDEN_AXES), kept
 
 
-def _chosen_adapters(
+def chosen_adapters(
     lora: LoraConfig | None, adapters: jax.Array | None, batch: int
 ) -> jax.Array | None:
     """Return `[B, 1, adapters * rank]`: alpha / rank in columns of each row's adapter, else 0."""
@@ -374,11 +352,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
-
-
-def unstack(tree: Any, layers: int) -> list[Any]:
-    """Return the `layers` slices of a pytree along its leading axis."""
-    return [jax.tree.map(operator.itemgetter(i), tree) for i in range(layers)]
 
 
 def linear(x: jax.Array, weight: jax.Array, *, out_dtype: DTypeLike | None = None) -> jax.Array:

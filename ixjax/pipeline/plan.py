@@ -19,7 +19,7 @@ from ixjax.devices import KINDS, DeviceKind, DeviceName
 from ixjax.generation.memory import SIDES, PlayMemory, dialogue_tokens, play_memory
 from ixjax.generation.outcomes import OUTCOME_TOKENS
 from ixjax.generation.rollouts import models_side_by_side
-from ixjax.models import FULL_UNROLL_LAYERS, ModelConfig
+from ixjax.models import ModelConfig
 from ixjax.models.costs import decode_flops, forward_flops, kv_bytes, training_flops
 from ixjax.models.hf_config import CONFIG, read_config
 from ixjax.models.placement import MOMENTS, describe_sharding, device_share
@@ -49,7 +49,7 @@ class PlanConfig:
     """The device to plan for; figures that are not known are not estimated."""
 
     device: DeviceName | None = None
-    """A known kind: defaults of the settings below are its figures."""
+    """A known kind of device, whose figures are the defaults of the settings below."""
     peak_tflops: float | None = None
     """Dense matrix products of one device, 10^12 operations per second."""
     memory_gb: float | None = None
@@ -244,7 +244,6 @@ def _play(
 ) -> dict[str, PlayMemory]:
     """Return the memory of the search, and of the evaluation's look-ahead with a user."""
     on_device = settings.device is not None
-    unstacked = (on_device and mesh.size == 1) or model.num_layers <= FULL_UNROLL_LAYERS
     turn = config.sampling.max_new_tokens
     longest = model.max_length - turn - OUTCOME_TOKENS
     played = models_side_by_side(config.engine, config.evaluation.batch, shared=False)
@@ -259,7 +258,6 @@ def _play(
             config.engine,
             tokens=tokens,
             longest=dialogue_tokens(search.max_turns, turn, longest),
-            unstacked=unstacked,
             paged=on_device,
             models=models,
         )

@@ -26,10 +26,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ixjax.models import FULL_UNROLL_LAYERS, ModelConfig, Remat
+from ixjax.models import ModelConfig, Remat
 from ixjax.models.placement import MOMENTS, Placement, describe_sharding, device_share
 from ixjax.models.sharding import model_of
-from ixjax.models.transformer import weight_specs
+from ixjax.models.transformer import FULL_UNROLL_LAYERS, weight_specs
 from ixjax.parallel import AnyMesh
 from ixjax.training.steps import Objective, trained_paths
 

@@ -50,27 +50,27 @@ class PlainPool(BlockPool):
         super().update(plain_grow if function is kv.grow else function, *args, **static)
 
 
-def plain_arrays(blocks: int) -> kv.Layer:
-    return kv.Layer(*(np.full((1, blocks, 1, 1, kv.BLOCK), -1) for _ in range(2)))
+def plain_arrays(blocks: int) -> list[kv.Layer]:
+    return [kv.Layer(*(np.full((blocks, 1, 1, kv.BLOCK), -1) for _ in range(2)))]
 
 
 def plain_grow(arrays, *, more, mesh):
-    grown = (np.concatenate(pair, axis=1) for pair in zip(arrays, plain_arrays(more), strict=True))
-    return kv.Layer(*grown)
+    (old,), (new,) = arrays, plain_arrays(more)
+    return [kv.Layer(*map(np.concatenate, zip(old, new, strict=True)))]
 
 
 def plain_write(arrays, spans, *, mesh):
     """Write entry by entry, as a CPU does; an accelerator reads all of them first."""
-    before, keys = arrays.keys.copy(), arrays.keys.copy()
+    (before, _), keys = arrays[0], arrays[0].keys.copy()
     for span, tokens in spans:
-        old = keys[:, span.source]
-        np.testing.assert_array_equal(old, before[:, span.source])  # the two orders agree
-        keys[:, span.block] = old
+        old = keys[span.source]
+        np.testing.assert_array_equal(old, before[span.source])  # the two orders agree
+        keys[span.block] = old
         columns = slice(span.offset, span.offset + span.columns)
-        keys[0, span.block, 0, 0, columns] = tokens[span.first : span.first + span.columns]
+        keys[span.block, 0, 0, columns] = tokens[span.first : span.first + span.columns]
     written = [span.block for span, _ in spans]
     assert len(set(written)) == len(written)
-    return kv.Layer(keys, keys)
+    return [kv.Layer(keys, keys)]
 
 
 class Pool(RuleBasedStateMachine):
@@ -169,7 +169,7 @@ class Pool(RuleBasedStateMachine):
         for context, tokens in self.known:
             assert context.tokens == tokens
             assert len(context.blocks) == -(-context.stored // kv.BLOCK)
-            keys = [self.pool.arrays.keys[0, block, 0, 0] for block in context.blocks]
+            keys = [self.pool.arrays[0].keys[block, 0, 0] for block in context.blocks]
             stored = np.concatenate(keys)[: context.stored] if keys else []
             np.testing.assert_array_equal(stored, tokens[: context.stored])
 

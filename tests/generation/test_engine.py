@@ -396,13 +396,12 @@ def test_a_repetition_penalty_counts_the_prompt_and_what_was_sampled(engine):
             assert token == int(processor(torch.tensor([prompt + answer[:i]]), scores).argmax())
 
 
-@pytest.mark.parametrize("unstacked", [True, False])
-def test_an_engine_holds_each_weight_once(unstacked):
+def test_an_engine_holds_each_weight_once():
     def size(tree) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
-    weights = Weights.of(tiny.model(), unstacked=unstacked, positions=1)
-    assert size((weights.params, weights.layers)) == size(nnx.state(tiny.model()))
+    weights = Weights.of(tiny.model(), positions=1)
+    assert size((weights.outer, weights.layers)) == size(nnx.state(tiny.model()))
 
 
 @by_layout

@@ -39,7 +39,7 @@ def test_blocks_take_on_a_device_what_an_engine_allocates_there(sizes):
 
 def memory(**changes):
     mesh = abstract_mesh(MeshConfig(), 1)
-    given = {"tokens": 1000, "longest": 90, "unstacked": True, "paged": False} | changes
+    given = {"tokens": 1000, "longest": 90, "paged": False} | changes
     engine = given.pop("engine", ENGINE)
     return play_memory(CONFIG, mesh, engine, **given)
 
@@ -55,8 +55,8 @@ def test_play_holds_two_models_their_contexts_and_both_batches():
 
 
 def test_what_is_held_grows_with_what_asks_for_it():
-    one, more = memory(), memory(tokens=10_000, models=3, unstacked=False)
-    assert (more.copies, more.weights) == (0, one.weights * 3 // 2)
+    one, more = memory(), memory(tokens=10_000, models=3)
+    assert (more.copies, more.weights) == (one.copies * 3 // 2, one.weights * 3 // 2)
     assert more.cache > one.cache
     assert (more.batches, more.reading) == (one.batches, one.reading)
 
