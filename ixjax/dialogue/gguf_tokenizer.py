@@ -21,28 +21,22 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-PREFIX = "tokenizer.ggml."
-MODEL, PRE, TOKENS, TYPES, SCORES, MERGES, ADD_BOS, ADD_EOS, ADD_SPACE = (
-    PREFIX + name
-    for name in (
-        "model",
-        "pre",
-        "tokens",
-        "token_type",
-        "scores",
-        "merges",
-        "add_bos_token",
-        "add_eos_token",
-        "add_space_prefix",
-    )
-)
+MODEL = "tokenizer.ggml.model"
+PRE = "tokenizer.ggml.pre"
+TOKENS = "tokenizer.ggml.tokens"
+TYPES = "tokenizer.ggml.token_type"
+SCORES = "tokenizer.ggml.scores"
+MERGES = "tokenizer.ggml.merges"
+ADD_BOS = "tokenizer.ggml.add_bos_token"
+ADD_EOS = "tokenizer.ggml.add_eos_token"
+ADD_SPACE = "tokenizer.ggml.add_space_prefix"
 CHAT_TEMPLATE = "tokenizer.chat_template"
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # values of MODEL
 SPECIAL = {  # transformers' name -> key
-    "bos_token": PREFIX + "bos_token_id",
-    "eos_token": PREFIX + "eos_token_id",
-    "unk_token": PREFIX + "unknown_token_id",
-    "pad_token": PREFIX + "padding_token_id",
+    "bos_token": "tokenizer.ggml.bos_token_id",
+    "eos_token": "tokenizer.ggml.eos_token_id",
+    "unk_token": "tokenizer.ggml.unknown_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
 }
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # values of TYPES
 SPACE = "▁"  # SentencePiece's
@@ -96,20 +90,23 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
 
     file = open_gguf(path)
     tokens, types = file.array(TOKENS, str), _types(file)
-    kind = file.get(MODEL, str)
-    if kind not in (BYTE_LEVEL, SENTENCEPIECE):
+    model = file.get(MODEL, str)
+    if model not in (BYTE_LEVEL, SENTENCEPIECE):
         raise file.error(MODEL, f"one of the supported: {BYTE_LEVEL}, {SENTENCEPIECE}")
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if len(vocabulary) < len(tokens):
         raise file.error(TOKENS, f"{len(tokens)} different ones, not {len(vocabulary)}")
-    names = {name: tokens[_token_id(file, key)] for name, key in SPECIAL.items() if _has(file, key)}
-    byte_level = kind == BYTE_LEVEL
+    names = {
+        name: tokens[_token_id(file, key)] for name, key in SPECIAL.items() if key in file.metadata
+    }
+    byte_level = model == BYTE_LEVEL
     built = _byte_level(file, vocabulary) if byte_level else _sentencepiece(file, vocabulary, names)
-    for token, number in zip(tokens, types, strict=True):
-        if number in (CONTROL, USER_DEFINED):
-            special = number == CONTROL
-            added = AddedToken(token, normalized=False, special=special)
-            (built.add_special_tokens if special else built.add_tokens)([added])
+    whole = [
+        AddedToken(token, normalized=False, special=kind == CONTROL)
+        for token, kind in zip(tokens, types, strict=True)
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    built.add_tokens(whole)
     begins = _split(file).begins if byte_level else True
     _add_ends(built, names, file.get(ADD_BOS, bool, begins), file.get(ADD_EOS, bool, False))
     fast = PreTrainedTokenizerFast(
@@ -118,10 +115,6 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     if CHAT_TEMPLATE in file.metadata:
         fast.chat_template = file.get(CHAT_TEMPLATE, str)
     return fast
-
-
-def _has(file: GgufFile, key: str) -> bool:
-    return key in file.metadata
 
 
 def _token_id(file: GgufFile, key: str) -> int:
@@ -133,7 +126,7 @@ def _token_id(file: GgufFile, key: str) -> int:
 
 def _types(file: GgufFile) -> list[int]:
     size = len(file.array(TOKENS, str))
-    types = file.array(TYPES, int) if _has(file, TYPES) else [NORMAL] * size
+    types = file.array(TYPES, int) if TYPES in file.metadata else [NORMAL] * size
     if len(types) != size:
         raise file.error(TYPES, f"{size} types, one for each of {TOKENS}")
     return types
@@ -157,9 +150,10 @@ def _byte_level(file: GgufFile, vocabulary: dict[str, int]) -> Tokenizer:
 
     split = _split(file)
     merges = [merge.split(" ") for merge in file.array(MERGES, str)]
-    wrong = [merge for merge in merges if len(merge) != 2 or "".join(merge) not in vocabulary]
-    if wrong:
-        raise file.error(MERGES, f"pairs of tokens of the vocabulary, not {' '.join(wrong[0])!r}")
+    for merge in merges:
+        if len(merge) != 2 or not {*merge, "".join(merge)} <= vocabulary.keys():
+            expected = f"pairs that make a token, all of {TOKENS}, not {' '.join(merge)!r}"
+            raise file.error(MERGES, expected)
     pairs = [(left, right) for left, right in merges]
     built = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=split.whole))
     steps: list[pre_tokenizers.PreTokenizer] = []

@@ -57,6 +57,7 @@ _MUST_BE = {
     "logit_scale": 0.0,
     "embedding_scale": 0.0,
     "residual_scale": 0.0,
+    "rope.scale_linear": 1.0,  # of files before rope.scaling
 }
 _SPECIAL_IDS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
@@ -89,6 +90,7 @@ def read_metadata(path: Path) -> Fields:
     keys["model_type"] = ARCHITECTURE
     values = {field: file.metadata[key] for field, key in keys.items() if key in file.metadata}
     values["model_type"] = MODEL_TYPES[name]
+    keys["layer_types"] = keys["sliding_window_pattern"]
     fields = Fields(str(path), values, keys)
     fields.number("rms_norm_eps")  # config.json has a default, GGUF has none
     values.update(_implied(file, name, fields))
@@ -114,7 +116,7 @@ def _implied(file: GgufFile, name: str, fields: Fields) -> dict[str, Any]:
         values["head_dim"] = head_dim
     if EMBEDDING in file.tensors:
         values["vocab_size"] = fields.integer("vocab_size", file.tensors[EMBEDDING].shape[0])
-    if name == "llama" and "sliding_window" in fields.values:
+    if name == "llama" and fields.values.get("sliding_window"):
         values["model_type"] = "mistral"
     if name.startswith("gemma"):
         wide = (name, fields.integer("num_hidden_layers")) in _WIDE_SCALE
@@ -150,7 +152,10 @@ def _rope_scaling(file: GgufFile, fields: Fields, head_dim: int) -> dict[str, An
     """
     if ROPE_FREQS not in file.tensors:
         return _linear(fields)
-    found = file.tensors[ROPE_FREQS].dequantized().reshape(-1)
+    stored = file.tensors[ROPE_FREQS]
+    if stored.kind != "F32":
+        raise InputError(f"{file.path}: tensor {ROPE_FREQS} has type {stored.kind}; expected F32")
+    found = stored.dequantized().reshape(-1)
     factor = round(float(found.max()), 4)  # the division that made it was rounded
     scaling = (factor, LLAMA3_LOW, LLAMA3_HIGH, LLAMA3_ORIGINAL)
     theta = fields.number("rope_theta", 10000.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ixjax.gguf_file import GgufFile, open_gguf, readable_kinds
+from ixjax.gguf_file import GgufFile, readable_kinds
 from ixjax.models.config import ModelConfig
 from ixjax.models.gguf_config import ARCHITECTURE, ROPE_FREQS
 from ixjax.models.hf_files import Part, TensorSource
@@ -22,7 +22,13 @@ _NORM = "norm.weight"
 
 
 class GgufTensors(TensorSource):
-    """Tensors of a file by Hugging Face's names; a surplus one has its own name."""
+    """Tensors of a file by Hugging Face's names; a surplus one has its own name.
+
+    Args:
+        file: the file.
+        config: its network.
+        names: Hugging Face's names of the network's tensors.
+    """
 
     description = "the metadata"
 
@@ -87,17 +93,3 @@ class GgufTensors(TensorSource):
             return None
         rows = np.arange(self._file.tensors[own].shape[0])
         return rows.reshape(-1, self._config.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
-
-
-def open_file(path: Path, config: ModelConfig, names: Iterable[str]) -> GgufTensors:
-    """Open a file's tensors.
-
-    Args:
-        path: the GGUF file.
-        config: its network.
-        names: Hugging Face's names of the network's tensors.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    return GgufTensors(open_gguf(path), config, names)

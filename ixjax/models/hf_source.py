@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from ixjax.gguf_file import SUFFIX, is_gguf
+from ixjax.gguf_file import SUFFIX, is_gguf, open_gguf
 from ixjax.io import InputError
 from ixjax.models.config import ModelConfig
-from ixjax.models.gguf_tensors import open_file
+from ixjax.models.gguf_tensors import GgufTensors
 from ixjax.models.hf_files import ADAPTER_CONFIG, CONFIG, TensorSource, open_folder
 
 
@@ -66,5 +66,5 @@ def open_tensors(
         InputError: a file is missing or damaged.
     """
     if is_gguf(checkpoint):
-        return open_file(checkpoint, config, names)
+        return GgufTensors(open_gguf(checkpoint), config, names)
     return open_folder(checkpoint, files)

@@ -116,7 +116,7 @@ def find_checkpoint(run: Run | None, name: str, *, role: Role | None = None) -> 
         if not name:
             raise io.InputError(
                 "no model given. Set --out RUN for a model of a run, or --model FOLDER for a "
-                "Hugging Face folder."
+                "Hugging Face folder or a *.gguf file."
             )
         return _for_side(_folder(name), role)
     known = {checkpoint.name: checkpoint for checkpoint in run_checkpoints(run)}
@@ -127,8 +127,9 @@ def find_checkpoint(run: Run | None, name: str, *, role: Role | None = None) -> 
     if found is None:
         near = difflib.get_close_matches(name, known, n=1)
         raise io.InputError(
-            f"--model is {name!r}; expected a folder, a *.gguf file, or a model of {run.directory.root} "
-            f"({', '.join(known)})" + (f"; perhaps you meant {near[0]}" if near else "")
+            f"--model is {name!r}; expected a folder, a *.gguf file, or a model of "
+            f"{run.directory.root} ({', '.join(known)})"
+            + (f"; perhaps you meant {near[0]}" if near else "")
         )
     if not found.finished:
         raise io.InputError(

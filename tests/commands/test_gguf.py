@@ -9,6 +9,8 @@ import pytest
 from ixjax import io
 from ixjax.dialogue import load_tokenizer
 from ixjax.dialogue.tokenizer import TOKENIZER_FILES
+from ixjax.models.hf_config import read_config
+from ixjax.pipeline.checkpoints import find_checkpoint
 from tests.dialogue.chat_families import build
 from tests.gguf_files import tokenizer_metadata, write_tiny
 
@@ -44,7 +46,19 @@ def test_a_tokenizer_is_taken_from_a_file(file, command, tmp_path):
     assert load_tokenizer(out / "tokenizer").get_vocab() == build("llama3").get_vocab()
 
 
-def test_tools_read_a_file(file, command):
+def test_a_model_is_named_by_its_file(file):
+    model, template = find_checkpoint(None, str(file)).load(dtype="float32")
+    assert model.config == read_config(file, dtype="float32")
+    assert template.vocab_size == model.config.vocab_size == len(build("llama3"))
+
+
+@pytest.mark.slow
+def test_tools_read_a_file(file, command, monkeypatch):
+    lines = iter(["hi ."])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, "/quit"))
+    code, shown, _ = command("chat", "--model", str(file), "--scenario", "sandbox")
+    assert code == 0
+    assert "policy: " in shown
     flags = ("--dialogues", "2", "--sampling.max-new-tokens", "5", "--dtype", "float32")
     code, shown, error = command("parity", "--model", str(file), *flags)
     assert (code, error) == (0, "")

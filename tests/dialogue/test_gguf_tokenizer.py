@@ -20,9 +20,7 @@ from ixjax.dialogue.gguf_tokenizer import SPLITS
 from ixjax.dialogue.tokenizer import load_tokenizer, save_tokenizer
 from ixjax.io import InputError
 from tests.dialogue.chat_families import SENTENCES, build
-from tests.gguf_files import smollm2, tokenizer_metadata, write_tiny
-
-__all__ = ["smollm2"]
+from tests.gguf_files import tokenizer_metadata, write_tiny
 
 TEXTS = [
     "",
@@ -161,23 +159,46 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def test_sentencepiece_merges_follow_the_scores(tmp_path):
-    original = sentencepiece_tokenizer()
-    size = len(original)
-    special = {0: 2, 1: 3, 2: 3} | dict.fromkeys(range(3, 259), 6)
-    described = tokenizer_metadata(original, "default", **{
+def sentencepiece_metadata(original: PreTrainedTokenizerFast, whole=(), **changes) -> dict:
+    """Return it as llama.cpp's converter stores it, `whole` as user-defined tokens before all."""
+    tokens = original.convert_ids_to_tokens(range(len(original)))
+    special = [2, 3, 3, *[6] * 256]  # <unk>, <s>, </s>, bytes
+    types = [*special, *[4] * len(whole), *[1] * (len(tokens) - len(special))]
+    tokens[len(special) : len(special)] = whole
+    scores = [0.0 if kind != 1 else -float(number) for number, kind in enumerate(types)]
+    return tokenizer_metadata(original, "default", **{
         "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.scores": [0.0] * 259 + [-float(n) for n in range(size - 259)],
-        "tokenizer.ggml.token_type": [special.get(number, 1) for number in range(size)],
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": None,
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.add_bos_token": True,
+        **changes,
     })  # fmt: skip
+
+
+def test_sentencepiece_merges_follow_the_scores(tmp_path):
+    original = sentencepiece_tokenizer()
+    described = sentencepiece_metadata(original)
     found = load_tokenizer(write_tiny(tmp_path / "m.gguf", "llama", tokenizer=described))
     for text in [*TEXTS, *NUMBERS, *SENTENCES, "a</s>b", *random_texts(200)]:
         assert ids(found, text) == ids(original, text), text
         assert found.decode(ids(found, text)) == original.decode(ids(original, text))
     assert found("I feel")["input_ids"] == [1, *ids(original, "I feel")]
+
+
+def test_runs_of_spaces_are_tokens_of_a_gemma(tmp_path):
+    spaces = {"tokenizer.ggml.add_space_prefix": False}
+    described = sentencepiece_metadata(
+        sentencepiece_tokenizer(), whole=("\n\n", "  ", "   ", "    "), **spaces
+    )
+    path = write_tiny(tmp_path / "m.gguf", "gemma3", tokenizer=described)
+    found, expected = load_tokenizer(path), reference(path)
+    assert found.convert_tokens_to_ids("    ") in ids(found, TEXTS[4])
+    for text in [*TEXTS, *NUMBERS, *SENTENCES, "a</s>b", *random_texts(200)]:
+        assert ids(found, text) == ids(expected, text), text
+        assert found.decode(ids(found, text)) == expected.decode(ids(expected, text))
 
 
 def test_a_saved_tokenizer_is_a_folder_for_transformers(made, tmp_path):
@@ -218,6 +239,7 @@ def test_smollm2_gives_the_tokens_of_llama_cpp(smollm2):
     assert {text: ids(found, text) for text in LLAMA_CPP} == LLAMA_CPP
 
 
+@pytest.mark.slow
 def test_smollm2_gives_the_tokens_and_the_dialogue_of_transformers(smollm2):
     found, expected = load_tokenizer(smollm2), reference(smollm2)
     texts = [*TEXTS, *SENTENCES, *random_texts(500)]
@@ -239,15 +261,16 @@ def test_smollm2_gives_the_tokens_and_the_dialogue_of_transformers(smollm2):
 
 
 REFUSED = [
-    ({"tokens": None}, "tokens is nothing; expected an array, each element a text"),
+    ({"tokens": None}, "tokens is nothing; expected a non-empty array, each element a text"),
     ({"model": "rwkv"}, "model is 'rwkv'; expected one of the supported: gpt2, llama"),
     ({"pre": "viking"}, "pre is 'viking'; expected one of the supported: gpt-2, smollm"),
     ({"pre": None}, "pre is nothing; expected a text"),
-    ({"merges": None}, "merges is nothing; expected an array"),
-    ({"merges": ["a b c"]}, r"merges is \['a b c'\]; expected pairs of tokens .* not 'a b c'"),
+    ({"merges": None}, "merges is nothing; expected a non-empty array"),
+    ({"merges": ["a b c"]}, r"merges is \['a b c'\]; expected pairs that .* not 'a b c'"),
+    ({"merges": ["a bzz"]}, r"merges is \['a bzz'\]; expected pairs that .* not 'a bzz'"),
     ({"token_type": [1]}, r"token_type is \[1\]; expected 392 types, one for each"),
     ({"bos_token_id": 392}, "bos_token_id is 392; expected a token from 0 to 391"),
-    ({"model": "llama"}, "scores is nothing; expected an array, each element a number"),
+    ({"model": "llama"}, "scores is nothing; expected a non-empty array, each element a number"),
     ({"tokens": ["a", "a"], "token_type": [1, 1]}, r"tokens is \['a', 'a'\]; expected 2 different"),
 ]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import struct
 from pathlib import Path
 
 import jax
@@ -14,7 +16,7 @@ from ixjax.gguf_file import open_gguf
 from ixjax.io import InputError
 from ixjax.models import check_hf, load_hf, save_hf
 from ixjax.models.hf_config import read_config
-from tests.gguf_files import KINDS, convert_folder, smollm2, write_tiny
+from tests.gguf_files import KINDS, convert_folder, write_tiny
 from tests.models.families import (
     LINEAR,
     TOKENS,
@@ -23,12 +25,6 @@ from tests.models.families import (
     torch_logits,
     transformers,
 )
-
-__all__ = ["smollm2"]
-
-pytest.importorskip("accelerate", reason="transformers reads GGUF with accelerate")
-
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 
 def reference(path: Path) -> transformers.PreTrainedModel:
@@ -43,8 +39,9 @@ def logits_of(model: transformers.PreTrainedModel, tokens: np.ndarray) -> np.nda
         return model(torch.tensor(tokens)).logits.numpy()
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "tied"), [("llama", True), ("qwen2", False), ("qwen3", True)]
+)
 def test_every_quantisation_gives_the_logits_of_transformers(architecture, tied, tmp_path):
     path = write_tiny(tmp_path / "m.gguf", architecture, kinds=KINDS, tied=tied)
     kinds = {tensor.kind for tensor in open_gguf(path).tensors.values()}
@@ -142,6 +139,7 @@ def test_a_checkpoint_without_architectures_goes_by_its_model_type(tmp_path):
     assert read_config(folder / "config.json") == expected
 
 
+@pytest.mark.slow
 def test_smollm2_gives_the_logits_of_transformers(smollm2):
     # Logits reach 30, and rounding in float32 makes 2e-4 of them over 30 layers.
     tokens = np.random.default_rng(0).integers(0, 49152, (1, 12))
@@ -150,6 +148,7 @@ def test_smollm2_gives_the_logits_of_transformers(smollm2):
     np.testing.assert_allclose(found, logits_of(reference(smollm2), tokens), atol=4e-4)
 
 
+@pytest.mark.slow
 def test_smollm2_is_exported_as_a_folder(smollm2, tmp_path):
     from ixjax.dialogue import load_tokenizer
 
@@ -215,6 +214,24 @@ REFUSED = {
         lambda path: tiny(path, attention__layer_norm_rms_epsilon=None),
         "llama.attention.layer_norm_rms_epsilon is nothing; expected a positive number",
     ),
+    "epsilon": (
+        lambda path: tiny(path, attention__layer_norm_rms_epsilon=math.nan),
+        "llama.attention.layer_norm_rms_epsilon is nan; expected a positive number",
+    ),
+    "key twice": (
+        lambda path: replaced(
+            write_tiny(path, "llama", tokenizer={"one.a": 1, "one.b": 2}), b"one.b", b"one.a"
+        ),
+        "one.a is given twice; expected once",
+    ),
+    "count of texts": (
+        lambda path: replaced(
+            write_tiny(path, "llama", tokenizer={"texts": ["a", "b"]}),
+            b"texts" + struct.pack("<IIQ", 9, 8, 2),
+            b"texts" + struct.pack("<IIQ", 9, 8, 2**40),
+        ),
+        "texts has 1099511627776 texts; expected no more than fit into the file",
+    ),
     "wrong field": (
         lambda path: tiny(path, attention__head_count_kv=3),
         r"llama.attention.head_count_kv is 3; expected a divisor of num_attention_heads \(8\)",
@@ -239,6 +256,10 @@ REFUSED = {
     "end token": (
         lambda path: write_tiny(path, "llama", tokenizer={"tokenizer.ggml.eos_token_id": 40}),
         "tokenizer.ggml.eos_token_id is 40; expected tokens from 0 to 39",
+    ),
+    "tensor twice": (
+        lambda path: replaced(tiny(path), b"blk.1.attn_q.weight", b"blk.0.attn_q.weight"),
+        "tensor blk.0.attn_q.weight is listed twice; expected once",
     ),
     "missing tensor": (
         lambda path: replaced(tiny(path), b"blk.1.attn_q.weight", b"blk.1.attn_z.weight"),
@@ -265,27 +286,31 @@ def test_a_wrong_file_is_refused_by_key_or_tensor(case, tmp_path):
     assert str(error.value).startswith(f"{path}: ")
 
 
-def edited_tensor(path: Path, name: str, kind: int) -> Path:
-    """Change a tensor's quantisation in the header: name, axes (2), sizes, quantisation."""
-    content = bytearray(write_tiny(path, "llama").read_bytes())
-    at = content.index(name.encode()) + len(name) + 4 + 16
-    content[at : at + 4] = kind.to_bytes(4, "little")
-    path.write_bytes(content)
-    return path
+# A tensor in the header: its name, then the number of axes, their sizes, quantisation, offset.
+DESCRIPTION = {"axes": 2, "inner": 256, "outer": 512, "kind": 0, "offset": None}
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("field", "value", "message"),
     [
-        (99, "has quantisation 99; expected one of F32, F16, Q4_0"),
-        (24, "has type I8; expected one of F32, F16, Q4_0"),
+        ("axes", 5, "has 5 axes; expected 1 to 4"),
+        ("inner", 0, r"has shape \[512, 0\]; expected no 0"),
+        ("outer", 2**62, r"ends at byte \d{20,}; expected at most \d+, the size of the file"),
+        ("kind", 99, "has quantisation 99; expected one of F32, F16, Q4_0"),
+        ("kind", 24, "has type I8; expected one of F32, F16, Q4_0"),
+        ("offset", 2**63, r"ends at byte \d{19}; expected at most \d+, the size of the file"),
     ],
 )
-def test_a_quantisation_that_cannot_be_read_is_refused(kind, message, tmp_path):
-    name = "blk.1.ffn_up.weight"
-    path = edited_tensor(tmp_path / "m.gguf", name, kind)
+def test_a_description_that_no_tensor_has_is_refused(field, value, message, tmp_path):
+    name, path = "blk.1.ffn_up.weight", write_tiny(tmp_path / "m.gguf", "llama")
+    content, form = bytearray(path.read_bytes()), "<IQQIQ"
+    at = content.index(name.encode()) + len(name)
+    found = dict(zip(DESCRIPTION, struct.unpack_from(form, content, at), strict=True))
+    assert {**found, "offset": None} == DESCRIPTION
+    struct.pack_into(form, content, at, *{**found, field: value}.values())
+    path.write_bytes(content)
     with pytest.raises(InputError, match=f"m.gguf: tensor {name} {message}"):
-        load_hf(path)
+        check_hf(path)
 
 
 def test_divisors_of_another_scaling_are_refused(tmp_path):
@@ -293,6 +318,9 @@ def test_divisors_of_another_scaling_are_refused(tmp_path):
     divisors = np.linspace(1, 8, 32, dtype=np.float32)
     path = convert_folder(folder, tmp_path / "m.gguf", extra={"rope_freqs.weight": divisors})
     with pytest.raises(InputError, match=r"rope_freqs.weight has 32 values up to 8; expected the"):
+        check_hf(path)
+    replaced(path, *(b"rope_freqs.weight" + struct.pack("<IQI", 1, 32, kind) for kind in (0, 26)))
+    with pytest.raises(InputError, match=r"rope_freqs.weight has type I32; expected F32"):
         check_hf(path)
 
 
@@ -302,3 +330,8 @@ def test_a_folder_with_a_file_names_the_file(tmp_path):
         check_hf(tmp_path)
     shutil.copy(path, tmp_path / "M.GGUF")
     assert check_hf(tmp_path / "M.GGUF").hidden_size == 256
+
+
+def test_a_folder_may_have_the_name_of_a_file(tmp_path):
+    folder = make_checkpoint(tmp_path / "qwen.gguf", "qwen2", {"num_key_value_heads": 2})
+    assert check_hf(folder) == read_config(folder / "config.json")
