@@ -122,9 +122,14 @@ def load_tokenizer(path: str | Path, *, setting: str = "tokenizer.path") -> PreT
     path = Path(path)
     tokenizer = read_tokenizer(path) if is_gguf(path) else _read_folder(path, setting)
     if not tokenizer.chat_template:
+        remedy = (
+            "set --tokenizer.path to a folder that has one"
+            if is_gguf(path)
+            else "put a chat_template.jinja into the folder"
+        )
         raise InputError(
             f"{setting}: {str(path)!r} has no chat template; take the instruction-tuned version of "
-            "this model, or put a chat_template.jinja into the folder"
+            f"this model, or {remedy}"
         )
     _check_template(tokenizer, path)
     return tokenizer

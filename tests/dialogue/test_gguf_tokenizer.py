@@ -289,5 +289,7 @@ def test_a_file_without_chat_template_is_refused(tmp_path):
     described = tokenizer_metadata(build("llama3"), "llama-bpe")
     del described["tokenizer.chat_template"]
     path = write_tiny(tmp_path / "m.gguf", "llama", tokenizer=described)
-    with pytest.raises(InputError, match=r"model\.path: .* has no chat template"):
+    with pytest.raises(
+        InputError, match=r"model\.path: .* has no chat template; .* set --tokenizer.path"
+    ):
         load_tokenizer(path, setting="model.path")
