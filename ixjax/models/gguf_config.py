@@ -93,6 +93,8 @@ def read_metadata(path: Path) -> Fields:
     keys["layer_types"] = keys["sliding_window_pattern"]
     fields = Fields(str(path), values, keys)
     fields.number("rms_norm_eps")  # config.json has a default, GGUF has none
+    if fields.integer("num_hidden_layers") > len(file.tensors):  # a damaged count would be slow
+        raise fields.error("num_hidden_layers", f"at most {len(file.tensors)}, the file's tensors")
     values.update(_implied(file, name, fields))
     return fields
 
@@ -153,19 +155,22 @@ def _rope_scaling(file: GgufFile, fields: Fields, head_dim: int) -> dict[str, An
     if ROPE_FREQS not in file.tensors:
         return _linear(fields)
     stored = file.tensors[ROPE_FREQS]
-    if stored.kind != "F32":
-        raise InputError(f"{file.path}: tensor {ROPE_FREQS} has type {stored.kind}; expected F32")
-    found = stored.dequantized().reshape(-1)
+    if (stored.kind, stored.shape) != ("F32", (head_dim // 2,)):
+        raise InputError(
+            f"{file.path}: tensor {ROPE_FREQS} has type {stored.kind} and shape "
+            f"{list(stored.shape)}; expected F32 and [{head_dim // 2}]"
+        )
+    found = stored.dequantized()
     factor = round(float(found.max()), 4)  # the division that made it was rounded
     scaling = (factor, LLAMA3_LOW, LLAMA3_HIGH, LLAMA3_ORIGINAL)
     theta = fields.number("rope_theta", 10000.0)
     frequencies = theta ** -(np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
     expected = np.asarray(frequencies / scale_frequencies(jnp.asarray(frequencies), scaling))
-    if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-4):
+    if not np.allclose(found, expected, rtol=1e-4):
         raise InputError(
-            f"{file.path}: tensor {ROPE_FREQS} has {found.size} values up to {factor:g}; expected "
-            f"the {expected.size} divisors of frequencies of Llama 3 (low_freq_factor "
-            f"{LLAMA3_LOW:g}, high_freq_factor {LLAMA3_HIGH:g}, {LLAMA3_ORIGINAL} positions)"
+            f"{file.path}: tensor {ROPE_FREQS} has values up to {factor:g}; expected the divisors "
+            f"of frequencies of Llama 3 (low_freq_factor {LLAMA3_LOW:g}, high_freq_factor "
+            f"{LLAMA3_HIGH:g}, {LLAMA3_ORIGINAL} positions)"
         )
     return {
         "rope_type": "llama3",

@@ -210,6 +210,10 @@ REFUSED = {
         lambda path: tiny(path, block_count=None),
         "llama.block_count is nothing; expected a positive integer",
     ),
+    "count of layers": (
+        lambda path: tiny(path, block_count=10**9),
+        "llama.block_count is 1000000000; expected at most 20, the file's tensors",
+    ),
     "no epsilon": (
         lambda path: tiny(path, attention__layer_norm_rms_epsilon=None),
         "llama.attention.layer_norm_rms_epsilon is nothing; expected a positive number",
@@ -317,10 +321,12 @@ def test_divisors_of_another_scaling_are_refused(tmp_path):
     folder = make_checkpoint(tmp_path / "hf", "llama", LLAMA3_CHANGES)
     divisors = np.linspace(1, 8, 32, dtype=np.float32)
     path = convert_folder(folder, tmp_path / "m.gguf", extra={"rope_freqs.weight": divisors})
-    with pytest.raises(InputError, match=r"rope_freqs.weight has 32 values up to 8; expected the"):
+    with pytest.raises(InputError, match=r"rope_freqs.weight has values up to 8; expected the"):
         check_hf(path)
     replaced(path, *(b"rope_freqs.weight" + struct.pack("<IQI", 1, 32, kind) for kind in (0, 26)))
-    with pytest.raises(InputError, match=r"rope_freqs.weight has type I32; expected F32"):
+    with pytest.raises(
+        InputError, match=r"rope_freqs.weight has type I32 and shape \[32\]; expected F32 "
+    ):
         check_hf(path)
 
 
