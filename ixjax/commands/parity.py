@@ -29,7 +29,7 @@ class Settings:
     out: str = ""
     """A run directory: its models are compared on dialogues of its test split."""
     model: str = ""
-    """A model of the run, or a Hugging Face folder; default: every finished model of the run."""
+    """A model of the run, Hugging Face folder or *.gguf; default: every finished model."""
     dialogues: int = 8
     """Dialogues to compare, one turn each."""
     tolerance: float | None = None

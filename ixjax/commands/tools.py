@@ -14,6 +14,7 @@ from typing import Any
 
 from ixjax.commands.arguments import take
 from ixjax.commands.flags import read_flags
+from ixjax.gguf_file import is_gguf
 from ixjax.io import InputError
 from ixjax.models import turn_tokens
 from ixjax.pipeline import Run, RunConfig, read_run
@@ -59,9 +60,9 @@ def parse_tool(
 
 
 def _as_folder_says(settings: Any, model: str | None) -> Any:
-    """Return a tool's defaults, with the turn length of the Hugging Face folder if one is named."""
+    """Return a tool's defaults, with the turn length of the checkpoint if one is named."""
     sampling = getattr(settings, "sampling", None)
-    if not model or sampling is None or not Path(model).is_dir():
+    if not model or sampling is None or not (Path(model).is_dir() or is_gguf(model)):
         return settings
     tokens = turn_tokens(Path(model), default=sampling.max_new_tokens)
     return dataclasses.replace(

@@ -1,4 +1,6 @@
-"""Tokenizers: train one on the corpus, or load any Hugging Face folder that has a chat template.
+"""Tokenizers: train one on the corpus, or load one that has a chat template.
+
+A loaded one comes from a Hugging Face folder or a GGUF file (`ixjax.dialogue.gguf_tokenizer`).
 
 A trained tokenizer is a byte-level BPE with one token for each turn boundary and one that announces
 the closing outcome line. It is saved as a plain Hugging Face folder with its template, which
@@ -15,6 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ixjax.dialogue.gguf_tokenizer import read_tokenizer
+from ixjax.gguf_file import is_gguf
 from ixjax.io import NO_EFFECT, InputError
 
 if TYPE_CHECKING:
@@ -41,7 +45,7 @@ class TokenizerConfig:
     """Which tokenizer both speakers use."""
 
     path: str = dataclasses.field(default="", metadata=NO_EFFECT)
-    """Hugging Face tokenizer folder with a chat template; empty: train one on the corpus."""
+    """Hugging Face tokenizer folder, or *.gguf file, with a chat template; empty: train one."""
 
     vocab_size: int = 4096
     """Largest vocabulary of a trained tokenizer; a small corpus fills less of it."""
@@ -105,23 +109,40 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, path: str | Path) -> None
 
 
 def load_tokenizer(path: str | Path, *, setting: str = "tokenizer.path") -> PreTrainedTokenizerFast:
-    """Load a Hugging Face tokenizer folder.
+    """Load the tokenizer of a Hugging Face folder or a GGUF file.
 
     Args:
-        path: a local folder with `tokenizer.json` and a chat template.
+        path: a local folder with `tokenizer.json` and a chat template, or a *.gguf file.
         setting: name of the setting that holds the path, for errors.
 
     Raises:
-        InputError: the folder is missing or unreadable, or has no fast tokenizer or no chat
+        InputError: the path is missing or unreadable, or has no fast tokenizer or no chat
             template; the message names the remedy.
     """
+    path = Path(path)
+    tokenizer = read_tokenizer(path) if is_gguf(path) else _read_folder(path, setting)
+    if not tokenizer.chat_template:
+        remedy = (
+            "set --tokenizer.path to a folder that has one"
+            if is_gguf(path)
+            else "put a chat_template.jinja into the folder"
+        )
+        raise InputError(
+            f"{setting}: {str(path)!r} has no chat template; take the instruction-tuned version of "
+            f"this model, or {remedy}"
+        )
+    _check_template(tokenizer, path)
+    return tokenizer
+
+
+def _read_folder(path: Path, setting: str) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
-    path = Path(path)
     if not path.is_dir():
         raise InputError(
             f"{setting} is {str(path)!r}, no such folder; expected a downloaded Hugging Face model "
-            "or tokenizer folder, or an empty setting to train a tokenizer on the corpus"
+            "or tokenizer folder, a *.gguf file, or an empty setting to train a tokenizer on the "
+            "corpus"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -143,12 +164,6 @@ def load_tokenizer(path: str | Path, *, setting: str = "tokenizer.path") -> PreT
             f"{setting} is {str(path)!r}, a slow tokenizer; expected a tokenizer.json: load the "
             "folder in transformers with use_fast=True and save it"
         )
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"{setting}: {str(path)!r} has no chat template; take the instruction-tuned version of "
-            "this model, or put a chat_template.jinja into the folder"
-        )
-    _check_template(tokenizer, path)
     return tokenizer
 
 

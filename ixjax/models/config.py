@@ -190,7 +190,7 @@ class ModelArguments:
     """The network of a run: a folder to start from, or a size to train from scratch."""
 
     path: str = dataclasses.field(default="", metadata=NO_EFFECT)
-    """Folder of a Hugging Face checkpoint that both speakers start from; empty: from scratch."""
+    """Hugging Face folder or *.gguf file that both speakers start from; empty: from scratch."""
     hidden_size: int = 256
     """Width of the residual stream (from scratch)."""
     num_layers: int = 4

@@ -3,7 +3,8 @@
 One table, `tensors`, maps Hugging Face's tensors to our weights. The headers of all files are
 checked before the first weight is read. Weights are then read from memory-mapped files: each
 device's part is read and cast separately, a stacked weight layer by layer, so that the host never
-holds more than one of Hugging Face's tensors. `ixjax.models.hf_config` reads the config.json.
+holds more than one of Hugging Face's tensors. `ixjax.models.hf_config` reads the config.json, and
+`ixjax.models.hf_source` opens the files; a GGUF file is read as a folder is.
 
 Format: https://huggingface.co/docs/safetensors
 """
@@ -27,24 +28,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ixjax.distributed import is_first, to_host
 from ixjax.io import InputError, write_json
 from ixjax.models.config import DType, ModelConfig
-from ixjax.models.hf_config import CONFIG, SPECIAL_IDS, read_config, to_json
-from ixjax.models.hf_files import (
-    ADAPTER_CONFIG,
-    INDEX,
-    WEIGHTS,
-    Part,
-    TensorFolder,
-    open_tensors,
-    write_tensors,
-)
+from ixjax.models.hf_config import SPECIAL_IDS, read_config, to_json
+from ixjax.models.hf_files import CONFIG, INDEX, WEIGHTS, Part, TensorSource, write_tensors
 from ixjax.models.hf_generation import GENERATION, check_end_tokens
+from ixjax.models.hf_source import checkpoint_path, config_file, open_tensors
 from ixjax.models.sharding import param_shardings, path_name, weights_by_path
 from ixjax.models.transformer import Transformer, weight_specs
 from ixjax.parallel import make_mesh
 
 SHARD_BYTES = 5_000_000_000
 WHOLE_BYTES = 2**26  # smaller stacked weights are read at once, without compiling an update
-FLOATS = ("F64", "F32", "F16", "BF16")
 HEAD = "lm_head.weight"
 
 
@@ -103,10 +96,11 @@ def load_hf(
     compute_dtype: DType | None = None,
     max_length: int | None = None,
 ) -> Transformer:
-    """Read a Hugging Face folder into a sharded model.
+    """Read a Hugging Face folder or a GGUF file into a sharded model.
 
     Args:
-        path: folder with config.json and safetensors, one file or several with an index.
+        path: folder with config.json and safetensors, one file or several with an index; or a
+            *.gguf file, whose weights are dequantised.
         mesh: devices for the weights; default: the first device.
         dtype: type of the stored weights; they are cast while they are read.
         compute_dtype: type of activations; default `dtype`.
@@ -117,69 +111,51 @@ def load_hf(
         The decoder, with every weight sharded.
 
     Raises:
-        InputError: the folder is not such a checkpoint, or `Transformer` would not compute its
+        InputError: it is not such a checkpoint, or `Transformer` would not compute its
             model as transformers does. Names the file and the field or tensor.
     """
-    folder = _model_folder(path)
+    found = checkpoint_path(path)
     config = read_config(
-        folder / CONFIG, dtype=dtype, compute_dtype=compute_dtype, max_length=max_length
+        config_file(found), dtype=dtype, compute_dtype=compute_dtype, max_length=max_length
     )
     mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
     with contextlib.ExitStack() as files:
-        checkpoint = _open_whole(folder, config, files)
+        checkpoint = _open_whole(found, config, files)
 
         def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
-            found = _place(checkpoint, path_name(path), config, variable.get_value())
-            return variable.replace(found)
+            weight = _place(checkpoint, path_name(path), config, variable.get_value())
+            return variable.replace(weight)
 
         params = nnx.map_state(place, param_shardings(config, mesh))
     return nnx.merge(nnx.graphdef(Transformer(config)), params)
 
 
 def check_hf(path: str | Path, *, max_length: int | None = None) -> ModelConfig:
-    """Check a folder as `load_hf` does, by config.json and the headers of the weights alone.
+    """Check a checkpoint as `load_hf` does, by config.json and the headers of the weights alone.
 
     Args:
-        path: folder with config.json and safetensors.
+        path: as in `load_hf`.
         max_length: as in `load_hf`.
 
     Returns:
-        The config of the folder's model.
+        The config of the checkpoint's model.
 
     Raises:
         InputError: as `load_hf`.
     """
-    folder = _model_folder(path)
-    config = read_config(folder / CONFIG, max_length=max_length)
+    found = checkpoint_path(path)
+    config = read_config(config_file(found), max_length=max_length)
     with contextlib.ExitStack() as files:
-        _open_whole(folder, config, files)
+        _open_whole(found, config, files)
     return config
 
 
-def _model_folder(path: str | Path) -> Path:
-    """Return the folder; refuse a missing one, and one with an adapter."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder; expected a Hugging Face checkpoint (config.json and "
-            "*.safetensors). Download one with `hf download NAME --local-dir FOLDER`"
-        )
-    adapter, alone = folder / ADAPTER_CONFIG, not (folder / CONFIG).exists()
-    if adapter.exists():
-        found = "an adapter without its base" if alone else "an adapter next to a model"
-        raise InputError(
-            f"{adapter}: found {found}; expected a folder of one model. Merge the adapter into its "
-            "base and save both in Python (load_adapter, merge_lora, save_hf of ixjax.models)"
-            + ("" if alone else ", or move the adapter to another folder")
-        )
-    return folder
-
-
-def _open_whole(folder: Path, config: ModelConfig, files: contextlib.ExitStack) -> TensorFolder:
-    """Open the folder's weights after a check of their headers against the config."""
-    check_end_tokens(folder, config.vocab_size)
-    checkpoint = open_tensors(folder, files)
-    _check(checkpoint, config)
+def _open_whole(found: Path, config: ModelConfig, files: contextlib.ExitStack) -> TensorSource:
+    """Open a checkpoint's weights after a check of their headers against the config."""
+    check_end_tokens(found, config.vocab_size)
+    expected = {name: shape for name, _, _, shape in _layout(config)}
+    checkpoint = open_tensors(found, config, expected, files)
+    _check(checkpoint, config, expected)
     return checkpoint
 
 
@@ -261,22 +237,25 @@ def _layout(config: ModelConfig) -> Iterator[tuple[str, str, int | None, tuple[i
             yield tensor.name.format(layer), path, layer, shape
 
 
-def _check(checkpoint: TensorFolder, config: ModelConfig) -> None:
-    """Refuse missing, surplus, misshapen and quantised tensors, from the headers."""
-    expected = {name: shape for name, _, _, shape in _layout(config)}
-    source = checkpoint.source
+def _check(
+    checkpoint: TensorSource, config: ModelConfig, expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse missing, surplus, misshapen and unreadable tensors, from the headers."""
+    source, description = checkpoint.source, checkpoint.description
     for name, shape in expected.items():
+        own = checkpoint.own_name(name)
         if name not in checkpoint.names:
-            raise InputError(f"{source}: tensor {name} is missing; expected shape {list(shape)}")
+            raise InputError(f"{source}: tensor {own} is missing; expected shape {list(shape)}")
         where, found = checkpoint.file(name), checkpoint.shape(name)
         if found != shape:
             raise InputError(
-                f"{where}: tensor {name} has shape {list(found)}; {CONFIG} implies {list(shape)}"
+                f"{where}: tensor {own} has shape {list(found)}; {description} implies "
+                f"{list(shape)}"
             )
-        if checkpoint.dtype(name) not in FLOATS:
+        if checkpoint.dtype(name) not in checkpoint.kinds:
             raise InputError(
-                f"{where}: tensor {name} has type {checkpoint.dtype(name)}; "
-                f"expected one of {', '.join(FLOATS)}"
+                f"{where}: tensor {own} has type {checkpoint.dtype(name)}; "
+                f"expected one of {', '.join(checkpoint.kinds)}"
             )
     surplus = checkpoint.names - set(expected)
     if config.tie_embeddings and HEAD in surplus:
@@ -285,12 +264,12 @@ def _check(checkpoint: TensorFolder, config: ModelConfig) -> None:
     if surplus:
         name = min(surplus)
         raise InputError(
-            f"{checkpoint.file(name)}: tensor {name} is not part of the model in {CONFIG} "
+            f"{checkpoint.file(name)}: tensor {name} is not part of the model in {description} "
             f"({len(surplus)} such tensors)"
         )
 
 
-def _check_tied(checkpoint: TensorFolder) -> None:
+def _check_tied(checkpoint: TensorSource) -> None:
     """Refuse a head that differs from the tied embedding: only a repeated one may be skipped."""
     if not checkpoint.equal(_TENSORS["embedding"].name, HEAD):
         raise InputError(
@@ -300,7 +279,7 @@ def _check_tied(checkpoint: TensorFolder) -> None:
 
 
 def _place(
-    checkpoint: TensorFolder, path: str, config: ModelConfig, sharding: NamedSharding
+    checkpoint: TensorSource, path: str, config: ModelConfig, sharding: NamedSharding
 ) -> jax.Array:
     """Read one of our weights into its shards."""
     tensor, spec = tensors(config)[path], weight_specs(config)[path]

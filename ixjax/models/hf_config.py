@@ -7,15 +7,16 @@ would change the network: an unsupported value is refused by name, never ignored
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ixjax.gguf_file import is_gguf
 from ixjax.io import InputError, read_object
 from ixjax.models.config import DType, ModelConfig
+from ixjax.models.gguf_config import read_metadata
+from ixjax.models.hf_fields import Fields
 
-CONFIG = "config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 FULL, SLIDING = "full_attention", "sliding_attention"
 LONGEST_DEFAULT = 4096  # published lengths (131072) would size every KV cache for them
@@ -102,51 +103,6 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Fields:
-    """The entries of one JSON object, checked as they are read."""
-
-    where: str
-    values: Mapping[str, Any]
-
-    def error(self, name: str, expected: str) -> InputError:
-        found = repr(self.values[name]) if name in self.values else "nothing"
-        return InputError(f"{self.where}: {name} is {found}; expected {expected}")
-
-    def integer(self, name: str, default: int | None = None) -> int:
-        value = self._get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.error(name, "a positive integer")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self._get(name, default)
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if not numeric or not 0 < value < math.inf:
-            raise self.error(name, "a positive number")
-        return float(value)
-
-    def optional_number(self, name: str) -> float | None:
-        return None if self.values.get(name) is None else self.number(name)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self._get(name, default)
-        if not isinstance(value, bool):
-            raise self.error(name, "true or false")
-        return value
-
-    def nested(self, name: str) -> _Fields | None:
-        """Return the object under `name`; None if it is absent, null or empty."""
-        value = self.values.get(name)
-        if value is not None and not isinstance(value, dict):
-            raise self.error(name, "an object")
-        return _Fields(f"{self.where}: {name}", value) if value else None
-
-    def _get(self, name: str, default: Any) -> Any:
-        value = self.values.get(name)
-        return default if value is None else value
-
-
 def read_config(
     path: str | Path,
     *,
@@ -154,20 +110,25 @@ def read_config(
     compute_dtype: DType | None = None,
     max_length: int | None = None,
 ) -> ModelConfig:
-    """Return the `ModelConfig` of a config.json of transformers 4 or 5; arguments as in `load_hf`.
+    """Return the `ModelConfig` of a config.json of transformers 4 or 5, or of a GGUF file.
+
+    Args:
+        path: the config.json, or the GGUF file, whose metadata take its place.
+        dtype: as in `load_hf`, and the other arguments too.
+        compute_dtype: see `load_hf`.
+        max_length: see `load_hf`.
 
     Raises:
         InputError: a field is missing or wrong, or `Transformer` does not support its value.
     """
-    values = read_object(path)
-    fields = _Fields(str(path), values)
-    family = _family(fields)
-    fields = _Fields(str(path), {**family.absent, **values})
+    described = read_fields(Path(path))
+    family = _family(described)
+    fields = dataclasses.replace(described, values={**family.absent, **described.values})
     longest = fields.integer("max_position_embeddings", LONGEST_DEFAULT)
     if max_length is not None and max_length > longest:
         raise InputError(
-            f"{path}: max_position_embeddings is {longest}; expected max_length={max_length} or "
-            "more. Set a smaller --model.max-length"
+            f"{path}: {fields.key('max_position_embeddings')} is {longest}; expected "
+            f"max_length={max_length} or more. Set a smaller --model.max-length"
         )
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     if fields.values.get("head_dim") is None and hidden % heads:
@@ -193,7 +154,7 @@ def read_config(
             head_dim=head_dim,
             intermediate_size=fields.integer("intermediate_size"),
             max_length=min(longest, LONGEST_DEFAULT) if max_length is None else max_length,
-            max_positions=longest if "max_position_embeddings" in values else None,
+            max_positions=longest if "max_position_embeddings" in described.values else None,
             norm_eps=fields.number("rms_norm_eps", 1e-6),
             tie_embeddings=fields.flag("tie_word_embeddings", default=False),
             sliding_window=window,
@@ -212,12 +173,33 @@ def read_config(
         raise InputError(f"{path}: {error}") from None
 
 
-def _family(fields: _Fields) -> Family:
-    """Return the architecture; refuse settings that would change the network."""
+def read_fields(path: Path) -> Fields:
+    """Return the fields of a config.json, or of a GGUF file's metadata under the same names.
+
+    Raises:
+        InputError: the file can't be read.
+    """
+    return read_metadata(path) if is_gguf(path) else Fields(str(path), read_object(path))
+
+
+def _architecture_name(fields: Fields) -> str:
+    """Return the entry of `FAMILIES`, by `model_type` if `architectures` is absent."""
     names = fields.values.get("architectures")
+    if names is None and "model_type" in fields.values:
+        by_type = {family.model_type: name for name, family in FAMILIES.items()}
+        found = fields.values["model_type"]
+        if not isinstance(found, str) or found not in by_type:
+            raise fields.error("model_type", f"one of the supported: {', '.join(by_type)}")
+        return by_type[found]
     name = names[0] if isinstance(names, list) and len(names) == 1 else None
     if not isinstance(name, str) or name not in FAMILIES:
         raise fields.error("architectures", f"one of the supported: {', '.join(FAMILIES)}")
+    return name
+
+
+def _family(fields: Fields) -> Family:
+    """Return the architecture; refuse settings that would change the network."""
+    name = _architecture_name(fields)
     family = FAMILIES[name]
     for field, supported in family.must_be.items():
         if fields.values.get(field, supported) != supported:
@@ -229,7 +211,7 @@ def _family(fields: _Fields) -> Family:
     return family
 
 
-def _window(fields: _Fields, family: Family, layers: int) -> tuple[int | None, tuple[bool, ...]]:
+def _window(fields: Fields, family: Family, layers: int) -> tuple[int | None, tuple[bool, ...]]:
     """Return the sliding window in tokens, and whether each layer has it (empty: all have)."""
     types = fields.values.get("layer_types") or _default_layer_types(fields, family, layers)
     known = [FULL, SLIDING] if family.windows else [FULL]
@@ -244,7 +226,7 @@ def _window(fields: _Fields, family: Family, layers: int) -> tuple[int | None, t
     return window, () if FULL not in types else tuple(kind == SLIDING for kind in types)
 
 
-def _default_layer_types(fields: _Fields, family: Family, layers: int) -> list[str]:
+def _default_layer_types(fields: Fields, family: Family, layers: int) -> list[str]:
     """Return the default `layer_types` of each family's config class."""
     if family.model_type == "mistral":
         full = [fields.values.get("sliding_window") is None] * layers
@@ -260,7 +242,7 @@ def _default_layer_types(fields: _Fields, family: Family, layers: int) -> list[s
     return [FULL if sees_all else SLIDING for sees_all in full]
 
 
-def _rope(fields: _Fields) -> dict[str, Any]:
+def _rope(fields: Fields) -> dict[str, Any]:
     """Return the rotary fields, from `rope_parameters` (5) or `rope_theta`, `rope_scaling` (4)."""
     local_theta = fields.optional_number("rope_local_base_freq")
     theta = fields.number("rope_theta", 10000.0)
@@ -277,7 +259,7 @@ def _rope(fields: _Fields) -> dict[str, Any]:
     return found if rope is None else found | _scaling(rope, theta)
 
 
-def _scaling(rope: _Fields, theta: float) -> dict[str, Any]:
+def _scaling(rope: Fields, theta: float) -> dict[str, Any]:
     """Return base and scaling of the global layers."""
     found: dict[str, Any] = {"rope_theta": rope.number("rope_theta", theta)}
     _check_rotation(rope)
@@ -297,7 +279,7 @@ def _scaling(rope: _Fields, theta: float) -> dict[str, Any]:
     return found
 
 
-def _check_rotation(fields: _Fields) -> None:
+def _check_rotation(fields: Fields) -> None:
     if fields.number("partial_rotary_factor", 1.0) != 1.0:
         raise fields.error("partial_rotary_factor", "1: partial rotation is not supported")
 

@@ -1,7 +1,8 @@
 """The tensors of a Hugging Face folder: safetensors, one file or several with an index.
 
-Files are memory-mapped: opening one reads its header, and a part of a tensor is read a few rows at
-a time.
+`TensorSource` is what a checkpoint's tensors are read through; `ixjax.models.gguf_tensors` has
+another one. Files are memory-mapped: opening one reads its header, and a part of a tensor is read
+a few rows at a time.
 
 Format: https://huggingface.co/docs/safetensors
 """
@@ -13,9 +14,9 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,7 @@ from safetensors.numpy import save_file
 
 from ixjax.io import InputError, read_json
 
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's; marks a folder with an adapter
@@ -30,14 +32,68 @@ ADAPTER_CONFIG = "adapter_config.json"  # PEFT's; marks a folder with an adapter
 # the cache before they are written (measured: 64 rows take twice as long, a whole matrix four
 # times).
 BLOCK_ROWS, BLOCK_BYTES = 16, 2**18
+FLOATS = ("F64", "F32", "F16", "BF16")
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # NumPy's name -> safetensors'
 RECOMPUTED = ".rotary_emb.inv_freq"  # a buffer that old Llama exports carry
 
 Part = tuple[tuple[int, int], ...]  # (start, stop) along each axis
 
 
-class TensorFolder:
-    """Tensors of a folder by name; values are read on request."""
+class TensorSource(Protocol):
+    """Tensors of a checkpoint by Hugging Face's names; values are read on request."""
+
+    source: Path
+    """File that lists the tensors."""
+    description: str
+    """Where the network's shape comes from, for errors."""
+    kinds: Sequence[str]
+    """Types that can be read."""
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        ...
+
+    def own_name(self, name: str) -> str:
+        """Return the file's own name of a tensor, for errors."""
+        ...
+
+    def file(self, name: str) -> Path:
+        """Return the file of a tensor."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape, from its file's header."""
+        ...
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's type, by the file's own name."""
+        ...
+
+    def blocks(self, name: str, part: Part) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield a part of a tensor a few rows at a time: (rows of the part, their values)."""
+        ...
+
+    def read(self, name: str, part: Part, out: np.ndarray, *, transposed: bool) -> None:
+        """Fill `out` with a part of a tensor (of its transpose if `transposed`), cast."""
+        part, out = (part[::-1], out.T) if transposed else (part, out)
+        for rows, values in self.blocks(name, part):
+            out[rows] = values
+
+    def equal(self, one: str, other: str) -> bool:
+        """Return whether two tensors hold the same values."""
+        if self.shape(one) != self.shape(other):
+            return False
+        part = tuple((0, size) for size in self.shape(one))
+        both = zip(self.blocks(one, part), self.blocks(other, part), strict=True)
+        return all(np.array_equal(a, b) for (_, a), (_, b) in both)
+
+
+class TensorFolder(TensorSource):
+    """Tensors of a folder of safetensors."""
+
+    description = CONFIG
+    kinds = FLOATS
 
     def __init__(self, source: Path):
         self.source = source
@@ -60,6 +116,10 @@ class TensorFolder:
     def names(self) -> set[str]:
         """Names of all tensors."""
         return set(self._tensors)
+
+    def own_name(self, name: str) -> str:
+        """Return the name itself."""
+        return name
 
     def file(self, name: str) -> Path:
         """Return the file of a tensor."""
@@ -84,22 +144,8 @@ class TensorFolder:
             values = tensor[(rows, *(slice(*bounds) for bounds in rest))]
             yield slice(rows.start - start, rows.stop - start), values
 
-    def read(self, name: str, part: Part, out: np.ndarray, *, transposed: bool) -> None:
-        """Fill `out` with a part of a tensor (of its transpose if `transposed`), cast."""
-        part, out = (part[::-1], out.T) if transposed else (part, out)
-        for rows, values in self.blocks(name, part):
-            out[rows] = values
 
-    def equal(self, one: str, other: str) -> bool:
-        """Return whether two tensors hold the same values."""
-        if self.shape(one) != self.shape(other):
-            return False
-        part = tuple((0, size) for size in self.shape(one))
-        both = zip(self.blocks(one, part), self.blocks(other, part), strict=True)
-        return all(np.array_equal(a, b) for (_, a), (_, b) in both)
-
-
-def open_tensors(folder: Path, files: contextlib.ExitStack) -> TensorFolder:
+def open_folder(folder: Path, files: contextlib.ExitStack) -> TensorFolder:
     """Open a folder's files, which `files` closes.
 
     Raises:

@@ -16,6 +16,7 @@ from ixjax import io
 from ixjax.dialogue.chat import ChatTemplate
 from ixjax.dialogue.tokenizer import load_tokenizer
 from ixjax.dialogue.types import ROLES, Role
+from ixjax.gguf_file import is_gguf
 from ixjax.models import Transformer, check_hf, load_hf
 from ixjax.models.config import DType
 from ixjax.pipeline.base_model import refuse_runs_model
@@ -35,9 +36,9 @@ class Checkpoint:
     name: str
     """Its name as `--model` takes it."""
     path: Path
-    """Its folder."""
+    """Its folder, or its GGUF file."""
     tokenizer: Path
-    """A Hugging Face tokenizer folder."""
+    """A Hugging Face tokenizer folder, or a GGUF file."""
     role: Role | None
     """The side that it speaks for; None for a folder that does not record it."""
     command: str
@@ -115,19 +116,20 @@ def find_checkpoint(run: Run | None, name: str, *, role: Role | None = None) -> 
         if not name:
             raise io.InputError(
                 "no model given. Set --out RUN for a model of a run, or --model FOLDER for a "
-                "Hugging Face folder."
+                "Hugging Face folder or a *.gguf file."
             )
         return _for_side(_folder(name), role)
     known = {checkpoint.name: checkpoint for checkpoint in run_checkpoints(run)}
     name = name.rstrip("/") or _default(known, role)
     found = known.get(name)
-    if found is None and Path(name).is_dir():
+    if found is None and (Path(name).is_dir() or is_gguf(name)):
         return _for_side(_folder(name), role)
     if found is None:
         near = difflib.get_close_matches(name, known, n=1)
         raise io.InputError(
-            f"--model is {name!r}; expected a folder, or a model of {run.directory.root} "
-            f"({', '.join(known)})" + (f"; perhaps you meant {near[0]}" if near else "")
+            f"--model is {name!r}; expected a folder, a *.gguf file, or a model of "
+            f"{run.directory.root} ({', '.join(known)})"
+            + (f"; perhaps you meant {near[0]}" if near else "")
         )
     if not found.finished:
         raise io.InputError(

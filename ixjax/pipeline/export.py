@@ -19,7 +19,7 @@ from ixjax.distributed import is_first, wait_for_all
 from ixjax.generation import SamplingConfig
 from ixjax.models import Transformer, cast, merge_lora, save_adapter, save_hf
 from ixjax.models.config import DType
-from ixjax.models.hf_config import CONFIG
+from ixjax.models.hf_files import CONFIG
 from ixjax.models.lora import ADAPTER_CONFIG
 from ixjax.pipeline.checkpoints import RECORD, RECORD_SCHEMA, Checkpoint, export_record
 from ixjax.pipeline.metrics import TENSORBOARD, WANDB

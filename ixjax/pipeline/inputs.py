@@ -38,11 +38,12 @@ def corpus_inputs(config: RunConfig, found: Mapping[str, object]) -> str:
 
 
 def _checkpoint(path: str) -> list[list[object]]:
-    """Return names and sizes of a folder's files, and the content of the small ones."""
-    folder = Path(path)
-    if not path or not folder.is_dir():
+    """Return names and sizes of a folder's files (or of a file), and the content of small ones."""
+    found = Path(path)
+    if not path or not found.exists():
         return [[path]]
-    files = sorted(file for file in folder.iterdir() if file.is_file())
+    listed = found.iterdir() if found.is_dir() else [found]
+    files = sorted(file for file in listed if file.is_file())
     return [
         [file.name, size, io.file_fingerprint(file) if size <= SMALL_BYTES else ""]
         for file in files

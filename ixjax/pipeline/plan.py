@@ -21,7 +21,8 @@ from ixjax.generation.outcomes import OUTCOME_TOKENS
 from ixjax.generation.rollouts import models_side_by_side
 from ixjax.models import ModelConfig
 from ixjax.models.costs import decode_flops, forward_flops, kv_bytes, training_flops
-from ixjax.models.hf_config import CONFIG, read_config
+from ixjax.models.hf_config import read_config
+from ixjax.models.hf_source import config_file
 from ixjax.models.placement import MOMENTS, describe_sharding, device_share
 from ixjax.padding import round_up
 from ixjax.parallel import AnyMesh, abstract_mesh
@@ -163,7 +164,7 @@ def _model(run: Run) -> ModelConfig:
     arguments = run.config.model
     if arguments.path:
         return read_config(
-            Path(arguments.path) / CONFIG,
+            config_file(Path(arguments.path)),
             dtype=arguments.param_dtype,
             compute_dtype=arguments.compute_dtype,
             max_length=arguments.max_length,

@@ -179,11 +179,15 @@ TOKENS = np.random.default_rng(0).integers(0, 40, (2, 40))
 
 
 def make_folder(folder: Path, case: str, **save_arguments) -> Path:
+    """Write the checkpoint of a case."""
+    return make_checkpoint(folder, *CASES[case], **save_arguments)
+
+
+def make_checkpoint(folder: Path, model_type: str, changes: dict, **save_arguments) -> Path:
     """Write a checkpoint with transformers, every weight random (norms and biases too).
 
     Embeddings are small relative to the blocks' weights, or each token would predict itself.
     """
-    model_type, changes = CASES[case]
     config = transformers.AutoConfig.for_model(model_type, **{**SHAPE, **changes})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)

@@ -238,7 +238,14 @@ def test_length_is_the_checkpoints_within_reason_or_the_callers(copy):
             {"architectures": ["GPT2LMHeadModel"]},
             r"architectures is \['GPT2LMHeadModel'\]; .*LlamaForCausalLM, .*, Gemma3ForCausalLM$",
         ),
-        ({"architectures": None}, "architectures is nothing; expected one of"),
+        (
+            {"architectures": None, "model_type": None},
+            "architectures is nothing; expected one of",
+        ),
+        (
+            {"architectures": None, "model_type": "phi3"},
+            "model_type is 'phi3'; expected one of the supported: llama, ",
+        ),
         ({"hidden_size": None}, "hidden_size is nothing; expected a positive integer"),
         ({"hidden_size": "24"}, "hidden_size is '24'; expected a positive integer"),
         ({"num_attention_heads": True}, "num_attention_heads is True; expected a positive integer"),
