@@ -24,6 +24,8 @@ class TrainerConfig:
     """Validations without a better loss after which training stops; 0: never."""
     checkpoint_every: int = dataclasses.field(default=100, metadata=io.NO_EFFECT)
     """Steps between checkpoints."""
+    checkpoint_minutes: float = dataclasses.field(default=5.0, metadata=io.NO_EFFECT)
+    """Minutes after which a checkpoint is written in any case; 0: by steps alone."""
     log_every: int = dataclasses.field(default=10, metadata=io.NO_EFFECT)
     """Steps between lines of metrics.jsonl."""
     micro_batches: int = dataclasses.field(default=1, metadata=io.NO_EFFECT)
@@ -46,6 +48,7 @@ class TrainerConfig:
             eval_every=COUNT,
             patience=NOT_NEGATIVE,
             checkpoint_every=COUNT,
+            checkpoint_minutes=NOT_NEGATIVE,
             log_every=COUNT,
             micro_batches=COUNT,
         )

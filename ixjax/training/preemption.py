@@ -20,6 +20,23 @@ from ixjax.distributed import in_any
 LAG_STEPS = 2
 
 
+class Agreement:
+    """A question asked once per step in every process; all get one answer, at the same step."""
+
+    def __init__(self):
+        self._asked: collections.deque = collections.deque()
+        self._lag = LAG_STEPS if jax.process_count() > 1 else 0
+
+    def __call__(self, mine: bool) -> bool:
+        """Return whether any process said yes."""
+        self._asked.append(in_any(mine))
+        return len(self._asked) > self._lag and bool(self._asked.popleft())
+
+    def forget(self) -> None:
+        """Drop the answers that are still to come."""
+        self._asked.clear()
+
+
 class Preempted(Exception):
     """SIGTERM ended a training, which has saved its state and can continue."""
 
@@ -36,13 +53,10 @@ def noted_sigterm() -> Iterator[Callable[[], bool]]:
     Raises:
         Preempted: after the block, if the signal came after the last call.
     """
-    noted = threading.Event()
-    asked: collections.deque = collections.deque()
-    lag = LAG_STEPS if jax.process_count() > 1 else 0
+    noted, agreed = threading.Event(), Agreement()
 
     def leave() -> bool:
-        asked.append(in_any(noted.is_set()))
-        return len(asked) > lag and bool(asked.popleft())
+        return agreed(noted.is_set())
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -27,7 +27,7 @@ from ixjax.training.checkpoints import CheckpointConfig, ResumeConfig
 from ixjax.training.config import TrainerConfig
 from ixjax.training.objectives import sft_loss
 from ixjax.training.profiling import Profiler
-from ixjax.training.ranges import SHARE, check_ranges
+from ixjax.training.ranges import NOT_NEGATIVE, SHARE, check_ranges
 from ixjax.training.saved_models import model_fingerprint
 from ixjax.training.scoring import scored_logprobs
 from ixjax.training.steps import Weight, make_eval_step, mean_loss, place_batch, place_params
@@ -39,13 +39,15 @@ class SFTConfig(TrainerConfig):
     """How the speakers learn from the human dialogues."""
 
     patience: int = 3
+    eval_examples: int = 0
+    """Examples of a validation, drawn once by the seed; 0: all."""
     prefix_outcome_rate: float = 0.25
     """Share of the earlier user turns after which the simulator also learns the outcome."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
         super().__post_init__()
-        check_ranges(self, prefix_outcome_rate=SHARE)
+        check_ranges(self, prefix_outcome_rate=SHARE, eval_examples=NOT_NEGATIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,9 @@ def train_sft(
     model = new_adapter(model, config.lora.to_config(), seed=seed)
     length = model.config.max_length
     rows = pack(train_examples, length=length)
-    validation = pack(valid_examples, length=length)
+    chosen = np.random.default_rng(seed).permutation(len(valid_examples))
+    chosen = chosen[: config.eval_examples or None]
+    validation = pack([valid_examples[i] for i in sorted(chosen)], length=length)
     numbers = shuffled_numbers(num_rows(rows), batch_size=config.batch_size, seed=seed)
     training = Training(
         config=config,

@@ -31,7 +31,7 @@ from ixjax.training.checkpoints import (
     TrainingCheckpoints,
 )
 from ixjax.training.config import TrainerConfig
-from ixjax.training.preemption import Preempted, noted_sigterm
+from ixjax.training.preemption import Agreement, Preempted, noted_sigterm
 from ixjax.training.profiling import ProfileConfig, Profiler
 from ixjax.training.saved_models import is_finished, load_model
 from ixjax.training.steps import (
@@ -162,6 +162,7 @@ class _Loop:
         self.state, self.best, self.progress = self._resume()
         self.resumed_at = self.progress.step
         self.reported_at = 0
+        self.saved_at, self.late = time.monotonic(), Agreement()
         self.tokens = self.scored = 0
         self.pending: list[dict[str, jax.Array]] = []  # metrics of steps, not fetched yet
         self.clock: float | None = None  # None before the first report: the first step compiles
@@ -188,7 +189,8 @@ class _Loop:
             last = progress.step == settings.steps
             validates = training.validation and (self._due(settings.eval_every) or last)
             leaves = self.preempted() and not last
-            saves = (self._due(settings.checkpoint_every) or leaves) and not last
+            late = self._late()
+            saves = (self._due(settings.checkpoint_every) or late or leaves) and not last
             saves = saves or (validates and self.checkpoints.keeps_best and not last)
             reports = self._due(settings.log_every) or last or progress.step == 1 or validates
             if reports or saves:
@@ -202,6 +204,8 @@ class _Loop:
                 if saves:
                     loss = facts.get("validation_loss")
                     self.checkpoints.save(self.state, self.best, progress, validation_loss=loss)
+                    self.saved_at = time.monotonic()
+                    self.late.forget()
                 if leaves:
                     self._leave()
                 self.clock = time.monotonic() if reports else self.clock
@@ -228,6 +232,11 @@ class _Loop:
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0
+
+    def _late(self) -> bool:
+        """Return whether the last state was saved `checkpoint_minutes` ago, in some process."""
+        minutes = self.settings.checkpoint_minutes
+        return minutes > 0 and self.late(time.monotonic() - self.saved_at >= 60 * minutes)
 
     def _fetch(self) -> dict[str, float]:
         """Return the metrics of the last step; waits for it.

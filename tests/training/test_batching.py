@@ -110,15 +110,15 @@ def test_packed_loss_equals_the_loss_of_each_example_alone():
     assert num_rows(rows) < len(examples)
     packed, weight = jit_loss(model, rows)
     alone = count = 0
-    forward = nnx.jit(lambda model, tokens: model(tokens))
+    logprobs_of = nnx.jit(lambda model, t: token_logprobs(model(t)[:, :-1], t[:, 1:]))
     for example in examples:
-        size = len(example.tokens)
         # Padded behind its end, where a causal model can't see: one shape, one compilation.
-        tokens = np.array([(*example.tokens, *(0,) * (25 - size))])
-        logits = forward(model, tokens)[:, : size - 1]
-        scored = np.array([example.scored[1:]], np.float32)
-        alone += float(-(token_logprobs(logits, tokens[:, 1:size]) * scored).sum())
-        count += scored.sum()
+        tokens, scored = (
+            np.array([(*values, *(0,) * (25 - len(example.tokens)))])
+            for values in (example.tokens, example.scored)
+        )
+        alone -= float((logprobs_of(model, tokens) * scored[:, 1:]).sum())
+        count += scored[:, 1:].sum()
     assert weight == count
     assert packed / weight == pytest.approx(alone / count, rel=1e-6)
 

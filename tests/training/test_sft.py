@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from ixjax.dialogue.chat import Rendered
 from ixjax.io import InputError
 from ixjax.training import OptimizerConfig, train_sft, validation_loss
+from ixjax.training.sft import example_logprobs
 from tests.training.doubles import (
     CONFIG,
     SFT,
@@ -63,6 +65,20 @@ def test_the_returned_model_is_that_of_the_best_validation(tmp_path):
     assert values.index(min(values)) == len(values) - 3  # patience 2
     found = validation_loss(model, down, batch_size=config.batch_size)
     assert found == pytest.approx(min(values), rel=1e-6)
+
+
+def test_a_capped_validation_is_that_of_examples_drawn_by_the_seed(tmp_path):
+    valid = counting_examples(10, seed=1)
+    config = dataclasses.replace(SFT, steps=1, eval_examples=4)
+    reports = []
+    for name in ("one", "again"):
+        fine_tune(tmp_path / name, config=config, valid=valid, on_step=reports.append)
+    first, again = (report["validation_loss"] for report in reports)
+    assert first == again
+    model = fine_tune(tmp_path / "one", config=config, valid=valid)
+    subsets = itertools.combinations(example_logprobs(model, valid), 4)
+    fits = [first == pytest.approx(-np.concatenate(s).mean(), rel=1e-6) for s in subsets]
+    assert sum(fits) == 1
 
 
 def test_validation_loss_is_the_mean_over_tokens_of_the_plain_forward_pass():

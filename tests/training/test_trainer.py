@@ -108,6 +108,17 @@ def test_training_of_other_data_does_not_continue_from_the_old_checkpoint(tmp_pa
     assert_equal_models(other, run("sft", tmp_path / "b", seed=4))
 
 
+def test_a_state_is_saved_after_some_minutes_whatever_the_steps(tmp_path):
+    seldom = dataclasses.replace(SFT, checkpoint_every=100)
+    for name, minutes in (("steps", 0.0), ("long", 60.0), ("short", 1e-6)):
+        sft = dataclasses.replace(seldom, checkpoint_minutes=minutes)
+        with pytest.raises(Interrupted):
+            run("sft", tmp_path / name, sft=sft, on_step=interrupted_at(5))
+        told = []
+        run("sft", tmp_path / name, sft=sft, on_step=told.append)
+        assert told[0].get("resumed_at") == (4 if name == "short" else None)
+
+
 def test_steps_since_adds_up_to_all_steps_also_after_an_interruption(tmp_path):
     with pytest.raises(Interrupted):
         run("sft", tmp_path, on_step=interrupted_at(8))
