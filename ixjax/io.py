@@ -226,12 +226,15 @@ def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
 
 NO_EFFECT: Mapping[str, Any] = {"affects_result": False}
 """Metadata of a setting that does not change the result."""
+ADDED: Mapping[str, Any] = {"added": True}
+"""Metadata of a setting that older versions lack; with its default it changes no result."""
 
 
 def fingerprint(*parts: Any) -> str:
     """Return 16 hex digits that identify the parts (JSON values, dataclasses, paths, bytes).
 
-    Dataclass fields with the metadata `NO_EFFECT` are left out.
+    Dataclass fields with the metadata `NO_EFFECT` are left out, and those with `ADDED` at their
+    defaults, so that runs of older versions continue.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -241,12 +244,14 @@ def fingerprint(*parts: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON, without dataclass fields that have the metadata `NO_EFFECT`."""
+    """Return a value as JSON, without the dataclass fields that `fingerprint` leaves out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            field.name: plain(getattr(value, field.name))
+            field.name: plain(found)
             for field in dataclasses.fields(value)
+            for found in [getattr(value, field.name)]
             if field.metadata.get("affects_result", True)
+            and not (field.metadata.get("added") and found == field.default)
         }
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]

@@ -39,7 +39,7 @@ class SFTConfig(TrainerConfig):
     """How the speakers learn from the human dialogues."""
 
     patience: int = 3
-    eval_examples: int = 0
+    eval_examples: int = dataclasses.field(default=0, metadata=io.ADDED)
     """Examples of a validation, drawn once by the seed; 0: all."""
     prefix_outcome_rate: float = 0.25
     """Share of the earlier user turns after which the simulator also learns the outcome."""

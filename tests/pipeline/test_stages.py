@@ -48,6 +48,8 @@ def test_fingerprints_of_existing_run_directories_do_not_change():
     ("section", "setting", "value", "stale", "fresh"),
     [
         ("sft", "steps", 7, {"sft/policy", "search", "dpo/preferences", "evaluate"}, {"prepare"}),
+        ("sft", "eval_examples", 9, {"sft/policy", "search", "evaluate"}, {"prepare"}),
+        ("sft", "checkpoint_minutes", 9.0, set(), set(STAGES)),
         ("search", "width", 3, {"search", "dpo/imcts", "evaluate"}, {"dpo/preferences"}),
         ("pairs", "min_visits", 3, {"pairs", "dpo/mix", "evaluate"}, {"search"}),
         ("dpo", "beta", 0.2, {"dpo/human", "dpo/preferences", "evaluate"}, {"pairs"}),
