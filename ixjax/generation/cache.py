@@ -15,8 +15,8 @@ that is another block, the write copies a shared block before its first change.
 Keys are stored with columns last, so attention reads both keys and values contiguously; on a CPU,
 where attention is memory-bound, this takes less than half the time.
 
-All arrays are lists of L layers, and each layer is an argument of its own: programs are compiled
-once for all layers, and loops over tokens slice no stacked arrays.
+Pool, decode batch and turn buffer are lists of L layers: a program for one layer is compiled once
+for all of them, and a loop over tokens slices no stacked arrays.
 
 Axes: L layers, P blocks of the pool, R rows of a batch, K KV heads, T columns, J = T / BLOCK
 blocks of a row, D head size, M moved blocks, n new tokens.

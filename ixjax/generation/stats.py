@@ -32,7 +32,7 @@ class _Compilations:
 
 
 jax.monitoring.register_event_duration_secs_listener(_Compilations.note)
-# None where there is no glibc.
+# Of glibc, which keeps memory that the compiler has freed: 0.2 GB after a search's programs.
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
@@ -95,9 +95,7 @@ class EngineStats:
         if compiled:
             self.compilations += compiled
             if _trim is not None:
-                _trim(
-                    0
-                )  # glibc keeps what the compiler has freed: 0.2 GB after a search's programs
+                _trim(0)
             self.compile_seconds += time.perf_counter() - start
             if self.forbidden:
                 arrays = [x for x in jax.tree.leaves(args) if hasattr(x, "shape")]
