@@ -13,12 +13,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ixjax.generation import attention, passes
+from ixjax.generation import attention
 from ixjax.generation import cache as kv
 from ixjax.generation.attention import Implementation
 from ixjax.generation.blocks import BlockPool, Context, Span
 from ixjax.generation.buckets import CHUNKS, decode_spans, read_spans
 from ixjax.generation.config import EngineConfig
+from ixjax.generation.forward import Program, Weights
 from ixjax.generation.stats import EngineStats
 from ixjax.models import ModelConfig, Transformer, mesh_of
 from ixjax.padding import round_up
@@ -64,9 +65,9 @@ class Executor:
         sharding = model.embedding[...].sharding
         named = isinstance(sharding, NamedSharding)
         self.device = NamedSharding(sharding.mesh, PartitionSpec()) if named else None
-        self._program = passes.Program(model.config, self.attention)
+        self._program = Program(model.config, self.attention)
         positions = self.columns + CHUNKS[-1]  # padding has positions, too
-        weights = passes.Weights.of(model, positions=positions)
+        weights = Weights.of(model, positions=positions)
         rotary = jax.device_put(weights.rotary, self.device)
         self._weights = dataclasses.replace(weights, rotary=rotary)
 

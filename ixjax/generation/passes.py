@@ -1,4 +1,4 @@
-"""The engine's compiled functions: forward passes over a batch of rows.
+"""The engine's passes over a batch of rows: `extend`, `decode` and `score`.
 
 Every pass takes the weights as an argument, so two models of one shape share compiled code. A pass
 returns keys and values of the new tokens only; `ixjax.generation.cache.write` stores them.
@@ -11,199 +11,29 @@ Axes: L layers, R rows, K KV heads, D head size, V vocabulary, C candidates, n n
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ixjax.generation.attention import Implementation, attend
 from ixjax.generation.cache import TURN, Batch, Layer, Past
+from ixjax.generation.forward import (
+    Program,
+    Source,
+    Weights,
+    apply_block,
+    below,
+    embed,
+    logits_of,
+    positions_from,
+    read_before,
+    read_block,
+)
 from ixjax.generation.sampling import SamplingState, identity_keys, sample, uniforms
 from ixjax.generation.stops import FOUND, advance
-from ixjax.models import (
-    ModelConfig,
-    Rotary,
-    Transformer,
-    block,
-    chosen_adapters,
-    in_window,
-    layer_weights,
-    rotary_angles,
-    select,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A model without its weights: the static argument of every pass.
-
-    config: of the decoder.
-    attention: the kernel.
-    """
-
-    config: ModelConfig
-    attention: Implementation
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """A model's parameters, and tables that depend on the model alone.
-
-    outer: embedding, last norm and head.
-    layers: the weights of each block, by name. If the model is also held elsewhere, its blocks are
-        in memory twice.
-    rotary: angles of all positions, `[T, D/2]`: XLA's CPU backend would recompute the sines in
-        each layer, for each head.
-    """
-
-    outer: nnx.State
-    layers: list[dict[str, jax.Array]]
-    rotary: Rotary
-
-    @classmethod
-    def of(cls, model: Transformer, *, positions: int) -> Weights:
-        """Return a model's weights in the form that passes take, for `positions` positions."""
-        _, outer = nnx.split_state(nnx.state(model), _of_layers, ...)
-        layers = _unstack(layer_weights(model), layers=model.config.num_layers)
-        rotary = rotary_angles(model.config, jnp.arange(positions)[None])
-        return cls(outer, layers, jax.tree.map(lambda x: x[0, 0], rotary))
-
-
-@functools.partial(jax.jit, static_argnames="layers")
-def _unstack(weights: dict[str, jax.Array], *, layers: int) -> list[dict[str, jax.Array]]:
-    return [{name: stacked[i] for name, stacked in weights.items()} for i in range(layers)]
-
-
-def _of_layers(path: tuple, _: object) -> bool:
-    return path[0] == "layers"
-
-
-def _model(program: Program, outer: nnx.State) -> Transformer:
-    """Return the decoder; its blocks have shapes without values."""
-    model = Transformer(program.config)
-    nnx.update(model, outer)
-    return model
-
-
-class Source(NamedTuple):
-    """Keys and values of one layer that new tokens attend to, in m columns.
-
-    layer: None for the new tokens themselves.
-    visible: `[R, 1 or n, m]` bool, to each row's n new tokens.
-    positions: `[R or 1, m]` of the keys in their rows.
-    """
-
-    layer: Layer | None
-    visible: jax.Array
-    positions: jax.Array
-
-
-def _read_before(past: Past) -> list[Source]:
-    """Return the tokens that rows have read: one source, or none before the first token."""
-    if past.stored is None:
-        return []
-    span = jnp.arange(past.span)[None]
-    return [Source(past.read(), _below(past.lengths, past.span), span)]
-
-
-def _block(
-    program: Program,
-    local: bool,
-    weights: dict[str, jax.Array],
-    rotary: Rotary,
-    x: jax.Array,
-    positions: jax.Array,
-    adapters: jax.Array,
-    sources: list[Source],
-    written: Callable[[Layer], Layer] = lambda new: new,
-) -> tuple[jax.Array, Layer]:
-    """Apply one block to hidden states `[R, n, hidden]` at positions `[R, n]`.
-
-    The last source is that of the new tokens: `written` takes their keys and values, and returns
-    the `Layer` to attend to and to keep.
-    """
-    config = program.config
-
-    def attention(q, k, v):
-        kept = written(Layer(k.swapaxes(2, 3), v))
-        pieces = []
-        for layer, visible, keys_at in sources:
-            near = visible & in_window(config, positions, keys_at)
-            held = layer or kept
-            pieces.append((held.keys, held.values, select(local, near, visible)))
-        return attend(program.attention, q, pieces, softcap=config.attention_softcap), kept
-
-    angles = jax.tree.map(lambda table: table[positions][:, None], rotary.of(local))
-    chosen = chosen_adapters(config.lora, adapters, len(x))
-    return block(config, weights, x, angles, chosen, attention)
-
-
-def _read(
-    program: Program,
-    local: bool,
-    weights: dict[str, jax.Array],
-    rotary: Rotary,
-    x: jax.Array,
-    first: jax.Array,
-    counts: jax.Array,
-    adapters: jax.Array,
-    sources: list[Source],
-) -> tuple[jax.Array, Layer]:
-    """Apply one block to new tokens, which attend to earlier tokens and to themselves.
-
-    Args:
-        program: the decoder.
-        local: whether the layer sees only its window.
-        weights: of the block.
-        rotary: see `Weights`.
-        x: `[R, n, hidden]` hidden states, of which row r has `counts[r]`.
-        first: `[R]` position of each row's first new token.
-        counts: `[R]` new tokens of each row.
-        adapters: `[R]` the adapter of each row.
-        sources: keys and values of earlier tokens, in order.
-    """
-    positions = _positions(first, x.shape[1])
-    own = Source(None, _causal(counts, x.shape[1]), positions)
-    return _block(program, local, weights, rotary, x, positions, adapters, [*sources, own])
-
-
-def _positions(first: jax.Array, count: int) -> jax.Array:
-    """Return `[R, count]` positions from `first` `[R]` on."""
-    return first[:, None] + jnp.arange(count)[None, :]
-
-
-def _below(counts: jax.Array, size: int) -> jax.Array:
-    """Return `[R, 1, size]` bool: the first `counts[r]` columns of each row."""
-    return (jnp.arange(size)[None, :] < counts[:, None])[:, None, :]
-
-
-def _causal(counts: jax.Array, size: int) -> jax.Array:
-    """Return `[R, size, size]` bool: each new token and those before it, without padding."""
-    order = jnp.tril(jnp.ones((size, size), bool))[None]
-    return order & _below(counts, size)
-
-
-@functools.partial(jax.jit, static_argnames="program")
-def _embed(program: Program, outer: nnx.State, tokens: jax.Array) -> jax.Array:
-    """Return the input of the first block for `[..., n]` token ids."""
-    x = _model(program, outer).embed(tokens.reshape(-1, tokens.shape[-1]))
-    return x.reshape(*tokens.shape, -1)
-
-
-def _logits(program: Program, outer: nnx.State, x: jax.Array) -> jax.Array:
-    """Return logits for the output of the last block.
-
-    A single row is doubled: XLA's kernel for one row differs in the last bits.
-    """
-    model = _model(program, outer)
-    if x.shape[:-1] == (1,):
-        return model.logits(model.normed(jnp.concatenate([x, x])))[:1]
-    return model.logits(model.normed(x))
+from ixjax.models import Rotary
 
 
 def extend(
@@ -215,7 +45,7 @@ def extend(
     adapters: jax.Array,
 ) -> list[Layer]:
     """Read `counts[r]` of `tokens[r]` `[R, n]` in each row; return keys and values by layer."""
-    x, kept, local = _embed(program, weights.outer, tokens), [], program.config.is_local
+    x, kept, local = embed(program, weights.outer, tokens), [], program.config.is_local
     for i, layer in enumerate(weights.layers[:-1]):
         given = (program, layer, weights.rotary, batch.of(i), x, counts, adapters)
         x, new = _extend_block(*given, local=local[i])
@@ -236,8 +66,8 @@ def _extend_block(
     *,
     local: bool,
 ) -> tuple[jax.Array, Layer]:
-    sources = _read_before(past)
-    return _read(program, local, weights, rotary, x, past.lengths, counts, adapters, sources)
+    sources = read_before(past)
+    return read_block(program, local, weights, rotary, x, past.lengths, counts, adapters, sources)
 
 
 @functools.partial(jax.jit, static_argnames=("program", "local"))
@@ -253,7 +83,7 @@ def _last_keys(
     local: bool,
 ) -> Layer:
     """Return the last block's keys and values, for which XLA computes no attention."""
-    return _read(program, local, weights, rotary, x, lengths, counts, adapters, [])[1]
+    return read_block(program, local, weights, rotary, x, lengths, counts, adapters, [])[1]
 
 
 class Sampled(NamedTuple):
@@ -306,8 +136,8 @@ def decode(
     seeds = jax.vmap(jax.random.key)(state.seeds)
     keys = identity_keys(seeds, state.identities, state.parts)
     by_token = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
-    uniform = uniforms(by_token(keys, _positions(state.offsets, steps)))
-    turn_positions = _positions(batch.lengths, TURN)
+    uniform = uniforms(by_token(keys, positions_from(state.offsets, steps)))
+    turn_positions = positions_from(batch.lengths, TURN)
     penalised = jnp.any(state.rows.repetition_penalty != 1)
 
     def mark(seen, token):
@@ -321,12 +151,12 @@ def decode(
         t, running = loop["step"], loop["running"]
         column = jnp.minimum(fills + t, TURN - 1)  # a row at its limit reads no more
         positions = (batch.lengths + column)[:, None]
-        own = Source(None, _below(column + 1, TURN), turn_positions)
+        own = Source(None, below(column + 1, TURN), turn_positions)
         into_column = jnp.where(running, column, TURN)
-        x, buffer = _embed(program, weights.outer, loop["token"][:, None]), []
+        x, buffer = embed(program, weights.outer, loop["token"][:, None]), []
         for i, (layer, held) in enumerate(zip(weights.layers, loop["buffer"], strict=True)):
             # Write before reading: otherwise XLA copies the buffer in every step.
-            x, kept = _block(
+            x, kept = apply_block(
                 program,
                 config.is_local[i],
                 layer,
@@ -334,11 +164,11 @@ def decode(
                 x,
                 positions,
                 adapters,
-                [*_read_before(batch.of(i)), own],
+                [*read_before(batch.of(i)), own],
                 functools.partial(_put, held, column=into_column),
             )
             buffer.append(kept)
-        logits = _logits(program, weights.outer, x[:, 0])
+        logits = logits_of(program, weights.outer, x[:, 0])
         drawn_by = jax.lax.dynamic_index_in_dim(uniform, t, axis=1, keepdims=False)
         token, logprob = sample(logits, drawn_by, state.rows, loop["seen"])
         stop = advance(state.stop_tables, state.stop_sets, loop["stop"], token)
@@ -397,7 +227,7 @@ def score(
     adapters: jax.Array,
 ) -> jax.Array:
     """Return `[R, C]` log-probabilities of `tails` `[C, R, n]` after `prefix` `[R, m]`."""
-    x, y = _embed(program, weights.outer, prefix), _embed(program, weights.outer, tails)
+    x, y = embed(program, weights.outer, prefix), embed(program, weights.outer, tails)
     counts = (prefix_counts, tail_counts)
     for i, (layer, local) in enumerate(zip(weights.layers, program.config.is_local, strict=True)):
         given = (program, layer, weights.rotary, batch.of(i), x, y)
@@ -420,10 +250,10 @@ def _score_block(
     local: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Apply one block to prefixes `[R, m, hidden]`, then to each candidate `[C, R, n, hidden]`."""
-    read = functools.partial(_read, program, local, weights, rotary)
-    sources, size = _read_before(past), x.shape[1]
+    read = functools.partial(read_block, program, local, weights, rotary)
+    sources, size = read_before(past), x.shape[1]
     x, new = read(x, past.lengths, prefix_counts, adapters, sources)
-    prefix = Source(new, _below(prefix_counts, size), _positions(past.lengths, size))
+    prefix = Source(new, below(prefix_counts, size), positions_from(past.lengths, size))
     first = past.lengths + prefix_counts
 
     def one(candidate):
@@ -444,12 +274,12 @@ def _logprobs(
     tail_counts: jax.Array,
 ) -> jax.Array:
     """Return the sums of the tails' log-probabilities from the outputs of the last block."""
-    first_logits = _logits(program, outer, _last(x, prefix_counts))  # [R, V]
+    first_logits = logits_of(program, outer, _last(x, prefix_counts))  # [R, V]
 
     def one(candidate):
         y, tokens, counts = candidate
         # Token i is predicted from the prefix and tokens 0..i-1.
-        later = _logits(program, outer, y[:, :-1])
+        later = logits_of(program, outer, y[:, :-1])
         logits = jnp.concatenate([first_logits[:, None], later], axis=1)
         logprobs = jax.nn.log_softmax(logits, axis=-1)
         taken = jnp.take_along_axis(logprobs, tokens[:, :, None], axis=-1)[:, :, 0]

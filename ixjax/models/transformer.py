@@ -4,7 +4,7 @@ One table, `weight_specs`, describes every weight: shape, logical axes, initiali
 their shardings and the abstract tree that a checkpoint is restored into derive from it.
 Blocks are stacked along a leading axis and scanned, so that compile time does not grow with depth.
 `block` takes an `attend` function, which supplies its keys. Teacher forcing (here) and the
-generation engine (`ixjax.generation.passes`) share all other code.
+generation engine (`ixjax.generation.forward`) share all other code.
 
 Axes: B sequences, T positions, V vocabulary, L layers, H/K query/KV heads, D head size.
 References: Touvron et al. 2023 (Llama 2); Su et al. 2021 (RoPE); Ainslie et al. 2023 (GQA).

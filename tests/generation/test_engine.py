@@ -15,9 +15,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ixjax.generation import EngineConfig, SamplingConfig, generate
-from ixjax.generation import passes as forward
-from ixjax.generation.passes import Weights
+from ixjax.generation import EngineConfig, SamplingConfig, generate, passes
+from ixjax.generation.forward import Weights
 from ixjax.generation.sampling import uniforms
 from ixjax.generation.stops import compile_stops
 from ixjax.io import InputError
@@ -322,7 +321,7 @@ def test_a_pass_that_failed_leaves_nothing_wrong(monkeypatch, engine, begun, nam
     contexts = begin(engine, prompts)
     turns = requests(contexts)
     engine.step(turns[:2], most=3, pause=False)
-    passed = getattr(forward, name)
+    passed = getattr(passes, name)
 
     def fails(*given, **static):
         if begun:  # the arrays that the pass consumes are gone
@@ -330,7 +329,7 @@ def test_a_pass_that_failed_leaves_nothing_wrong(monkeypatch, engine, begun, nam
         raise MemoryError("no more room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(forward, name, fails)
+        patch.setattr(passes, name, fails)
         with pytest.raises(MemoryError):
             engine.step(turns)
     engine.decode(turns)
