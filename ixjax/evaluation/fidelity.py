@@ -168,7 +168,7 @@ def _speaker_nll(user: User, dialogues: Sequence[Dialogue]) -> float:
     """Return the NLL of a model; nan for a scripted user, which has no likelihood."""
     if not isinstance(user, ModelSpeaker):
         return math.nan
-    return utterance_nll(user.model, user.view, dialogues)
+    return utterance_nll(user.engine.model(), user.view, dialogues)
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -93,6 +93,10 @@ class Engine:
             f"prefill passes of {config.prefill_tokens} tokens"
         )
 
+    def model(self) -> Transformer:
+        """Return the decoder, with a copy of its blocks, which the engine holds layer by layer."""
+        return self._executor.model()
+
     def update(self, model: Transformer) -> None:
         """Replace the weights by others of the same shape; contexts are read again on next use.
 

@@ -71,6 +71,10 @@ class Executor:
         rotary = jax.device_put(weights.rotary, self.device)
         self._weights = dataclasses.replace(weights, rotary=rotary)
 
+    def model(self) -> Transformer:
+        """Return the decoder, with a copy of its blocks."""
+        return self._weights.model(self.model_config)
+
     def run(self, function: Any, *arguments: Any, **static: Any) -> Any:
         """Call a pass with the program and the weights."""
         return self.stats.call(function, self._program, self._weights, *arguments, **static)

@@ -47,8 +47,7 @@ class Weights:
     """A model's parameters, and tables that depend on the model alone.
 
     outer: embedding, last norm and head.
-    layers: the weights of each block, by name. If the model is also held elsewhere, its blocks are
-        in memory twice.
+    layers: the weights of each block, by name; copies of the model's, which is not kept.
     rotary: angles of all positions, `[T, D/2]`: XLA's CPU backend would recompute the sines in
         each layer, for each head.
     """
@@ -64,6 +63,20 @@ class Weights:
         layers = _unstack(layer_weights(model), layers=model.config.num_layers)
         rotary = rotary_angles(model.config, jnp.arange(positions)[None])
         return cls(outer, layers, jax.tree.map(lambda x: x[0, 0], rotary))
+
+    def model(self, config: ModelConfig) -> Transformer:
+        """Return the decoder, with a copy of its blocks."""
+        model = Transformer(config)
+        nnx.update(model, self.outer)
+        state = nnx.state(model.layers)
+        nnx.replace_by_pure_dict(state, _stack(self.layers))
+        nnx.update(model.layers, state)
+        return model
+
+
+@jax.jit
+def _stack(layers: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    return jax.tree.map(lambda *x: jnp.stack(x), *layers)
 
 
 @functools.partial(jax.jit, static_argnames="layers")

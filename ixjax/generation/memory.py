@@ -40,7 +40,7 @@ class PlayMemory:
     weights: int
     """Parameters of all models."""
     copies: int
-    """Their engines' copies of the blocks, layer by layer."""
+    """The blocks of one model a second time, while an engine takes them layer by layer."""
     cache: int
     """Blocks of all contexts: keys and values."""
     batches: int
@@ -82,7 +82,7 @@ def play_memory(
     rows = engine.rows
     return PlayMemory(
         weights=models * placement.weight_bytes,
-        copies=models * layers,
+        copies=layers,
         cache=cache_bytes(config, mesh, kv.num_blocks(tokens)),
         batches=SIDES * cache_bytes(config, mesh, rows * (span + kv.TURN) // kv.BLOCK),
         reading=_reading_bytes(config, mesh, engine, span),

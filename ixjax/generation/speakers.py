@@ -67,7 +67,7 @@ class ModelSpeaker:
         engine: Engine | None = None,
         adapter: int = 0,
     ):
-        self.model, self.view, self.sampling = model, view, sampling
+        self.view, self.sampling = view, sampling
         self.seed, self.readout, self.adapter = seed, readout, adapter
         self.engine = engine or speaker_engine(model, view, sampling)
         self.dropped_turns = 0

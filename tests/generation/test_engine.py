@@ -6,7 +6,9 @@ The reference is `Transformer.__call__` over whole sequences, which knows no cac
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
+import weakref
 
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ from ixjax.generation.forward import Weights
 from ixjax.generation.sampling import uniforms
 from ixjax.generation.stops import compile_stops
 from ixjax.io import InputError
-from ixjax.models import LoraConfig
+from ixjax.models import LoraConfig, init_model, mesh_of
 from tests.generation import tiny
 from tests.generation.near_ties import NEAR
 from tests.generation.tiny import (
@@ -401,6 +403,22 @@ def test_an_engine_holds_each_weight_once():
 
     weights = Weights.of(tiny.model(), positions=1)
     assert size((weights.outer, weights.layers)) == size(nnx.state(tiny.model()))
+
+
+def test_an_engine_does_not_keep_the_model_and_can_give_it_back():
+    def model():
+        return init_model(CONFIG, seed=5, mesh=mesh_of(tiny.model()))
+
+    given = model()
+    before = weakref.ref(given.layers.query[...])
+    engine = tiny.engine(given)
+    del given
+    gc.collect()
+    assert before() is None
+    returned, expected = nnx.state(engine.model()), nnx.state(model())
+    assert jax.tree.structure(returned) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(returned), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @by_layout

@@ -65,12 +65,13 @@ def test_two_raters_at_once_lose_nothing_of_each_others(tmp_path, opened):
     for page, rater in ((first, "Ann"), (second, "Ben"), (first, "Ann B.")):
         page.get_by_label("Your name or number").fill(rater)
         page.get_by_label("A", exact=True).check()
+    first.wait_for_function("localStorage.length === 2")
     first.reload()
     names = first.get_by_role("button").all_inner_texts()
-    assert sorted(names) == [
-        "Another rater",
+    assert names == [
         "Continue as Ann B. (1 rated)",
         "Continue as Ben (1 rated)",
+        "Another rater",
     ]
 
 
@@ -78,7 +79,8 @@ def test_what_a_browser_kept_of_another_form_is_passed_over(tmp_path, opened):
     export_rating(write_run(tmp_path), RatingConfig())
     watched = opened(tmp_path / "rating" / "form.html")
     watched.page.evaluate(
-        "localStorage.setItem(`ixjax-rating-${dataOf('task').task}`, '[null, {}]')"
+        "for (const [id, text] of ['null', '{}', '[]', '{'].entries())"
+        "  localStorage.setItem(`ixjax-rating-${dataOf('task').task}-${id}`, text)"
     )
     watched.page.reload()
     assert "Item 1 of 3; 0 rated." in watched.texts(".status")

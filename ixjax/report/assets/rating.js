@@ -14,26 +14,31 @@ class RatingForm {
   /** Returns the ratings stored in this browser, by rater; storage may be disabled. */
   kept() {
     const object = (value) => value !== null && typeof value === "object";
+    const read = (name) => {
+      try {
+        return JSON.parse(localStorage.getItem(name));
+      } catch {
+        return null;
+      }
+    };
+    let names = [];
     try {
-      const found = JSON.parse(localStorage.getItem(this.name()) ?? "[]");
-      return found.filter((one) => object(one) && typeof one.id === "string"
-        && typeof one.rater === "string" && object(one.choices) && object(one.comments));
-    } catch {
-      return [];
-    }
+      names = Object.keys(localStorage).filter((name) => name.startsWith(this.name("")));
+    } catch { /* nothing is stored */ }
+    return names.sort().map(read).filter((one) => object(one) && typeof one.id === "string"
+      && typeof one.rater === "string" && object(one.choices) && object(one.comments));
   }
 
-  /** Stores the answers; reads first, since another tab may have stored another rater's. */
+  /** Stores the answers. Each rater has an entry: two tabs never write the same one. */
   keep() {
-    const others = this.kept().filter((one) => one.id !== this.answers.id);
     try {
-      localStorage.setItem(this.name(), JSON.stringify([...others, this.answers]));
+      localStorage.setItem(this.name(this.answers.id), JSON.stringify(this.answers));
     } catch { /* it is still in the page */ }
     this.progress.textContent = this.progressText();
   }
 
-  name() {
-    return `ixjax-rating-${this.task.task}`;
+  name(id) {
+    return `ixjax-rating-${this.task.task}-${id}`;
   }
 
   /** Asks who rates if the browser holds answers of earlier raters. */
