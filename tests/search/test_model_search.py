@@ -185,8 +185,9 @@ def test_trees_are_the_same_if_the_pool_evicts_contexts(sides, template):
 def blocks_for(side: ModelSpeaker, *, blocks: int) -> ModelSpeaker:
     """Return the same speaker with an engine whose pool holds this many blocks."""
     config = dataclasses.replace(ENGINE, pool_tokens=blocks * BLOCK)
-    engine = speaker_engine(side.model, side.view, SAMPLING, config)
-    return ModelSpeaker(side.model, side.view, SAMPLING, seed=SEED, engine=engine)
+    model = side.engine.model()
+    engine = speaker_engine(model, side.view, SAMPLING, config)
+    return ModelSpeaker(model, side.view, SAMPLING, seed=SEED, engine=engine)
 
 
 @pytest.mark.slow
