@@ -174,7 +174,7 @@ def main(arguments: Arguments) -> None:
         view = dataclasses.replace(view, template=dataclasses.replace(template, end_ids=(5,)))
         shared = engines[0] if engines and a.shared else None
         engines.append(shared or speaker_engine(model, view, sampling, config))
-        speakers.append(DrawnLengths(model, view, sampling, seed=0, engine=engines[-1]))
+        speakers.append(DrawnLengths(engines[-1], view, sampling, seed=0))
     roots = roots_of(a.dialogues, models_[0].config.vocab_size)
 
     def independent() -> tuple[float, int]:

@@ -131,7 +131,7 @@ class Ours:
         for role, model in zip(("policy", "user"), models, strict=True):
             view = View(self.scenario, role, template)
             engine = speaker_engine(model, view, sampling, engine_config, stats=self.work)
-            self.speakers.append(DrawnLengths(model, view, sampling, seed=0, engine=engine))
+            self.speakers.append(DrawnLengths(engine, view, sampling, seed=0))
         rng, self.roots = random.Random(0), []
         for i in range(a.conditions):
             words = " ".join(f"w{rng.randrange(vocab_size - 16)}" for _ in range(12))

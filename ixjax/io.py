@@ -335,6 +335,11 @@ class RunDirectory:
         return self.root / "tokenizer"
 
     @property
+    def base(self) -> Path:
+        """The model that the speakers adapt, if their fine-tuning trains adapters."""
+        return self.root / "base"
+
+    @property
     def policy_sft(self) -> Path:
         """The fine-tuned policy, DPO's reference."""
         return self.root / "policy_sft"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ixjax.padding import bucket, pad, round_up
+from ixjax.padding import bucket, pad, quarter_bucket, round_up
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,13 @@ from ixjax.padding import bucket, pad, round_up
 )
 def test_buckets_are_powers_of_two(size, expected):
     assert bucket(size) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(0, 0), (1, 1), (7, 7), (9, 10), (300, 320), (1024, 1024), (1025, 1280)]
+)
+def test_quarter_buckets_exceed_a_size_by_a_quarter_at_most(size, expected):
+    assert quarter_bucket(size) == expected
 
 
 def test_a_bucket_is_never_smaller_than_the_smallest():

@@ -58,9 +58,10 @@ class Settings:
     readout: ReadOut = "expected"
     """How engagement is read from the simulator: expected (scored lines) or sampled (a line)."""
     sampling: SamplingConfig = dataclasses.field(
-        default_factory=lambda: SamplingConfig(max_new_tokens=256)
+        # A small model drifts off at a temperature of 1.
+        default_factory=lambda: SamplingConfig(temperature=0.7, top_p=0.9, max_new_tokens=256)
     )
-    """How the model's turns are sampled."""
+    """How the model's turns are sampled; default: as the run, or the checkpoint, says."""
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     """The search of --think: one tree of as many iterations as --think says."""
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
@@ -169,12 +170,11 @@ def _speaker(settings: Settings, checkpoint: pipeline.Checkpoint, side: Role) ->
     view = View(scenario=get_scenario(settings.scenario), role=side, template=template)
     try:
         return ModelSpeaker(
-            model,
+            speaker_engine(model, view, settings.sampling, settings.layout),
             view,
             settings.sampling,
             seed=settings.seed,
             readout=settings.readout,
-            engine=speaker_engine(model, view, settings.sampling, settings.layout),
         )
     except ValueError as error:  # turns as long as the context
         raise InputError(f"{error}; set a smaller --sampling.max-new-tokens") from None

@@ -122,6 +122,8 @@ class Conversation:
             return
         if self._session.dropped_turns > forgotten:
             self._note("(the context is full: the model has forgotten the oldest turns)")
+        if self._session.last is not None and self._session.last.truncated:
+            self._note("(cut: the turn has --sampling.max-new-tokens tokens)")
         if self._session.ended:
             self._note(f"(the {role} has left)")
         if self._session.person == "policy":

@@ -55,6 +55,8 @@ BAD_PATHS = (
     PermissionError,
 )
 QUIET = "--quiet"  # of stages
+LONG = (*STAGES, "chat")  # commands that profit from huge pages
+HUGE_PAGES, TUNABLES = "IXJAX_HUGE_PAGES", "GLIBC_TUNABLES"
 CACHE_SWITCH = "IXJAX_COMPILATION_CACHE"  # a folder, or "off"
 
 
@@ -65,6 +67,7 @@ def main(command: str | None = None, arguments: Sequence[str] | None = None) -> 
         command: its name; None: the first argument.
         arguments: the command line after the command; default: that of the process.
     """
+    started_alone = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if command is None:
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -74,6 +77,8 @@ def main(command: str | None = None, arguments: Sequence[str] | None = None) -> 
             print(f"ixjax {_version()}")
             sys.exit(0)
         command = arguments.pop(0)
+    if started_alone and command in LONG:
+        _use_huge_pages()
     try:
         _run(command, arguments)
         return
@@ -89,6 +94,23 @@ def main(command: str | None = None, arguments: Sequence[str] | None = None) -> 
             _leave_others(code)
     # Not in the handler: the error would keep arrays until the interpreter shuts down.
     sys.exit(code)
+
+
+def _use_huge_pages() -> None:
+    """Start this process again with huge pages for large arrays; glibc is told at its start only.
+
+    At each step of a training on a CPU the kernel fills hundreds of megabytes with zeros, in
+    pages of 4 kB (docs/benchmarks.md).
+    """
+    name = os.confstr("CS_GNU_LIBC_VERSION") if sys.platform == "linux" else None
+    if os.environ.get(HUGE_PAGES) == "off" or TUNABLES in os.environ or not name:
+        return
+    if "jax" in sys.modules:  # called by a program that has begun its work
+        return
+    version = name.removeprefix("glibc ").split(".")
+    if all(part.isdecimal() for part in version) and tuple(map(int, version)) >= (2, 35):
+        os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _judge(error: BaseException, command: str) -> tuple[int, str | None]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from ixjax.commands.printable import printable
 from ixjax.evaluation import Parity
 from ixjax.pipeline import Plan
-from ixjax.report.fidelity import FIDELITY_COLUMNS, fidelity_figures
+from ixjax.report.fidelity import FIDELITY_COLUMNS, baseline_rows, fidelity_figures
 from ixjax.report.formats import interval, is_weak, percent, show, undecided
 from ixjax.report.result import CELL_COLUMNS, cell_figures
 from ixjax.report.search import pair_rules
@@ -79,7 +79,10 @@ def print_evaluation(console: Console, result: Mapping[str, Any]) -> None:
         console,
         "Fidelity of the simulators, on held-out human dialogues",
         ("simulator", *FIDELITY_COLUMNS),
-        ((f["simulator"], *fidelity_figures(f)) for f in result["fidelity"]),
+        [
+            *((f["simulator"], *fidelity_figures(f)) for f in result["fidelity"]),
+            *baseline_rows(result),
+        ],
     )
 
 

@@ -16,7 +16,8 @@ from ixjax.commands.arguments import take
 from ixjax.commands.flags import read_flags
 from ixjax.gguf_file import is_gguf
 from ixjax.io import InputError
-from ixjax.models import turn_tokens
+from ixjax.models import sampling_settings
+from ixjax.models.hf_generation import GENERATION
 from ixjax.pipeline import Run, RunConfig, read_run
 
 
@@ -60,14 +61,19 @@ def parse_tool(
 
 
 def _as_folder_says(settings: Any, model: str | None) -> Any:
-    """Return a tool's defaults, with the turn length of the checkpoint if one is named."""
+    """Return a tool's defaults, with the sampling settings of the checkpoint if one is named.
+
+    Raises:
+        InputError: a sampling setting of the checkpoint is out of its range.
+    """
     sampling = getattr(settings, "sampling", None)
     if not model or sampling is None or not (Path(model).is_dir() or is_gguf(model)):
         return settings
-    tokens = turn_tokens(Path(model), default=sampling.max_new_tokens)
-    return dataclasses.replace(
-        settings, sampling=dataclasses.replace(sampling, max_new_tokens=tokens)
-    )
+    found = sampling_settings(Path(model), longest_turn=sampling.max_new_tokens)
+    try:
+        return dataclasses.replace(settings, sampling=dataclasses.replace(sampling, **found))
+    except ValueError as error:
+        raise InputError(f"{Path(model) / GENERATION}: {error}") from None
 
 
 def _shared(cls: type[Any], config: RunConfig) -> dict[str, Any]:

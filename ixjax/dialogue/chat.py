@@ -51,11 +51,15 @@ class Rendered:
     tokens: [T] from the begin token on.
     scored: [T] whether the loss covers the token (as a target).
     dropped_turns: oldest turns that did not fit.
+    line: number of last tokens that are the outcome line and its end token.
+    branches: further examples that begin as this one does; their common beginning is read once.
     """
 
     tokens: tuple[int, ...]
     scored: tuple[bool, ...]
     dropped_turns: int
+    line: int = 0
+    branches: tuple[Rendered, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +174,10 @@ class View:
         Raises:
             InputError: see `context`.
         """
-        closing = TokenSegment.read(())
+        closing, line = TokenSegment.read(()), ()
         if self.role == "user" and outcome and dialogue.outcome is not None:
-            closing = TokenSegment.learnt((*self.template.marker_ids, *self._line(dialogue)))
+            line = self._line(dialogue)
+            closing = TokenSegment.learnt((*self.template.marker_ids, *line))
         else:
             last = max((i for i, t in enumerate(dialogue.turns) if t.role == self.role), default=-1)
             ended = self.role == "user" and last == len(dialogue.turns) - 1
@@ -182,7 +187,7 @@ class View:
         turns, words = self._split(dialogue)
         tail = TokenSegment.join([words, closing])
         body, dropped = self._fit(dialogue, turns, tail, max_tokens=max_tokens)
-        return Rendered(body.tokens, body.scored, dropped)
+        return Rendered(body.tokens, body.scored, dropped, len(line))
 
     def prefix_outcome(self, dialogue: Dialogue, turn_index: int, *, max_tokens: int) -> Rendered:
         """Render the recorded outcome as a prediction after an earlier turn of the user.
@@ -214,10 +219,11 @@ class View:
             )
         turns, words = self._split(dialogue.before(turn_index + 1))
         given = [TokenSegment.read(words.tokens), TokenSegment.read(self.template.marker_ids)]
-        tail = TokenSegment.join([*given, TokenSegment.learnt(self._line(dialogue))])
+        line = self._line(dialogue)
+        tail = TokenSegment.join([*given, TokenSegment.learnt(line)])
         body, dropped = self._fit(dialogue, turns, tail, max_tokens=max_tokens)
         scored = (False,) * (len(body.tokens) - len(tail.tokens)) + tail.scored
-        return Rendered(body.tokens, scored, dropped)
+        return Rendered(body.tokens, scored, dropped, len(line))
 
     def pair(
         self, history: Dialogue, chosen: str, rejected: str, *, max_tokens: int

@@ -3,7 +3,7 @@
 Parity compares the engine's log-probabilities with the trainer's.
 """
 
-from ixjax.evaluation.fidelity import fidelity, utterance_nll
+from ixjax.evaluation.fidelity import fidelity, outcome_baselines, utterance_nll
 from ixjax.evaluation.metrics import bootstrap_interval, cell_metrics
 from ixjax.evaluation.parity import TOLERANCES, Difference, Parity, not_finite, parity
 from ixjax.evaluation.play import EvaluationConfig, Played, play
@@ -20,6 +20,7 @@ __all__ = [
     "cell_metrics",
     "fidelity",
     "not_finite",
+    "outcome_baselines",
     "parity",
     "play",
     "utterance_nll",

@@ -4,13 +4,13 @@ It is measured on held-out human dialogues. Words: the negative log-likelihood o
 turns. Outcomes: the simulator's expectation after the human dialogue, and after half of it, against
 the recorded outcome. A simulator whose error is no smaller than that of the training mean, or whose
 ranking is no better than chance, does not know what helps people: a gain under it means little
-(docs/algorithm.md, "Evaluation").
+(docs/algorithm.md, "Evaluation"). Regressions on the same dialogues show what can be known.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from flax import nnx
 
 from ixjax.dialogue.chat import View
 from ixjax.dialogue.types import Dialogue, Outcome
+from ixjax.evaluation.baselines import BASELINES, predict_outcomes
 from ixjax.evaluation.play import EvaluationConfig
 from ixjax.generation import ModelSpeaker, User, run_all
 from ixjax.generation.turns import engagements
@@ -57,25 +58,74 @@ def fidelity(
         are not empty: their bounds, count, mean predicted and mean recorded engagement, and
         `calibration_error` is the mean distance of the two, weighted by count.
     """
-    heard = [d for d in dialogues if any(turn.role == "user" for turn in d.turns)]
-    heard = heard[: config.fidelity_dialogues]
+    heard = _measured(dialogues, config)
     ended = [d for d in heard if d.outcome is not None]
-    recorded = np.array([d.outcome.engagement for d in ended if d.outcome is not None])
     full = expected_engagements(user, ended, batch=config.batch)
     half = expected_engagements(user, [halved(d) for d in ended], batch=config.batch)
-    known = ~np.isnan(full)
-    bins = calibration_bins(full[known], recorded[known])
+    recorded, known = _recorded(ended), ~np.isnan(full)
     figures = {
         "utterance_nll": _speaker_nll(user, heard),
-        "outcome_mae": _mean(np.abs(full - recorded)[known]),
         "outcome_mae_baseline": _baseline_error(recorded[known], train_outcomes),
-        "outcome_spearman": spearman(full[known], recorded[known]),
-        "outcome_spearman_half": spearman(half[~np.isnan(half)], recorded[~np.isnan(half)]),
-        "calibration_error": calibration_error(bins),
         "unreadable_rate": _mean(~known),
     }
-    finite = {key: float(x) if math.isfinite(x) else None for key, x in figures.items()}
-    return {"simulator": name, "dialogues": len(ended), **finite, "calibration": bins}
+    return {
+        "simulator": name,
+        "dialogues": len(ended),
+        **_finite(figures | _outcome_figures(full, half, recorded)),
+        "calibration": calibration_bins(full[known], recorded[known]),
+    }
+
+
+def outcome_baselines(
+    train: Sequence[Dialogue], dialogues: Sequence[Dialogue], *, config: EvaluationConfig
+) -> list[dict[str, Any]]:
+    """Measure what can be known of the same outcomes without a simulator.
+
+    Args:
+        train: the dialogues that the regressions of `ixjax.evaluation.baselines` are fitted on.
+        dialogues: see `fidelity`.
+        config: see `fidelity`.
+
+    Returns:
+        A JSON object for each of `BASELINES`, with the outcome figures of `fidelity`; none if no
+        dialogue of `train` or none of `dialogues` has an outcome.
+    """
+    ended = [d for d in _measured(dialogues, config) if d.outcome is not None]
+    if not ended or all(d.outcome is None for d in train):
+        return []
+    found = []
+    for name, features in BASELINES.items():
+        full, half = predict_outcomes(features, train, ended, halved)
+        figures = _outcome_figures(full, half, _recorded(ended))
+        found.append({"baseline": name, "dialogues": len(ended), **_finite(figures)})
+    return found
+
+
+def _measured(dialogues: Sequence[Dialogue], config: EvaluationConfig) -> list[Dialogue]:
+    heard = [d for d in dialogues if any(turn.role == "user" for turn in d.turns)]
+    return heard[: config.fidelity_dialogues]
+
+
+def _recorded(ended: Sequence[Dialogue]) -> np.ndarray:
+    return np.array([d.outcome.engagement for d in ended if d.outcome is not None])
+
+
+def _outcome_figures(full: np.ndarray, half: np.ndarray, recorded: np.ndarray) -> dict[str, float]:
+    """Return the figures of predictions after whole and half dialogues, `[N]`; nan: unreadable."""
+    found = {}
+    for ending, predicted in (("", full), ("_half", half)):
+        known = ~np.isnan(predicted)
+        mine, theirs = predicted[known], recorded[known]
+        found |= {
+            f"outcome_mae{ending}": _mean(np.abs(mine - theirs)),
+            f"outcome_spearman{ending}": spearman(mine, theirs),
+            f"calibration_error{ending}": calibration_error(calibration_bins(mine, theirs)),
+        }
+    return found
+
+
+def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    return {key: float(x) if math.isfinite(x) else None for key, x in figures.items()}
 
 
 def utterance_nll(
@@ -168,7 +218,7 @@ def _speaker_nll(user: User, dialogues: Sequence[Dialogue]) -> float:
     """Return the NLL of a model; nan for a scripted user, which has no likelihood."""
     if not isinstance(user, ModelSpeaker):
         return math.nan
-    return utterance_nll(user.engine.model(), user.view, dialogues)
+    return utterance_nll(user.engine.model(user.adapter), user.view, dialogues)
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -19,14 +19,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh, NamedSharding
 
 from ixjax.generation import cache as kv
 from ixjax.generation.stats import EngineStats
 from ixjax.models import ModelConfig
-from ixjax.padding import round_up
+from ixjax.padding import quarter_bucket, round_up
 
-SMALLEST_POOL = 16  # blocks
+SMALLEST_POOL = 32 << 20  # bytes
 
 
 class Context:
@@ -101,6 +102,8 @@ class BlockPool:
         self.config, self.limit = config, limit
         self._stats, self._mesh = stats, mesh
         self._allocate = functools.partial(kv.allocate, config, mesh=mesh, device=device)
+        block = jax.tree.leaves(jax.eval_shape(lambda: kv.allocate(config, 1)))
+        self._block_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in block)
         self.arrays: list[kv.Layer] | None = None
         self._free: list[int] = []
         self._holders: Counter[int] = Counter()  # contexts that hold a block
@@ -237,8 +240,9 @@ class BlockPool:
         return min(evictable, key=lambda c: c.used, default=None)
 
     def _grow(self, blocks: int) -> None:
-        least = min(SMALLEST_POOL, self.limit or SMALLEST_POOL)
-        blocks = self._even(max(blocks, least))
+        # Few sizes: every pass is compiled for the size of the pool.
+        size = quarter_bucket(max(blocks, -(-SMALLEST_POOL // self._block_bytes)))
+        blocks = self._even(max(blocks, min(size, self.limit)) if self.limit else size)
         before, more = self.size, blocks - self.size
         if more <= 0:
             return

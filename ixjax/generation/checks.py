@@ -7,12 +7,16 @@ become arrays.
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from jax import Array
 
 from ixjax.generation.blocks import Context
 from ixjax.generation.requests import MOST_PARTS, Request
-from ixjax.models import ModelConfig
+from ixjax.models import ModelConfig, adapter_paths
+from ixjax.models.transformer import weight_specs
 
 
 def check_adapter(adapter: int, config: ModelConfig) -> None:
@@ -26,6 +30,23 @@ def check_adapter(adapter: int, config: ModelConfig) -> None:
         raise ValueError(
             f"adapter is {adapter}; the model has {count} (counted from 0; -1: base model alone)"
         )
+
+
+def check_adapter_weights(index: int, weights: Mapping[str, Array], config: ModelConfig) -> None:
+    """Refuse an adapter of another shape than the model's, or for a place that it lacks.
+
+    Raises:
+        ValueError: names the adapter or the weight.
+    """
+    if config.lora is None or not 0 <= index < config.lora.adapters:
+        raise ValueError(f"adapter is {index}; expected one of {config.lora or 'no adapter'}")
+    one = dataclasses.replace(config, lora=dataclasses.replace(config.lora, adapters=1))
+    specs = weight_specs(one)
+    expected = {name: specs[name].shape for name in adapter_paths(one)}
+    found = {name: weight.shape for name, weight in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(f"{name} is {found.get(name)}; expected {expected.get(name)}")
 
 
 def check_owner(context: Context, engine: object) -> None:

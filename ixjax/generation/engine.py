@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jax import Array
 
 from ixjax.generation import cache as kv
 from ixjax.generation import passes, prefill
@@ -30,6 +31,7 @@ from ixjax.generation.buckets import (
 )
 from ixjax.generation.checks import (
     check_adapter,
+    check_adapter_weights,
     check_owner,
     check_requests,
     check_room,
@@ -41,7 +43,7 @@ from ixjax.generation.executor import Executor, writes_of
 from ixjax.generation.requests import Request, StopSets
 from ixjax.generation.stats import EngineStats
 from ixjax.generation.stops import StopTable
-from ixjax.models import Transformer
+from ixjax.models import Transformer, one_adapter
 from ixjax.padding import bucket, pad
 
 PAUSE = 1 / 8  # decoding pauses once this share of the batch has ended
@@ -93,9 +95,13 @@ class Engine:
             f"prefill passes of {config.prefill_tokens} tokens"
         )
 
-    def model(self) -> Transformer:
-        """Return the decoder, with a copy of its blocks, which the engine holds layer by layer."""
-        return self._executor.model()
+    def model(self, adapter: int = 0) -> Transformer:
+        """Return the decoder, with one of its adapters if it has any.
+
+        Its blocks are copies: the engine holds them layer by layer.
+        """
+        model = self._executor.model()
+        return model if model.config.lora is None else one_adapter(model, adapter)
 
     def update(self, model: Transformer) -> None:
         """Replace the weights by others of the same shape; contexts are read again on next use.
@@ -110,6 +116,21 @@ class Engine:
             )
         self._executor.use(model)
         self._batch.clear()
+        self.pool.release_all(self)
+
+    def set_adapter(self, index: int, weights: Mapping[str, Array]) -> None:
+        """Replace an adapter; contexts are read again on next use.
+
+        Args:
+            index: of the adapter.
+            weights: of a model with one adapter of this shape, by path: `[L, 1, ...]`.
+
+        Raises:
+            ValueError: there is no such adapter, or the weights have other names or shapes.
+        """
+        check_adapter_weights(index, weights, self.model_config)
+        self._batch.clear()
+        self._executor.set_adapter(index, weights)
         self.pool.release_all(self)
 
     def new(self, tokens: Sequence[int] = (), *, adapter: int = 0) -> Context:

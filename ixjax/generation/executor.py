@@ -6,7 +6,7 @@ Axes: R rows of a batch, T columns.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,6 +70,10 @@ class Executor:
         weights = Weights.of(model, positions=positions)
         rotary = jax.device_put(weights.rotary, self.device)
         self._weights = dataclasses.replace(weights, rotary=rotary)
+
+    def set_adapter(self, index: int, weights: Mapping[str, jax.Array]) -> None:
+        """Replace an adapter; see `Weights.with_adapter`."""
+        self._weights = self._weights.with_adapter(index, weights)
 
     def model(self) -> Transformer:
         """Return the decoder, with a copy of its blocks."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -24,6 +24,8 @@ from ixjax.models import (
     chosen_adapters,
     in_window,
     layer_weights,
+    model_of,
+    path_name,
     rotary_angles,
     select,
 )
@@ -66,12 +68,33 @@ class Weights:
 
     def model(self, config: ModelConfig) -> Transformer:
         """Return the decoder, with a copy of its blocks."""
-        model = Transformer(config)
-        nnx.update(model, self.outer)
-        state = nnx.state(model.layers)
-        nnx.replace_by_pure_dict(state, _stack(self.layers))
-        nnx.update(model.layers, state)
-        return model
+        outer = nnx.to_flat_state(self.outer)
+        weights = {path_name(path): variable.get_value() for path, variable in outer}
+        layers = {f"layers.{name}": stacked for name, stacked in _stack(self.layers).items()}
+        return model_of(config, weights | layers)
+
+    def with_adapter(self, index: int, weights: Mapping[str, jax.Array]) -> Weights:
+        """Return the weights with another adapter at `index`; the present ones are consumed.
+
+        Args:
+            index: of the adapter.
+            weights: of a model with one adapter, by path (`layers.query_lora_a`).
+        """
+        named = {name.removeprefix("layers."): weight[:, 0] for name, weight in weights.items()}
+        present = [{name: layer[name] for name in named} for layer in self.layers]
+        found = _put(present, named, index)
+        layers = [layer | new for layer, new in zip(self.layers, found, strict=True)]
+        return dataclasses.replace(self, layers=layers)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(
+    layers: list[dict[str, jax.Array]], adapter: dict[str, jax.Array], index: jax.Array
+) -> list[dict[str, jax.Array]]:
+    return [
+        {name: stacked.at[index].set(adapter[name][i]) for name, stacked in layer.items()}
+        for i, layer in enumerate(layers)
+    ]
 
 
 @jax.jit

@@ -13,7 +13,7 @@ from ixjax.generation.config import EngineConfig
 from ixjax.generation.executor import columns_of
 from ixjax.models import ModelConfig
 from ixjax.models.placement import describe_sharding, device_share
-from ixjax.padding import round_up
+from ixjax.padding import quarter_bucket, round_up
 from ixjax.parallel import AnyMesh
 
 SIDES = 2  # policy and user, each with a model
@@ -64,16 +64,16 @@ def play_memory(
     paged: bool,
     models: int = SIDES,
 ) -> PlayMemory:
-    """Return the bytes that two speakers with separate models take while they play.
+    """Return the bytes that two speakers take while they play.
 
     Args:
-        config: of both models.
+        config: of their models.
         mesh: real or abstract.
         engine: sizes of the batches.
         tokens: most tokens stored at once by both sides.
         longest: most tokens of a context.
         paged: whether passes read blocks in place.
-        models: models in memory, each with an engine; two of them play.
+        models: models in memory, each with an engine; two of them play, or one with two adapters.
     """
     placement = describe_sharding(config, mesh)
     layers = sum(w.device_bytes for w in placement.weights if w.name.startswith("layers."))
@@ -83,8 +83,8 @@ def play_memory(
     return PlayMemory(
         weights=models * placement.weight_bytes,
         copies=layers,
-        cache=cache_bytes(config, mesh, kv.num_blocks(tokens)),
-        batches=SIDES * cache_bytes(config, mesh, rows * (span + kv.TURN) // kv.BLOCK),
+        cache=cache_bytes(config, mesh, quarter_bucket(kv.num_blocks(tokens))),
+        batches=min(models, SIDES) * cache_bytes(config, mesh, rows * (span + kv.TURN) // kv.BLOCK),
         reading=_reading_bytes(config, mesh, engine, span),
     )
 

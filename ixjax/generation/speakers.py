@@ -36,20 +36,20 @@ from ixjax.generation.stats import EngineStats
 from ixjax.generation.stops import compile_stops, cut
 from ixjax.generation.turns import SILENCE
 from ixjax.models import Transformer
+from ixjax.padding import common_beginning
 
 
 class ModelSpeaker:
     """A language model as one side of dialogues; with `view.role == "user"` also a `User`.
 
     Args:
-        model: the decoder.
+        model: the decoder, or its engine from `speaker_engine`. Speakers with one base model share
+            an engine and have an adapter each.
         view: how this side sees a dialogue (scenario, role, chat template).
         sampling: how turns are sampled.
         seed: of the run.
         readout: how outcomes are read: `expected` scores every possible closing line after the
             forced marker (no sampling noise); `sampled` reads the generated line.
-        engine: from `speaker_engine`; default a new one. Speakers with one base model share an
-            engine and have an adapter each.
         adapter: the adapter of this side.
 
     Attributes:
@@ -58,28 +58,28 @@ class ModelSpeaker:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Transformer | Engine,
         view: View,
         sampling: SamplingConfig,
         *,
         seed: int,
         readout: ReadOut = "expected",
-        engine: Engine | None = None,
         adapter: int = 0,
     ):
         self.view, self.sampling = view, sampling
         self.seed, self.readout, self.adapter = seed, readout, adapter
-        self.engine = engine or speaker_engine(model, view, sampling)
+        self.engine = model if isinstance(model, Engine) else speaker_engine(model, view, sampling)
         self.dropped_turns = 0
         self._bytes = text_bytes(view) if sampling.stop else []
         self._lines: dict[tuple[str, ...], list[list[int]]] = {}  # tokens of closing lines
         # Longest context that still has room for one more turn and an outcome line.
-        self.limit = model.config.max_length - sampling.max_new_tokens - OUTCOME_TOKENS
+        longest = self.engine.model_config.max_length
+        self.limit = longest - sampling.max_new_tokens - OUTCOME_TOKENS
         if self.limit < 1:
             raise ValueError(
                 f"max_new_tokens is {sampling.max_new_tokens}; expected "
-                f"{model.config.max_length - OUTCOME_TOKENS - 1} or less: a context has "
-                f"{model.config.max_length} tokens, {OUTCOME_TOKENS} of them for the outcome"
+                f"{longest - OUTCOME_TOKENS - 1} or less: a context has {longest} tokens, "
+                f"{OUTCOME_TOKENS} of them for the outcome"
             )
 
     def begin(
@@ -203,7 +203,7 @@ class ModelParticipant:
     def _render(self) -> None:
         """Make the context hold the dialogue; tokens after the first difference are read again."""
         engine, tokens = self.speaker.engine, self.speaker.render(self.dialogue)
-        same = _common_beginning(self.context.tokens, tokens)
+        same = common_beginning(self.context.tokens, tokens)
         engine.shorten(self.context, same)
         engine.extend({self.context: tokens[same:]})
 
@@ -300,12 +300,6 @@ def text_bytes(view: View) -> list[bytes]:
     template = view.template
     texts = token_bytes(template.tokenizer)
     return [b"" if i in template.special_ids else text for i, text in enumerate(texts)]
-
-
-def _common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return the number of tokens that both begin with."""
-    differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differ, min(len(one), len(other)))
 
 
 def _other(role: Role) -> Role:

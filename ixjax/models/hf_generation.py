@@ -1,4 +1,4 @@
-"""Generation settings of a checkpoint: end tokens, and the longest turn.
+"""Generation settings of a checkpoint: end tokens, and how it samples.
 
 Training and search take their end tokens from the chat template. A checkpoint whose end tokens
 can't be read, or are out of its vocabulary, is damaged and refused here.
@@ -15,6 +15,7 @@ from ixjax.models.hf_fields import Fields
 from ixjax.models.hf_source import config_file
 
 GENERATION = "generation_config.json"
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def read_generation(checkpoint: Path) -> dict[str, Any]:
@@ -45,17 +46,24 @@ def check_end_tokens(checkpoint: Path, vocab_size: int) -> None:
                 )
 
 
-def turn_tokens(checkpoint: Path, default: int) -> int:
-    """Return the longest turn of a model: its `max_new_tokens`, at most half its context.
+def sampling_settings(checkpoint: Path, *, longest_turn: int) -> dict[str, Any]:
+    """Return the sampling settings that a checkpoint names, and its longest turn.
 
     Args:
         checkpoint: the model's folder or GGUF file; loading it later refuses an unreadable one.
-        default: the longest turn if the checkpoint names none.
+        longest_turn: the most tokens of a turn if the checkpoint names no `max_new_tokens`. It is
+            at most half the context.
+
+    Returns:
+        `max_new_tokens` and, unless the checkpoint turns sampling off, what it names of `SAMPLING`.
     """
     try:
         longest = read_config(config_file(checkpoint)).max_length
-        named = read_generation(checkpoint).get("max_new_tokens")
+        named = read_generation(checkpoint)
     except InputError:
-        return default
-    wanted = named if isinstance(named, int) and named >= 1 else default
-    return min(wanted, max(longest // 2, 1))
+        return {}
+    found = {} if named.get("do_sample") is False else named
+    tokens = named.get("max_new_tokens")
+    tokens = tokens if isinstance(tokens, int) and tokens >= 1 else longest_turn
+    numbers = {name: found[name] for name in SAMPLING if isinstance(found.get(name), int | float)}
+    return {**numbers, "max_new_tokens": min(tokens, max(longest // 2, 1))}

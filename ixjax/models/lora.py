@@ -83,7 +83,7 @@ def add_lora(
     """
     keys = jax.random.split(jax.random.key(seed), 2 * len(lora.targets))
     config = _with_lora(model, lora)
-    names = sorted(_lora_paths(config))
+    names = sorted(adapter_paths(config))
     specs, dtype = weight_specs(config), jnp.dtype(config.param_dtype)
     drawn = {name: specs[name].draw(key, dtype) for name, key in zip(names, keys, strict=True)}
     return _with_weights(model, config, drawn, mesh)
@@ -146,6 +146,24 @@ def stack_adapters(models: Sequence[Transformer]) -> Transformer:
             raise ValueError(f"{name} differs between the models; expected adapters of one base")
     lora = dataclasses.replace(loras[0], adapters=sum(lora.adapters for lora in loras))
     return model_of(dataclasses.replace(models[0].config, lora=lora), stacked)
+
+
+def one_adapter(model: Transformer, adapter: int) -> Transformer:
+    """Return the base with one of its adapters.
+
+    Raises:
+        ValueError: the model has no such adapter.
+    """
+    lora = dataclasses.replace(_lora_of(model, adapter), adapters=1)
+    weights = weights_by_path(model)
+    for name in adapter_paths(model.config):
+        weights[name] = weights[name][:, adapter : adapter + 1]
+    return model_of(dataclasses.replace(model.config, lora=lora), weights)
+
+
+def adapter_paths(config: ModelConfig) -> list[str]:
+    """Return the names of the adapters' matrices in `weight_specs`."""
+    return [name for name in weight_specs(config) if "_lora_" in name]
 
 
 def save_adapter(
@@ -215,7 +233,7 @@ def load_adapter(model: Transformer, path: str | Path, *, mesh: Mesh | None = No
     specs = weight_specs(config)
     values = {
         name: np.empty(specs[name].shape, jnp.dtype(config.param_dtype))
-        for name in _lora_paths(config)
+        for name in adapter_paths(config)
     }
     for name, ours, layer, shape in _layout(config):
         tensor = found.pop(name, None)
@@ -294,17 +312,13 @@ def _modules(config: ModelConfig) -> dict[str, str]:
 def _layout(config: ModelConfig) -> Iterator[tuple[str, str, int, tuple[int, int]]]:
     """Yield PEFT's tensors of one adapter: (their name, our path, layer, their shape)."""
     named, specs = tensors(dataclasses.replace(config, lora=None)), weight_specs(config)
-    for name in _lora_paths(config):
+    for name in adapter_paths(config):
         target, side = name.rsplit("_lora_", 1)
         *_, width, out = specs[name].shape
         module = named[target].name.removesuffix(".weight")
         for layer in range(config.num_layers):
             full = f"base_model.model.{module.format(layer)}.lora_{side.upper()}.weight"
             yield full, name, layer, (out, width)
-
-
-def _lora_paths(config: ModelConfig) -> list[str]:
-    return [name for name in weight_specs(config) if "_lora_" in name]
 
 
 def _lora_of(model: Transformer, adapter: int = 0) -> LoraConfig:

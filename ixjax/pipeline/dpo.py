@@ -29,6 +29,7 @@ from ixjax.training import (
     save_reference,
     train_dpo,
 )
+from ixjax.training.saved_models import base_of
 
 SHOWN = ("loss", "rewards/accuracies")  # metrics in the progress line
 
@@ -66,6 +67,8 @@ def _align(run: Run, source: str, reporter: Reporter) -> dict[str, Any]:
             config.dpo,
             seed=config.seed,
             reference=reference,
+            # A new adapter is trained on a policy whose own is merged: that is another base.
+            base=None if config.dpo.lora.rank else base_of(run.directory.policy_sft),
             **training_arguments(run, stage, reporter, facts, shown=SHOWN),
         )
         if config.export:

@@ -10,15 +10,19 @@ from typing import Any
 from ixjax import io
 from ixjax.dialogue.scenarios import sandbox
 from ixjax.dialogue.types import Dialogue
-from ixjax.evaluation import Played, cell_metrics, fidelity, play
+from ixjax.evaluation import Played, cell_metrics, fidelity, outcome_baselines, play
 from ixjax.evaluation.play import read_played
 from ixjax.generation import Speaker, User
+from ixjax.generation.memory import SIDES, TYPICAL, dialogue_tokens
+from ixjax.generation.outcomes import OUTCOME_TOKENS
+from ixjax.generation.rollouts import models_side_by_side
 from ixjax.pipeline.config import RunConfig
 from ixjax.pipeline.engine_work import engine_at_work
 from ixjax.pipeline.reporter import Reporter
 from ixjax.pipeline.run import Run
 from ixjax.pipeline.stages import SIMULATORS, SPEAKERS, pair_sources
 from ixjax.search import SearchConfig, SearchingPolicy
+from ixjax.search.imcts import search_tokens
 
 REFERENCE_METHOD = "sft"
 # Seeds differ from those of the search, so that no method meets dialogues it was tuned on.
@@ -38,45 +42,57 @@ def evaluate(run: Run, reporter: Reporter) -> dict[str, Any]:
             return dict(io.read_json(run.directory.evaluation))
         inputs = run.inputs("evaluate")
         roots = run.roots("test")[: run.config.evaluation.conditions]
-        methods, users = _methods(run), _users(run)
-        cells = []
-        reporter.start("evaluate", len(methods) * len(users), "cells")
-        with engine_at_work(run, "evaluate", reporter):
-            for user_name, make_user in users.items():
-                baseline: list[Played] = []
-                user = functools.cache(make_user)  # loaded once, if any cell is left to play
-                for method, make_policy in methods.items():
-                    path = run.directory.played_by(method, user_name, inputs=inputs)
-                    there = path.exists()
-                    played = _cell(run, path, make_policy, user, roots)
-                    baseline = played if method == REFERENCE_METHOD else baseline
-                    cell = cell_metrics(
-                        played,
-                        baseline,
-                        run.scenario,
-                        method=method,
-                        user=user_name,
-                        config=run.config.evaluation,
-                        seed=run.config.seed,
-                    )
-                    cells.append(cell)
-                    reporter.advance(
-                        int(not there), earlier=int(there), engagement=cell["engagement"]
-                    )
-                    run.log("evaluate", cell)
-        reporter.finish()
+        config = run.config.evaluation
+        room = int(TYPICAL * evaluation_tokens(run.config, longest=run.config.model.max_length))
+        with engine_at_work(run, "evaluate", reporter), run.engines.room_for(room):
+            cells = _cells(run, roots, inputs, reporter)
+            simulators = [_fidelity(run, name) for name in SIMULATORS]
         result = {
             "schema": io.EVALUATION_SCHEMA,
             "version": io.SCHEMA_VERSION,
             "conditions": len(roots),
-            "methods": list(methods),
-            "users": list(users),
+            "methods": list(_methods(run)),
+            "users": list(_users(run)),
             "cells": cells,
-            "fidelity": [_fidelity(run, name) for name in SIMULATORS],
+            "fidelity": simulators,
+            "baselines": outcome_baselines(
+                run.dialogues("train"), run.dialogues("test"), config=config
+            ),
         }
         io.write_json(run.directory.evaluation, result)
         facts["cells"] = len(cells)
     return dict(io.read_json(run.directory.evaluation))
+
+
+def _cells(
+    run: Run, roots: list[Dialogue], inputs: str, reporter: Reporter
+) -> list[dict[str, Any]]:
+    """Play every method with every user; return the figures of each pair."""
+    methods, users = _methods(run), _users(run)
+    cells = []
+    reporter.start("evaluate", len(methods) * len(users), "cells")
+    for user_name, make_user in users.items():
+        baseline: list[Played] = []
+        user = functools.cache(make_user)  # loaded once, if any cell is left to play
+        for method, make_policy in methods.items():
+            path = run.directory.played_by(method, user_name, inputs=inputs)
+            there = path.exists()
+            played = _cell(run, path, make_policy, user, roots)
+            baseline = played if method == REFERENCE_METHOD else baseline
+            cell = cell_metrics(
+                played,
+                baseline,
+                run.scenario,
+                method=method,
+                user=user_name,
+                config=run.config.evaluation,
+                seed=run.config.seed,
+            )
+            cells.append(cell)
+            reporter.advance(int(not there), earlier=int(there), engagement=cell["engagement"])
+            run.log("evaluate", cell)
+    reporter.finish()
+    return cells
 
 
 def _cell(
@@ -132,6 +148,24 @@ def look_ahead(config: RunConfig, iterations: int) -> SearchConfig:
         # A revisited response gets further reactions, so that one lucky reaction weighs less.
         widening_exponent=0.8 if iterations > 1 else 0.0,
     )
+
+
+def evaluation_tokens(config: RunConfig, *, longest: int) -> int:
+    """Return the most tokens that contexts store at once in the most expensive cell.
+
+    Args:
+        config: of the run.
+        longest: most tokens of a context, the model's `max_length`.
+    """
+    settings, turn = config.evaluation, config.sampling.max_new_tokens
+    search = look_ahead(config, max(settings.think, 1))
+    history = longest - turn - OUTCOME_TOKENS
+    dialogues = settings.conditions * settings.samples
+    shared = config.sft.lora.rank > 0
+    played = min(models_side_by_side(config.engine, settings.batch, shared=shared), dialogues)
+    ahead = SIDES * min(search.trees, dialogues) * search_tokens(search, turn, history)
+    # Of the dialogues themselves, the policy's contexts are roots of its searches.
+    return ahead + played * dialogue_tokens(search.max_turns, turn, history)
 
 
 def _users(run: Run) -> dict[str, Callable[[], User]]:

@@ -25,6 +25,7 @@ from ixjax.pipeline.checkpoints import RECORD, RECORD_SCHEMA, Checkpoint, export
 from ixjax.pipeline.metrics import TENSORBOARD, WANDB
 from ixjax.pipeline.run import Run
 from ixjax.pipeline.stages import stage_names
+from ixjax.training.saved_models import base_of
 
 # Base models that an adapter belongs on.
 CHECKPOINT_BASE = "the checkpoint of model.path"
@@ -78,7 +79,7 @@ def export(
     model, template = checkpoint.load(mesh=mesh)
     if adapter and model.config.lora is None:
         raise io.InputError(f"{checkpoint.path}: the model has no adapter. Omit --adapter.")
-    base = None if not adapter else ALIGNED_BASE if checkpoint.command == "dpo" else CHECKPOINT_BASE
+    base = _adapted(checkpoint) if adapter else None
     record = {
         "schema": RECORD_SCHEMA,
         "version": io.SCHEMA_VERSION,
@@ -102,6 +103,12 @@ def export(
         template.tokenizer.save_pretrained(folder)
         io.write_json(folder / "generation_config.json", _generation(template, run.config.sampling))
     return record
+
+
+def _adapted(checkpoint: Checkpoint) -> str:
+    """Return the model that an adapter belongs on."""
+    on_policy = checkpoint.command == "dpo" and base_of(checkpoint.path) is None
+    return ALIGNED_BASE if on_policy else CHECKPOINT_BASE
 
 
 def _in_type(model: Transformer, dtype: DType | None) -> Transformer:

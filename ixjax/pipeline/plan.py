@@ -18,7 +18,6 @@ from ixjax import io
 from ixjax.devices import KINDS, DeviceKind, DeviceName
 from ixjax.generation.memory import SIDES, PlayMemory, dialogue_tokens, play_memory
 from ixjax.generation.outcomes import OUTCOME_TOKENS
-from ixjax.generation.rollouts import models_side_by_side
 from ixjax.models import ModelConfig
 from ixjax.models.costs import decode_flops, forward_flops, kv_bytes, training_flops
 from ixjax.models.hf_config import read_config
@@ -27,7 +26,8 @@ from ixjax.models.placement import MOMENTS, describe_sharding, device_share
 from ixjax.padding import round_up
 from ixjax.parallel import AnyMesh, abstract_mesh
 from ixjax.pipeline.config import RunConfig
-from ixjax.pipeline.evaluate import look_ahead
+from ixjax.pipeline.engines import ADAPTERS
+from ixjax.pipeline.evaluate import evaluation_tokens, look_ahead
 from ixjax.pipeline.run import Run
 from ixjax.pipeline.training import learning_config
 from ixjax.pipeline.workload import Corpus, Work, count_corpus, pair_tokens, stage_work
@@ -247,22 +247,28 @@ def _play(
     on_device = settings.device is not None
     turn = config.sampling.max_new_tokens
     longest = model.max_length - turn - OUTCOME_TOKENS
-    played = models_side_by_side(config.engine, config.evaluation.batch, shared=False)
-    found = {}
-    for stage, search, models in (("search", config.search, 2), ("evaluate", _ahead(config), 3)):
-        tokens = SIDES * search.trees * search_tokens(search, turn, longest)
-        if stage == "evaluate":  # the dialogues themselves, and their user
-            tokens += played * dialogue_tokens(search.max_turns, turn, longest)
-        found[stage] = play_memory(
+    search = config.search
+    stored = {
+        "search": SIDES * search.trees * search_tokens(search, turn, longest),
+        "evaluate": evaluation_tokens(config, longest=model.max_length),
+    }
+    turns = {"search": search.max_turns, "evaluate": config.evaluation.max_turns}
+    models, adapted = {"search": 2, "evaluate": 3}, config.sft.lora.to_config()
+    if adapted:  # all speakers are adapters of one base, unless DPO merges the policy's
+        model = dataclasses.replace(model, lora=dataclasses.replace(adapted, adapters=ADAPTERS))
+        models = {"search": 1, "evaluate": 1 + bool(config.dpo.lora.rank)}
+    return {
+        stage: play_memory(
             model,
             mesh,
             config.engine,
             tokens=tokens,
-            longest=dialogue_tokens(search.max_turns, turn, longest),
+            longest=dialogue_tokens(turns[stage], turn, longest),
             paged=on_device,
-            models=models,
+            models=models[stage],
         )
-    return found
+        for stage, tokens in stored.items()
+    }
 
 
 def _estimate(

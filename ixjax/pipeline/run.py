@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import math
 import time
-import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,11 @@ from ixjax.dialogue.scenarios import Scenario, get_scenario
 from ixjax.dialogue.tokenizer import load_tokenizer
 from ixjax.dialogue.types import Dialogue, Role
 from ixjax.distributed import first_then_others, is_first
-from ixjax.generation import BlockPool, EngineStats, ModelSpeaker, speaker_engine
-from ixjax.models import ModelConfig, Transformer
+from ixjax.generation import EngineStats, ModelSpeaker
+from ixjax.models import Transformer
 from ixjax.parallel import describe, make_mesh
 from ixjax.pipeline.config import RunConfig
+from ixjax.pipeline.engines import Engines
 from ixjax.pipeline.environment import versions
 from ixjax.pipeline.inputs import corpus_inputs, paths, sources
 from ixjax.pipeline.metrics import Sink, open_sinks
@@ -88,30 +88,13 @@ class Run:
         return EngineStats()
 
     @functools.cached_property
-    def _pools(self) -> weakref.WeakValueDictionary[ModelConfig, BlockPool]:
-        """Return the KV caches of engines in use: models of one shape share one."""
-        return weakref.WeakValueDictionary()
+    def engines(self) -> Engines:
+        """Return the engines of this process."""
+        return Engines(self.config, self.mesh, self.engine_stats)
 
     def speaker(self, directory: Path, role: Role, *, seed_offset: int = 0) -> ModelSpeaker:
         """Return a trained model of this run as one side of the dialogue."""
-        model, view, sampling = self.load(directory), self.view(role), self.config.sampling
-        engine = speaker_engine(
-            model,
-            view,
-            sampling,
-            self.config.engine,
-            stats=self.engine_stats,
-            pool=self._pools.get(model.config),
-        )
-        self._pools[model.config] = engine.pool
-        return ModelSpeaker(
-            model,
-            view,
-            sampling,
-            seed=self.config.seed + seed_offset,
-            readout=self.config.readout,
-            engine=engine,
-        )
+        return self.engines.speaker(directory, self.view(role), seed=self.config.seed + seed_offset)
 
     def root(self, dialogue: Dialogue) -> Dialogue:
         """Return the beginning of a dialogue up to the policy's first turn."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ixjax.models import Transformer, init_model, load_hf
@@ -10,7 +11,8 @@ from ixjax.pipeline.reporter import Reporter
 from ixjax.pipeline.run import Run
 from ixjax.pipeline.stages import SPEAKERS, STAGES, speaker_seed
 from ixjax.pipeline.training import report_sharding, training_arguments
-from ixjax.training import sft_examples, train_sft
+from ixjax.training import is_finished, save_model, sft_examples, train_sft
+from ixjax.training.saved_models import model_fingerprint
 
 SHOWN = ("loss", "validation_loss")  # metrics in the progress line
 
@@ -44,8 +46,9 @@ def _train(run: Run, name: str, reporter: Reporter) -> dict[str, Any]:
             )
             for split in (learned, "valid")
         )
-        facts["examples"] = len(train)
-        facts["dropped_turns"] = sum(example.dropped_turns for example in train)
+        every = [one for example in train for one in (example, *example.branches)]
+        facts["examples"] = len(every)
+        facts["dropped_turns"] = sum(example.dropped_turns for example in every)
         model = initial_model(run, seed=seed)
         report_sharding(reporter, stage.title, model.config, config.sft, run.mesh)
         reporter.start(stage.title, config.sft.steps, "steps")
@@ -55,10 +58,19 @@ def _train(run: Run, name: str, reporter: Reporter) -> dict[str, Any]:
             valid,
             config.sft,
             seed=seed,
+            base=_saved_base(run, model) if config.sft.lora.rank else None,
             **training_arguments(run, stage, reporter, facts, shown=SHOWN),
         )
         reporter.finish(**{name: facts[name] for name in SHOWN if name in facts})
     return run.facts(stage.name)
+
+
+def _saved_base(run: Run, model: Transformer) -> Path:
+    """Return the folder of the model that the speakers adapt; write it if it is not there."""
+    folder, identity = run.directory.base, model_fingerprint(model)
+    if not is_finished(folder, identity):
+        save_model(model, folder, inputs=identity)
+    return folder
 
 
 def initial_model(run: Run, *, seed: int) -> Transformer:

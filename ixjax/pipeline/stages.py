@@ -97,6 +97,7 @@ def _sft(name: str, role: Role) -> Stage:
             speaker_seed(name, inputs.config.seed),
         ],
         lambda directory: [directory.root / folder / "model"],
+        lambda directory: [directory.base],
         role=role,
     )
 

@@ -26,6 +26,7 @@ def fidelity(runs: Sequence[RunFiles]) -> Section:
             continue
         found = run.evaluation["fidelity"]
         rows += [(run, (user_name(one["simulator"]), *fidelity_figures(one))) for one in found]
+        rows += [(run, row) for row in baseline_rows(run.evaluation)]
         plots.append(_calibration_plot(run, several))
     if rows:
         blocks = [
@@ -52,6 +53,13 @@ FIDELITY_COLUMNS = (
 )
 
 
+BASELINE_NAMES = {
+    "mean": "no simulator: the mean outcome",
+    "condition": "no simulator: the user's condition (ridge)",
+    "words": "no simulator: condition and words (ridge)",
+}
+
+
 def fidelity_figures(found: Mapping[str, Any]) -> list[Any]:
     """Return the cells of `FIDELITY_COLUMNS` for one simulator."""
     return [
@@ -63,6 +71,26 @@ def fidelity_figures(found: Mapping[str, Any]) -> list[Any]:
         found["outcome_spearman_half"],
         found["calibration_error"],
         "no" if is_weak(found) else "yes",
+    ]
+
+
+def baseline_rows(evaluation: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Return the rows of the baselines; none in an evaluation by an older version."""
+    found = evaluation.get("baselines", [])
+    mean = next((one["outcome_mae"] for one in found if one["baseline"] == "mean"), None)
+    return [
+        (
+            BASELINE_NAMES.get(one["baseline"], one["baseline"]),
+            one["dialogues"],
+            None,
+            one["outcome_mae"],
+            mean,
+            one["outcome_spearman"],
+            one["outcome_spearman_half"],
+            one["calibration_error"],
+            "yes" if None not in (one["outcome_mae"], mean) and one["outcome_mae"] < mean else "no",
+        )
+        for one in found
     ]
 
 

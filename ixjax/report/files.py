@@ -100,8 +100,9 @@ class RunFiles:
             return None
         for kind in ("methods", "users"):
             check_texts(content[kind], f"{path}: {kind}")
-        for kind, shape in (("cells", shapes.CELL), ("fidelity", shapes.FIDELITY)):
-            for i, record in enumerate(content[kind]):
+        lists = {"cells": shapes.CELL, "fidelity": shapes.FIDELITY, "baselines": shapes.BASELINE}
+        for kind, shape in lists.items():
+            for i, record in enumerate(content.get(kind, [])):  # older ones have no baselines
                 check(record, shape, f"{path}: {kind}[{i}]")
         for i, record in enumerate(content["fidelity"]):
             for j, found in enumerate(record["calibration"]):

@@ -84,6 +84,13 @@ FIDELITY: Shape = {
         MAYBE,
     ),
 }
+BASELINE: Shape = {
+    "baseline": TEXT,
+    "dialogues": COUNT,
+    **dict.fromkeys(
+        ("outcome_mae", "outcome_spearman", "outcome_spearman_half", "calibration_error"), MAYBE
+    ),
+}
 BIN: Shape = {"count": COUNT, "predicted": NUMBER, "recorded": NUMBER}
 RATING_SCORES: Shape = {
     "methods": LIST,

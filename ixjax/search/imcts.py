@@ -206,7 +206,7 @@ def warm_up(
     """
     _reserve(policy, simulator, roots, config, share=1)  # growing would compile again
     conditions = list({root.condition.id: root.condition for root in roots}.values())
-    for speaker in (policy, simulator):
-        speaker.engine.warm_up(
-            ends=len(speaker.view.template.end_ids), scored=speaker.scored_shapes(conditions)
-        )
+    scored = simulator.scored_shapes(conditions)
+    ends = max(len(speaker.view.template.end_ids) for speaker in (policy, simulator))
+    for engine in {policy.engine, simulator.engine}:
+        engine.warm_up(ends=ends, scored=scored if engine is simulator.engine else [])

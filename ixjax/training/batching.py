@@ -20,7 +20,7 @@ import numpy as np
 
 from ixjax.dialogue.chat import Rendered
 from ixjax.io import InputError
-from ixjax.padding import round_up
+from ixjax.padding import common_beginning, round_up
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +34,7 @@ class Rows:
     shared_to: `[N, T]` int32, the last segment that sees a token (see `Transformer.__call__`).
     scored_at: `[N, S]` int32 positions whose next token is scored, ascending; padded with 0.
     targets: `[N, S]` int32 those next tokens.
-    weights: `[N, S]` float32, 0 in the padding of `scored_at`.
+    weights: `[N, S]` float32 of these tokens in the loss, 0 in the padding of `scored_at`.
     """
 
     tokens: Any  # [N, T]
@@ -65,6 +65,7 @@ class RowSegment:
     start: position of the first token.
     continues: how many segments back the one is that this segment continues; 0: none.
     shared: number of following segments that also see this one.
+    weights: of the targets in the loss; None: 1 each.
     """
 
     tokens: Sequence[int]
@@ -72,32 +73,70 @@ class RowSegment:
     start: int = 0
     continues: int = 0
     shared: int = 0
+    weights: np.ndarray | None = None
 
 
-def pack(examples: Sequence[Rendered], *, length: int) -> Rows:
+def pack(examples: Sequence[Rendered], *, length: int, outcome_weight: float = 1.0) -> Rows:
     """Pack examples by first-fit decreasing: each goes to the first row with room for it.
 
     Args:
         examples: the training examples.
         length: T, tokens a row.
+        outcome_weight: weight of the tokens of outcome lines; other scored tokens have 1.
 
     Raises:
         InputError: no example, one longer than a row, or no scored token at all.
     """
     if not examples:
         raise InputError("there is no training example: no dialogue has a turn to learn from")
-    longest = max(len(example.tokens) for example in examples)
+    found = [_segments(example, outcome_weight) for example in examples]
+    sizes = [sum(len(segment.tokens) for segment in segments) for segments in found]
+    longest = max(sizes)
     if longest > length:
         raise InputError(f"an example has {longest} tokens; a row holds {length}")
-    rows = first_fit([len(example.tokens) for example in examples], length)
-    segments = [RowSegment(e.tokens, np.flatnonzero(e.scored[1:]) + 1) for e in examples]
-    most = max(sum(len(segments[i].targets) for i in members) for members in rows)
+    rows = first_fit(sizes, length)
+    scores = [sum(len(segment.targets) for segment in segments) for segments in found]
+    most = max(sum(scores[i] for i in members) for members in rows)
     if not most:
         raise InputError("no token of the training examples is scored: there is nothing to learn")
     # A quarter of a row as the step: both speakers' sets are then likely to share a shape.
     scored = min(round_up(most, max(1, length // 4)), length)
-    in_rows = [[segments[i] for i in members] for members in rows]
+    in_rows = [[segment for i in members for segment in found[i]] for members in rows]
     return fill_rows(in_rows, length=length, scored=scored)[0]
+
+
+def _segments(example: Rendered, outcome_weight: float) -> list[RowSegment]:
+    """Return an example and its branches: pieces of the example, each followed by what leaves it.
+
+    A piece is seen by all later segments, which continue it; a branch by itself alone.
+    """
+    leaving = [(common_beginning(one.tokens, example.tokens), one) for one in example.branches]
+    leaving.sort(key=lambda found: found[0])
+    segments: list[RowSegment] = []
+    pieces: list[int] = []
+
+    def add(one: Rendered, start: int, stop: int) -> None:
+        targets = np.flatnonzero(one.scored[start:stop])
+        if not start:
+            targets = targets[targets > 0]  # nothing predicts the first token
+        of_line = start + targets >= len(one.tokens) - one.line
+        weights = np.where(of_line, outcome_weight, 1.0)
+        back = len(segments) - pieces[-1] if pieces else 0
+        tokens = one.tokens[start:stop]
+        segments.append(RowSegment(tokens, targets, start, back, weights=weights))
+
+    read = 0
+    for place, one in [*leaving, (len(example.tokens), None)]:
+        if place > read:
+            add(example, read, place)
+            pieces.append(len(segments) - 1)
+            read = place
+        if one is not None and len(one.tokens) > place:
+            add(one, place, len(one.tokens))
+    for piece in pieces:
+        shared = len(segments) - 1 - piece
+        segments[piece] = dataclasses.replace(segments[piece], shared=shared)
+    return segments
 
 
 def first_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
@@ -150,7 +189,7 @@ def fill_rows(
             if len(at) and at[0] == 0:
                 scored_at[n, filled] = ends[number - segment.continues] - 1
             targets[n, new] = tokens[n, start + at]
-            weights[n, new] = 1.0
+            weights[n, new] = 1.0 if segment.weights is None else segment.weights
             owners[n, new] = number
             ends.append(end)
             start, filled = end, filled + len(at)
@@ -187,24 +226,35 @@ def in_batches(rows: Any, *, batch_size: int) -> list[Any]:
     return [take(rows, np.arange(start, start + batch_size)) for start in starts]
 
 
-def shuffled_numbers(size: int, *, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
-    """Return the rows of each step: every row once per epoch, in a new order each epoch.
+def mixed_numbers(
+    scored: Sequence[int], *, batch_size: int, seed: int
+) -> Callable[[int], np.ndarray]:
+    """Return the rows of each step: one of few scored tokens, one of more, up to one of the most.
 
-    A batch may contain the end of one epoch and the beginning of the next.
+    The mean over a batch's scored tokens is then over similar numbers of tokens at each step.
+    Packing puts examples of equal length together, so in a plain shuffle some batches would hold
+    outcome lines only. A part of the rows is shuffled anew once all its rows have been taken.
 
     Args:
-        size: number of rows.
+        scored: number of scored tokens of each row.
         batch_size: rows a step.
         seed: of the order.
 
     Returns:
         Step -> `[batch_size]` row numbers.
     """
-    order = endless_shuffle(size, seed)
+    by_number = np.argsort(np.asarray(scored), kind="stable")
+    parts = np.array_split(by_number, min(batch_size, len(by_number)))
+    seeds = np.random.SeedSequence(seed).generate_state(len(parts))
+    orders = [endless_shuffle(len(p), int(s)) for p, s in zip(parts, seeds, strict=True)]
 
     def numbers(step: int) -> np.ndarray:
-        first = step * batch_size
-        return np.array([order(first + i) for i in range(batch_size)])
+        chosen = []
+        for place in range(batch_size):
+            turn, part = divmod(place, len(parts))
+            a_step = len(range(part, batch_size, len(parts)))  # rows of this part in each step
+            chosen.append(parts[part][orders[part](step * a_step + turn)])
+        return np.array(chosen)
 
     return numbers
 

@@ -252,10 +252,10 @@ class TrainingCheckpoints:
                 f"({first_line(root_cause(error))}); complete states: {states}"
             ) from error
 
-    def finish(self, params: Any, config: ModelConfig) -> None:
-        """Write the final model, then remove the states."""
+    def finish(self, params: Any, config: ModelConfig, *, base: Path | None = None) -> None:
+        """Write the final model as `save_params` does, then remove the states."""
         self.wait()
-        save_params(params, config, self._root.parent, inputs=self._inputs)
+        save_params(params, config, self._root.parent, inputs=self._inputs, base=base)
         self.discard()
 
     def discard(self) -> None:

@@ -247,6 +247,7 @@ def train_dpo(
     checkpoints: CheckpointConfig | None = None,
     resume: ResumeConfig | None = None,
     profiler: Profiler | None = None,
+    base: Path | None = None,
 ) -> Transformer:
     """Align `model`, which is also the reference; resumes from `directory`.
 
@@ -263,6 +264,7 @@ def train_dpo(
         checkpoints: states to keep.
         resume: states to continue from.
         profiler: traces steps.
+        base: folder of the saved model that `model` is or adapts; only adapters are written.
 
     Returns:
         The aligned model; with held-out pairs, that of the lowest validation loss. A finished
@@ -320,6 +322,7 @@ def train_dpo(
         checkpoints=checkpoints,
         resume=resume,
         profiler=profiler,
+        base=base,
     )
 
 

@@ -45,7 +45,7 @@ def sft_loss(logprobs: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Ar
 
     Args:
         logprobs: `[B, T]` log-probabilities of the targets.
-        weights: `[B, T]` 1 for scored targets, else 0.
+        weights: `[B, T]` of scored targets, else 0.
 
     References:
         Radford et al. 2018, `Improving Language Understanding by Generative Pre-Training

@@ -1,7 +1,8 @@
 """Finished models on disk, through Orbax.
 
-Each is a folder `model/`: the parameters and, written last, their configuration. Arrays are
-restored to the shards of the present mesh. https://orbax.readthedocs.io
+Each is a folder `model/`: the parameters and, written last, their configuration. Models that are
+adapters of one base have only the adapters there, and the place of the base. Arrays are restored to
+the shards of the present mesh. https://orbax.readthedocs.io
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,15 @@ from orbax.checkpoint import v1 as ocp
 
 from ixjax import io
 from ixjax.distributed import first_then_others, is_first, to_host, wait_for_all
-from ixjax.models import ModelConfig, Transformer, abstract_params, param_shardings
+from ixjax.models import (
+    ModelConfig,
+    Transformer,
+    abstract_params,
+    adapter_paths,
+    model_of,
+    param_shardings,
+    weights_by_path,
+)
 from ixjax.models.config import DType
 from ixjax.parallel import make_mesh
 
@@ -37,20 +47,37 @@ logging.getLogger("asyncio").addFilter(
 )
 
 
-def save_model(model: Transformer, directory: str | Path) -> None:
-    """Write parameters and configuration to `directory/model`, replacing an existing model."""
+def save_model(model: Transformer, directory: str | Path, *, inputs: str = "") -> None:
+    """Write parameters and configuration to `directory/model`, replacing an existing model.
+
+    Args:
+        model: the model.
+        directory: the folder that holds `model/`.
+        inputs: fingerprint of what it was made from.
+    """
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    save_params(params, model.config, Path(directory), inputs="")
+    save_params(params, model.config, Path(directory), inputs=inputs)
 
 
-def save_params(params: Any, config: ModelConfig, directory: Path, *, inputs: str) -> None:
-    """Write a model as `save_model` does, with the fingerprint of its training."""
+def save_params(
+    params: Any, config: ModelConfig, directory: Path, *, inputs: str, base: Path | None = None
+) -> None:
+    """Write a model as `save_model` does.
+
+    Args:
+        params: its parameters as nested dictionaries.
+        config: its configuration.
+        directory: the folder that holds `model/`.
+        inputs: see `save_model`.
+        base: folder of the saved model that it adapts; only its adapters are written.
+    """
     path = directory.absolute() / "model"
     if is_first():
         path.mkdir(parents=True, exist_ok=True)
         (path / RECORD).unlink(missing_ok=True)
     wait_for_all("the folder of a model")
-    ocp.save(str(path / "params"), params, overwrite=True)
+    written = params if base is None else split(params, adapter_paths(config))[0]
+    ocp.save(str(path / "params"), written, overwrite=True)
     # Written last: a folder without it is not finished.
     record = {
         "schema": MODEL_SCHEMA,
@@ -58,6 +85,9 @@ def save_params(params: Any, config: ModelConfig, directory: Path, *, inputs: st
         "inputs": inputs,
         "config": dataclasses.asdict(config),
     }
+    if base is not None:
+        folder = os.path.relpath(base.absolute(), directory.absolute())
+        record["base"] = {"folder": folder, "inputs": _record(base)["inputs"]}
     with first_then_others("a model is written"):
         if is_first():
             io.write_json(path / RECORD, record)
@@ -67,6 +97,24 @@ def is_finished(directory: str | Path, inputs: str | None = None) -> bool:
     """Return whether `directory` holds a finished model (of these inputs, if given)."""
     path = Path(directory) / "model" / RECORD
     return path.exists() and (inputs is None or io.read_json(path).get("inputs") == inputs)
+
+
+def base_of(directory: str | Path) -> Path | None:
+    """Return the folder of the saved model that a saved model adapts; None for a whole model.
+
+    Raises:
+        InputError: `directory` holds no finished model, or its base is another one by now.
+    """
+    base = _record(Path(directory)).get("base")
+    if base is None:
+        return None
+    folder = Path(os.path.normpath(Path(directory).absolute() / base["folder"]))
+    if not is_finished(folder, base["inputs"]):
+        raise io.InputError(
+            f"{directory}: its base {folder} is missing or another model; expected the one whose "
+            f"`inputs` are {base['inputs']}"
+        )
+    return folder
 
 
 def load_model(
@@ -80,19 +128,87 @@ def load_model(
         dtype: type of the parameters and of the computation; None: as written.
 
     Raises:
-        InputError: `directory` holds no finished model.
+        InputError: `directory` holds no finished model, or see `base_of`.
     """
+    base, config = base_of(directory), saved_config(directory, dtype)
+    mesh = mesh or make_mesh()
+    if base is None:
+        return nnx.merge(nnx.graphdef(Transformer(config)), _read(directory, config, mesh, None))
+    weights = weights_by_path(load_model(base, mesh=mesh, dtype=dtype))
+    return model_of(config, weights | load_adapter_weights(directory, mesh=mesh, dtype=dtype))
+
+
+def load_adapter_weights(
+    directory: str | Path, *, mesh: Mesh, dtype: DType | None = None
+) -> dict[str, jax.Array]:
+    """Return the adapter of a model that was saved without its base, by path.
+
+    Args:
+        directory: see `load_model`.
+        mesh: the devices.
+        dtype: see `load_model`.
+
+    Raises:
+        InputError: see `load_model`.
+    """
+    config = saved_config(directory, dtype)
+    found = _read(directory, config, mesh, adapter_paths(config))
+    return nnx.traversals.flatten_mapping(found, sep=".")
+
+
+def _read(
+    directory: str | Path, config: ModelConfig, mesh: Mesh, paths: Sequence[str] | None
+) -> Any:
+    """Return the saved parameters, those at `paths` only if they are given."""
     path = Path(directory).absolute() / "model"
+    abstract = abstract_tree(config, mesh)
+    with readable(path / "params", remedy=f"remove {path} and train again"):
+        return ocp.load(
+            str(path / "params"), abstract if paths is None else split(abstract, paths)[0]
+        )
+
+
+def saved_inputs(directory: str | Path) -> str:
+    """Return the fingerprint of what a saved model was made from."""
+    return _record(Path(directory))["inputs"]
+
+
+def saved_config(directory: str | Path, dtype: DType | None = None) -> ModelConfig:
+    """Return the configuration of a saved model.
+
+    Args:
+        directory: see `load_model`.
+        dtype: see `load_model`.
+
+    Raises:
+        InputError: `directory` holds no finished model, or its record is damaged.
+    """
+    record = _record(Path(directory))
+    try:
+        config = ModelConfig.from_json(record["config"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        path = Path(directory) / "model" / RECORD
+        raise io.InputError(f"{path}: `config` does not describe a model ({error})") from None
+    if dtype is None:
+        return config
+    return dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
+
+
+def _record(directory: Path) -> dict[str, Any]:
     if not is_finished(directory):
         raise io.InputError(
             f"{directory}: holds no finished model (model/{RECORD} is missing). Train it first."
         )
-    config = _read_config(path / RECORD)
-    if dtype is not None:
-        config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
-    with readable(path / "params", remedy=f"remove {path} and train again"):
-        params = ocp.load(str(path / "params"), abstract_tree(config, mesh or make_mesh()))
-    return nnx.merge(nnx.graphdef(Transformer(config)), params)
+    return io.read_document(directory / "model" / RECORD, schema=MODEL_SCHEMA)
+
+
+def split(params: Any, paths: Sequence[str]) -> tuple[Any, Any]:
+    """Split parameters into those at these paths and the others, as nested dictionaries."""
+    flat = nnx.traversals.flatten_mapping(params, sep=".")
+    chosen = {path: leaf for path, leaf in flat.items() if path in paths}
+    others = {path: leaf for path, leaf in flat.items() if path not in paths}
+    nested = nnx.traversals.unflatten_mapping
+    return nested(chosen, sep="."), nested(others, sep=".")
 
 
 @contextlib.contextmanager
@@ -127,14 +243,6 @@ def first_line(error: BaseException) -> str:
     """Return the line of another library's error that is shown."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return line.partition(" [tensorstore_spec")[0][:LONGEST_CAUSE]
-
-
-def _read_config(path: Path) -> ModelConfig:
-    record = io.read_document(path, schema=MODEL_SCHEMA)
-    try:
-        return ModelConfig.from_json(record["config"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise io.InputError(f"{path}: `config` does not describe a model ({error})") from None
 
 
 def model_fingerprint(model: Transformer) -> str:

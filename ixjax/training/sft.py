@@ -17,9 +17,8 @@ from ixjax.models import Remat, Transformer, mesh_of, new_adapter
 from ixjax.training.batching import (
     Rows,
     in_batches,
-    num_rows,
+    mixed_numbers,
     pack,
-    shuffled_numbers,
     take,
     tree_bytes,
 )
@@ -43,16 +42,23 @@ class SFTConfig(TrainerConfig):
     """Examples of a validation, drawn once by the seed; 0: all."""
     prefix_outcome_rate: float = 0.25
     """Share of the earlier user turns after which the simulator also learns the outcome."""
+    outcome_weight: float = dataclasses.field(default=1.0, metadata=io.ADDED)
+    """Weight of a token of an outcome line in the simulators' loss; a token of a turn has 1."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
         super().__post_init__()
-        check_ranges(self, prefix_outcome_rate=SHARE, eval_examples=NOT_NEGATIVE)
+        check_ranges(
+            self,
+            prefix_outcome_rate=SHARE,
+            eval_examples=NOT_NEGATIVE,
+            outcome_weight=NOT_NEGATIVE,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class SFTObjective:
-    """Mean negative log-likelihood of the scored tokens of packed rows; an `Objective`."""
+    """Weighted mean negative log-likelihood of the tokens of packed rows; an `Objective`."""
 
     remat: Remat = "none"
 
@@ -81,6 +87,7 @@ def train_sft(
     checkpoints: CheckpointConfig | None = None,
     resume: ResumeConfig | None = None,
     profiler: Profiler | None = None,
+    base: Path | None = None,
 ) -> Transformer:
     """Fine-tune `model`; resumes from `directory`, and leaves the best model there.
 
@@ -96,6 +103,7 @@ def train_sft(
         checkpoints: states to keep.
         resume: states to continue from.
         profiler: traces steps.
+        base: folder of the saved model that `model` is or adapts; only adapters are written.
 
     Returns:
         The model with the lowest validation loss. A finished training is read from `directory`.
@@ -106,18 +114,21 @@ def train_sft(
     began = model_fingerprint(model)
     model = new_adapter(model, config.lora.to_config(), seed=seed)
     length = model.config.max_length
-    rows = pack(train_examples, length=length)
+    weight = config.outcome_weight
+    rows = pack(train_examples, length=length, outcome_weight=weight)
     chosen = np.random.default_rng(seed).permutation(len(valid_examples))
     chosen = chosen[: config.eval_examples or None]
-    validation = pack([valid_examples[i] for i in sorted(chosen)], length=length)
-    numbers = shuffled_numbers(num_rows(rows), batch_size=config.batch_size, seed=seed)
+    held_out = [valid_examples[i] for i in sorted(chosen)]
+    validation = pack(held_out, length=length, outcome_weight=weight)
+    scored = np.count_nonzero(rows.weights, axis=1)
+    numbers = mixed_numbers(scored.tolist(), batch_size=config.batch_size, seed=seed)
     training = Training(
         config=config,
         objective=SFTObjective(config.remat),
         batch=lambda step: take(rows, numbers(step)),
         rows=lambda batch: batch,
         inputs=io.fingerprint(
-            "sft", config, seed, model.config, began, *tree_bytes([rows, validation])
+            "sft, mixed rows", config, seed, model.config, began, *tree_bytes([rows, validation])
         ),
         validation=in_batches(validation, batch_size=config.batch_size),
         members=lambda step: f"packed rows {', '.join(map(str, numbers(step)))}",
@@ -131,6 +142,7 @@ def train_sft(
         checkpoints=checkpoints,
         resume=resume,
         profiler=profiler,
+        base=base,
     )
 
 

@@ -26,7 +26,7 @@ from ixjax.models import ModelConfig, Transformer, mesh_of
 from ixjax.models.transformer import weight_specs
 from ixjax.parallel import BATCH_AXES, batch_sharding, on, replicated
 from ixjax.training.batching import pad_rows
-from ixjax.training.saved_models import abstract_tree
+from ixjax.training.saved_models import abstract_tree, split
 
 Weight = Mapping[str, jax.Array]
 
@@ -93,15 +93,6 @@ def trained_paths(config: ModelConfig, frozen: Sequence[str] = ()) -> tuple[str,
 
 def _begins_with(path: str, name: str) -> bool:
     return path == name or path.startswith((f"{name}.", f"{name}_"))
-
-
-def split(params: Any, paths: Sequence[str]) -> tuple[Any, Any]:
-    """Split parameters into those at these paths and the others, as nested dictionaries."""
-    flat = nnx.traversals.flatten_mapping(params, sep=".")
-    chosen = {path: leaf for path, leaf in flat.items() if path in paths}
-    others = {path: leaf for path, leaf in flat.items() if path not in paths}
-    nested = nnx.traversals.unflatten_mapping
-    return nested(chosen, sep="."), nested(others, sep=".")
 
 
 def join(some: Any, others: Any) -> Any:

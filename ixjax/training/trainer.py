@@ -33,7 +33,7 @@ from ixjax.training.checkpoints import (
 from ixjax.training.config import TrainerConfig
 from ixjax.training.preemption import Agreement, Preempted, noted_sigterm
 from ixjax.training.profiling import ProfileConfig, Profiler
-from ixjax.training.saved_models import is_finished, load_model
+from ixjax.training.saved_models import is_finished, load_model, split
 from ixjax.training.steps import (
     Objective,
     join,
@@ -41,7 +41,6 @@ from ixjax.training.steps import (
     make_steps,
     place_batch,
     place_params,
-    split,
     total_weight,
     trained_paths,
 )
@@ -83,6 +82,7 @@ def train(
     checkpoints: CheckpointConfig | None = None,
     resume: ResumeConfig | None = None,
     profiler: Profiler | None = None,
+    base: Path | None = None,
 ) -> Transformer:
     """Train to the last step, continuing from the newest state in `directory`.
 
@@ -97,6 +97,7 @@ def train(
         checkpoints: states to keep.
         resume: states to continue from.
         profiler: traces steps.
+        base: see `ixjax.training.saved_models.save_params`.
 
     Returns:
         The trained model; with validation, that of the lowest validation loss.
@@ -115,7 +116,7 @@ def train(
     with noted_sigterm() as preempted, states, profiler:
         loop = _Loop(model, training, mesh, states, on_step, preempted, profiler)
         params = loop.run()
-        states.finish(params, model.config)
+        states.finish(params, model.config, base=base)
     return nnx.merge(nnx.graphdef(model), params)
 
 

@@ -22,6 +22,7 @@ from ixjax.testing import ScriptedSpeaker, byte_tokenizer, tiny_model
 from tests.commands.conftest import untrained_run
 
 CONDITION = UserCondition("c", {"need": "advice", "distress": 4, "patience": 3})
+CUT = "(cut: the turn has --sampling.max-new-tokens tokens)\n"
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,12 @@ def test_the_model_answers_every_line_and_blank_ones_are_nothing(talk):
     assert shown.count("policy: ") == len(said) == 2
 
 
+def test_a_turn_cut_by_its_limit_says_so(talk):
+    shown, session = talk("hi .")
+    assert session.last.truncated
+    assert CUT in shown
+
+
 @pytest.mark.parametrize("end", ["/quit", EOFError, KeyboardInterrupt])
 def test_every_way_to_end_ends_cleanly(talk, end):
     shown, session = talk(end, "hi .")
@@ -90,6 +97,7 @@ def test_undo_shows_where_the_dialogue_stands(talk):
     shown, session = talk("hi .", "why ?", "/undo", "/undo", "/undo")
     assert not session.dialogue.turns
     assert shown.endswith("taken back\nthere is nothing to take back\n\n")
+    shown = shown.replace(CUT, "")
     first, _, again = (part.splitlines() for part in shown.split("policy: ")[1:])
     assert again[: len(first)] == first
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -472,3 +475,20 @@ def test_an_interrupted_command_keeps_nothing_of_its_work_at_exit(monkeypatch, c
     assert ended.value.code == 130
     assert ended.value.__context__ is None
     assert "interrupted; run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_a_long_command_starts_again_with_huge_pages_once():
+    code = (
+        "import os, sys; from ixjax.commands import main; sys.argv = ['ixjax', 'sft', '--help'];"
+        "os.execv = lambda path, words: sys.exit(os.environ['GLIBC_TUNABLES']); main.main()"
+    )
+
+    def run(**settings: str) -> subprocess.CompletedProcess[str]:
+        kept = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+        words = [sys.executable, "-c", code]
+        return subprocess.run(words, env=kept | settings, capture_output=True, text=True)
+
+    assert run().stderr == "glibc.malloc.hugetlb=1\n"
+    for settings in ({"IXJAX_HUGE_PAGES": "off"}, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}):
+        assert run(**settings).stdout.startswith("usage: ixjax sft")

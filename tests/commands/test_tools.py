@@ -58,6 +58,28 @@ def test_a_folders_turns_are_as_long_as_it_says_and_as_fits(tmp_path, said, cont
     assert settings.sampling.max_new_tokens == 7
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"temperature": 0.6, "top_p": 0.8, "top_k": None}, {"temperature": 0.6, "top_p": 0.8}),
+        ({"do_sample": False, "temperature": 0.6}, {}),
+        ({"do_sample": True, "repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+    ],
+)
+def test_a_folder_samples_as_it_says(tmp_path, said, expected):
+    save_hf(tiny_model(300), tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"max_new_tokens": 9} | said))
+    settings, _ = parse("--model", str(tmp_path))
+    assert settings.sampling == SamplingConfig(max_new_tokens=9, **expected)
+
+
+def test_a_folder_that_samples_out_of_range_is_named(tmp_path):
+    save_hf(tiny_model(300), tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"top_p": 7}')
+    with pytest.raises(InputError, match=r"generation_config.json: top_p is 7; expected"):
+        parse("--model", str(tmp_path))
+
+
 def test_without_a_run_the_tools_own_defaults_hold():
     assert parse() == (Settings(), None)
 

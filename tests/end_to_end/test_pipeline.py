@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,11 +13,15 @@ import pytest
 
 from ixjax import io
 from ixjax.generation import SamplingConfig
-from ixjax.pipeline import align, open_run, prepare, run_all, search, train_speakers
+from ixjax.pipeline import Run, align, prepare, run_all, search, train_speakers
 from ixjax.report import write_report
 from ixjax.search import PairsConfig
 from ixjax.training import SFTConfig, load_model
-from tests.end_to_end.tiny import Silent, tiny_run
+from tests.end_to_end.tiny import Silent, opened, tiny_run
+
+
+def two_devices(out: Path, **changes: Any) -> Run:
+    return opened(tiny_run(out, **changes), devices=2)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +29,7 @@ def whole(tmp_path_factory) -> tuple[Path, dict, Silent]:
     """A run that nothing interrupted."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     reporter = Silent()
-    result = run_all(open_run(tiny_run(out)), reporter)
+    result = run_all(two_devices(out), reporter)
     return out, result, reporter
 
 
@@ -77,7 +82,7 @@ def test_every_finished_stage_says_what_it_was_made_with(whole):
     assert manifest.made_with.keys() == manifest.stages.keys()
     for found in manifest.made_with.values():
         assert found["jax"] == jax.__version__
-        assert found["devices"].startswith(f"{jax.device_count()} {jax.default_backend()} device")
+        assert found["devices"].startswith(f"2 {jax.default_backend()} device")
 
 
 def test_pairs_are_in_trls_conversational_form(whole):
@@ -130,7 +135,7 @@ def test_a_finished_run_is_not_done_again(whole):
     out, result, _ = whole
     reporter = Silent()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    assert run_all(open_run(tiny_run(out)), reporter)["evaluate"] == result["evaluate"]
+    assert run_all(two_devices(out), reporter)["evaluate"] == result["evaluate"]
     assert reporter.told == 0
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
 
@@ -152,8 +157,8 @@ def test_interrupted_in_every_stage_it_continues_to_the_same_result(whole, tmp_p
     for stage, after in places.items():
         interrupted = Silent(stop_in=stage, after=after)
         with pytest.raises(KeyboardInterrupt, match=stage):
-            run_all(open_run(tiny_run(again)), interrupted)
-    ended = run_all(open_run(tiny_run(again)), Silent())
+            run_all(two_devices(again), interrupted)
+    ended = run_all(two_devices(again), Silent())
     assert ended["evaluate"] == result["evaluate"]
     for name in ("pairs.jsonl", "human_pairs.jsonl", "trees/trees-00000-of-00001.jsonl"):
         assert (again / name).read_bytes() == (out / name).read_bytes(), name
@@ -166,7 +171,7 @@ def test_the_aligned_policy_is_not_the_sft_policy(whole):
 
 
 def test_zero_pairs_say_which_flag_to_change(tmp_path):
-    run = open_run(tiny_run(tmp_path / "run", pairs=PairsConfig(min_margin=1.0)))
+    run = two_devices(tmp_path / "run", pairs=PairsConfig(min_margin=1.0))
     prepare(run, Silent())
     train_speakers(run, Silent())
     told = r"no preference pair was found.*--pairs.min-margin \(1\): the largest margin .* was 0\."
@@ -178,13 +183,11 @@ def test_zero_pairs_say_which_flag_to_change(tmp_path):
 
 @pytest.mark.slow
 def test_no_readable_outcome_at_all_is_said(tmp_path):
-    run = open_run(
-        tiny_run(
-            tmp_path / "run",
-            readout="sampled",
-            sft=SFTConfig(steps=1, batch_size=8),
-            sampling=SamplingConfig(max_new_tokens=3),
-        )
+    run = two_devices(
+        tmp_path / "run",
+        readout="sampled",
+        sft=SFTConfig(steps=1, batch_size=8),
+        sampling=SamplingConfig(max_new_tokens=3),
     )
     prepare(run, Silent())
     train_speakers(run, Silent())

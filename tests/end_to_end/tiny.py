@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from ixjax.dialogue.corpora import DataConfig
 from ixjax.dialogue.tokenizer import TokenizerConfig
 from ixjax.evaluation import EvaluationConfig
 from ixjax.generation import SamplingConfig
 from ixjax.models import ModelArguments
-from ixjax.pipeline import RunConfig
+from ixjax.parallel import MeshConfig, make_mesh
+from ixjax.pipeline import Run, RunConfig, open_run
 from ixjax.search import PairsConfig, SearchConfig
 from ixjax.training import DPOConfig, SFTConfig
 
@@ -41,6 +44,14 @@ def tiny_run(out: Path, **changes: Any) -> RunConfig:
         ),
     }
     return RunConfig(**(settings | changes))
+
+
+def opened(config: RunConfig, *, devices: int = 1) -> Run:
+    """Open a run on the first devices: eight virtual ones share two cores, and take their time."""
+    run = open_run(config)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=devices), devices=jax.devices()[:devices])
+    vars(run)["mesh"] = mesh
+    return run
 
 
 class Silent:

@@ -32,6 +32,7 @@ from tests.search.doubles import Double, Side
 KEYS = {
     "simulator", "dialogues", "utterance_nll", "outcome_mae", "outcome_mae_baseline",
     "outcome_spearman", "outcome_spearman_half", "calibration_error", "calibration",
+    "outcome_mae_half", "calibration_error_half",
     "unreadable_rate",
 }  # fmt: skip
 
@@ -83,6 +84,7 @@ def test_outcome_figures_by_hand():
     # After the first of two user turns: 0.1, 0.1, 0.3 against 0, 0.5, 1.
     half = scipy.stats.spearmanr([0.1, 0.1, 0.3], [0, 0.5, 1]).statistic
     assert found["outcome_spearman_half"] == pytest.approx(half)
+    assert found["outcome_mae_half"] == pytest.approx((0.1 + 0.4 + 0.7) / 3)
     assert found["calibration_error"] == pytest.approx((0.2 + 0.1 + 0.1) / 3)
     assert [(b["count"], b["recorded"]) for b in found["calibration"]] == [(1, 0), (1, 0.5), (1, 1)]
     assert found["utterance_nll"] is None  # a scripted user has no likelihood

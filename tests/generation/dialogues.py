@@ -62,7 +62,7 @@ def speaker(
     """Return a speaker with an engine of the shared geometry, a new one by default."""
     of, at = of or model(), at or view(role)
     engine = engine or speaker_engine(of, at, sampling, CONFIG, stats=stats, pool=pool)
-    return ModelSpeaker(of, at, sampling, seed=seed, engine=engine, **settings)
+    return ModelSpeaker(engine, at, sampling, seed=seed, **settings)
 
 
 def roots(count: int) -> list[tuple[Dialogue, tuple[int, int]]]:

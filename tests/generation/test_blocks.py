@@ -241,11 +241,13 @@ def test_a_dropped_context_and_one_in_a_cycle_give_their_blocks_back():
 def test_room_that_is_reserved_is_not_made_again():
     pool = PlainPool(EngineStats(), 0)
     pool.reserve(20 * kv.BLOCK)
-    assert (pool.size, pool.used) == (20, 0)
+    size = pool.size
+    assert size >= 20
+    assert pool.used == 0
     contexts = [pool.new(range(64), 0, None) for _ in range(20)]
     for context in contexts:
         pool.extend(context, 64)
-    assert (pool.size, pool.used) == (20, 20)
+    assert (pool.size, pool.used) == (size, 20)
     limited = PlainPool(EngineStats(), 6)
     limited.reserve(20 * kv.BLOCK)
     assert limited.size == 6

@@ -22,7 +22,15 @@ from ixjax.generation.forward import Weights
 from ixjax.generation.sampling import uniforms
 from ixjax.generation.stops import compile_stops
 from ixjax.io import InputError
-from ixjax.models import LoraConfig, init_model, mesh_of
+from ixjax.models import (
+    LoraConfig,
+    adapter_paths,
+    init_model,
+    mesh_of,
+    model_of,
+    one_adapter,
+    weights_by_path,
+)
 from tests.generation import tiny
 from tests.generation.near_ties import NEAR
 from tests.generation.tiny import (
@@ -457,6 +465,32 @@ def test_turns_of_two_adapters_and_of_none_share_a_batch(layout):
     expected = [row[-1, 2] for row in full_logprobs(after, adapted, adapters=adapters)]
     np.testing.assert_allclose(scores, expected, atol=1e-4)
     assert engine.fork(contexts[0]).adapter == 1
+
+
+def test_an_adapter_that_is_replaced_is_the_only_one_that_changes():
+    adapted, other = (
+        tiny.model(seed, config=dataclasses.replace(CONFIG, lora=tiny.LORA)) for seed in (0, 1)
+    )
+    # The same base with the other model's adapter.
+    both = model_of(adapted.config, weights_by_path(adapted) | adapters_of(other))
+    engine = tiny.engine(adapted)
+    (prompt,) = draw(70)
+    contexts = [engine.new(prompt, adapter=adapter) for adapter in (0, 1, -1)]
+    before = [r.tokens for r in engine.decode(requests(contexts, sampling=GREEDY))]
+    engine.set_adapter(1, adapters_of(one_adapter(other, 1)))
+    again = [engine.new(prompt, adapter=adapter) for adapter in (0, 1, -1)]
+    after = [r.tokens for r in engine.decode(requests(again, sampling=GREEDY))]
+    assert (after[0], after[2]) == (before[0], before[2])
+    assert [after[1]] == greedy([prompt], both, adapters=(1,)) != [before[1]]
+    with pytest.raises(ValueError, match="adapter is 2; expected one of"):
+        engine.set_adapter(2, adapters_of(one_adapter(other, 1)))
+    with pytest.raises(ValueError, match=r"layers\.\w+_lora_a is \(.*\); expected \("):
+        engine.set_adapter(1, adapters_of(other))
+
+
+def adapters_of(model):
+    weights = weights_by_path(model)
+    return {name: weights[name] for name in adapter_paths(model.config)}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from ixjax.pipeline import (
     Run,
     align,
     find_checkpoint,
-    open_run,
     prepare,
     run_checkpoints,
     train_speakers,
@@ -28,7 +27,7 @@ from ixjax.pipeline.preferences import given_pairs
 from ixjax.pipeline.stages import Inputs, pair_sources
 from ixjax.search import PAIRS_SCHEMA, PreferencePair
 from ixjax.training import ReferenceConfig, load_model
-from tests.end_to_end.tiny import Notes, Silent, tiny_run
+from tests.end_to_end.tiny import Notes, Silent, opened, tiny_run
 
 CONDITION = UserCondition("c1", {"need": "rest", "distress": 4, "patience": 3})
 ALONE = ["preferences"]
@@ -56,7 +55,7 @@ def written(path: Path, records: list[dict[str, Any]]) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """Up to the SFT models; tests work on copies."""
-    run = open_run(tiny_run(tmp_path_factory.mktemp("runs") / "trained"))
+    run = opened(tiny_run(tmp_path_factory.mktemp("runs") / "trained"))
     prepare(run, Silent())
     train_speakers(run, Silent())
     return run.directory.root
@@ -68,14 +67,14 @@ def out(trained, tmp_path) -> Path:
     return tmp_path / "run"
 
 
-def opened(out: Path, path: Path | str, *, alone: bool = True, **settings: Any) -> Run:
+def with_file(out: Path, path: Path | str, *, alone: bool = True, **settings: Any) -> Run:
     given = PreferencesConfig(path=str(path), alone=alone)
-    return open_run(tiny_run(out, preferences=given, **settings))
+    return opened(tiny_run(out, preferences=given, **settings))
 
 
 def test_a_file_alone_aligns_a_policy_without_a_search(out, tmp_path):
     given = [*rows(10), *rows(1), {**rows(1)[0], "rejected": rows(1)[0]["chosen"]}]
-    run, reporter = opened(out, written(tmp_path / "trl.jsonl", given)), Notes()
+    run, reporter = with_file(out, written(tmp_path / "trl.jsonl", given)), Notes()
     result = align(run, reporter)
     assert list(result) == ALONE
     assert find_checkpoint(run, "").name == "policy_dpo/preferences"
@@ -95,12 +94,15 @@ def test_a_file_alone_aligns_a_policy_without_a_search(out, tmp_path):
 
 
 def test_the_policy_of_a_file_is_a_model_of_the_run_and_a_method_to_evaluate(out, tmp_path):
-    run = opened(out, written(tmp_path / "trl.jsonl", rows(1)), alone=False)
+    run = with_file(out, written(tmp_path / "trl.jsonl", rows(1)), alone=False)
     assert pair_sources(run.config) == ("human", "imcts", "mix", "preferences")
     names = [checkpoint.name for checkpoint in run_checkpoints(run)]
     assert names[-2:] == ["policy_dpo/mix", "policy_dpo/preferences"]
     assert list(methods(run))[-2:] == ["dpo_mix", "dpo_preferences"]
-    assert list(methods(opened(out, tmp_path / "trl.jsonl")))[-2:] == ["imcts", "dpo_preferences"]
+    assert list(methods(with_file(out, tmp_path / "trl.jsonl")))[-2:] == [
+        "imcts",
+        "dpo_preferences",
+    ]
     with pytest.raises(io.InputError, match=r"pairs is not finished here; run `ixjax search`"):
         align(run, Silent())
 
@@ -137,7 +139,7 @@ def test_pairs_of_a_run_are_read_as_the_run_itself_reads_them(out, tmp_path):
     ]  # fmt: skip
     path = tmp_path / "pairs.jsonl"
     io.write_jsonl(path, [pair.to_json() for pair in pairs], schema=PAIRS_SCHEMA)
-    run = opened(out, path)
+    run = with_file(out, path)
     found, facts = given_pairs(run)
     view = run.view("policy")
     assert found == [
@@ -148,7 +150,7 @@ def test_pairs_of_a_run_are_read_as_the_run_itself_reads_them(out, tmp_path):
     # And as LLaMA-Factory and TRL get them: the scenario's dialogues begin with the user.
     for form in (PreferencePair.to_llama_factory, PreferencePair.to_trl):
         other = written(tmp_path / "other.jsonl", [form(pair, run.scenario) for pair in pairs])
-        assert given_pairs(opened(out, other))[0] == found
+        assert given_pairs(with_file(out, other))[0] == found
 
 
 def test_a_bad_pair_of_a_run_is_named_by_its_line(out, tmp_path):
@@ -156,64 +158,64 @@ def test_a_bad_pair_of_a_run_is_named_by_its_line(out, tmp_path):
     path = tmp_path / "pairs.jsonl"
     io.write_jsonl(path, [good, good | {"chosen": "So"}], schema=PAIRS_SCHEMA)
     with pytest.raises(io.InputError, match=rf"{path}:3: a pair of condition 'c1' has the same"):
-        given_pairs(opened(out, path))
+        given_pairs(with_file(out, path))
 
 
 def test_a_file_without_a_pair_says_why(out, tmp_path):
     long = [{**row, "chosen": [{"role": "assistant", "content": "so " * 300}]} for row in rows(2)]
-    run = opened(out, written(tmp_path / "trl.jsonl", long))
+    run = with_file(out, written(tmp_path / "trl.jsonl", long))
     with pytest.raises(io.InputError, match=r"no pair to train on in 2 rows; .*too_long: 2"):
         align(run, Silent())
 
 
 def test_a_file_that_is_not_there_is_refused_before_a_run_is_made(tmp_path):
     with pytest.raises(io.InputError, match=r"none\.jsonl: no such file"):
-        opened(tmp_path / "run", tmp_path / "none.jsonl")
+        with_file(tmp_path / "run", tmp_path / "none.jsonl")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_file_that_is_gone_in_the_middle_is_named(out, tmp_path):
     path = written(tmp_path / "trl.jsonl", rows(8))
     with pytest.raises(KeyboardInterrupt):
-        align(opened(out, path), Silent(stop_in="dpo preferences"))
+        align(with_file(out, path), Silent(stop_in="dpo preferences"))
     path.unlink()
     with pytest.raises(io.InputError, match=r"trl\.jsonl.*no such file|no such file.*trl\.jsonl"):
-        opened(out, path)
+        with_file(out, path)
 
 
 def test_another_file_is_refused_once_a_policy_is_aligned_on_this_one(out, tmp_path):
     path = written(tmp_path / "trl.jsonl", rows(8))
-    align(opened(out, path), Silent())
+    align(with_file(out, path), Silent())
     moved = path.rename(tmp_path / "moved.jsonl")
-    assert list(align(opened(out, moved), Silent())) == ALONE  # the same rows elsewhere
+    assert list(align(with_file(out, moved), Silent())) == ALONE  # the same rows elsewhere
     moved.unlink()
-    assert list(align(opened(out, moved), Silent())) == ALONE  # or nowhere
+    assert list(align(with_file(out, moved), Silent())) == ALONE  # or nowhere
     written(moved, rows(9))
     with pytest.raises(io.InputError, match=rf"other preferences than {moved}"):
-        opened(out, moved)
+        with_file(out, moved)
     with pytest.raises(io.InputError, match=r"preferences\.path: '.*' there, '' now"):
-        opened(out, "", alone=False)
+        with_file(out, "", alone=False)
 
 
 def test_a_folder_is_no_file_that_is_gone(out, tmp_path):
-    align(opened(out, written(tmp_path / "trl.jsonl", rows(8))), Silent())
+    align(with_file(out, written(tmp_path / "trl.jsonl", rows(8))), Silent())
     with pytest.raises(io.InputError, match=f"{tmp_path}: a folder; expected a file"):
-        opened(out, tmp_path)
+        with_file(out, tmp_path)
 
 
 def test_a_stale_reference_is_told_or_refused(out, tmp_path):
     path = written(tmp_path / "trl.jsonl", rows(8))
     with pytest.raises(KeyboardInterrupt):
-        align(opened(out, path), Notes(stop_in="dpo preferences"))
+        align(with_file(out, path), Notes(stop_in="dpo preferences"))
     stored = out / "policy_dpo" / "preferences" / "reference.json"
     whole = stored.read_text()
     record = json.loads(whole)
     record["fingerprints"] |= {"weights": "others"}
     stored.write_text(json.dumps(record))
-    strict = opened(out, path, reference=ReferenceConfig(strict=True))
+    strict = with_file(out, path, reference=ReferenceConfig(strict=True))
     with pytest.raises(io.InputError, match=r"reference\.json: .* weights changed since"):
         align(strict, Silent())
     reporter = Notes()
-    align(opened(out, path), reporter)
+    align(with_file(out, path), reporter)
     assert any("(weights changed since they were stored)" in n for n in reporter.notes)
     assert json.loads(stored.read_text()) == json.loads(whole)

@@ -16,10 +16,10 @@ from ixjax.commands import pipeline as pipeline_command
 from ixjax.commands import search as search_command
 from ixjax.generation import EngineStats, SamplingConfig
 from ixjax.io import InputError, Manifest
-from ixjax.pipeline import Run, open_run, prepare, search, train_speakers, trees
+from ixjax.pipeline import Run, prepare, search, train_speakers, trees
 from ixjax.pipeline.config import ProcessesConfig
 from tests.end_to_end.processes import command, finish, start
-from tests.end_to_end.tiny import Notes, Silent, tiny_run
+from tests.end_to_end.tiny import Notes, Silent, opened, tiny_run
 
 CONDITIONS = 6
 RESULTS = ("trees/trees-00000-of-00001.jsonl", "pairs.jsonl", "human_pairs.jsonl")
@@ -36,7 +36,7 @@ def settings(out: Path, *, index: int = 0, count: int = 1, timeout: float = 60, 
 
 
 def process(out: Path, index: int = 0, count: int = 1, **more: Any) -> Run:
-    return open_run(settings(out, index=index, count=count, **more))
+    return opened(settings(out, index=index, count=count, **more))
 
 
 def results(out: Path) -> dict[str, bytes]:
@@ -222,7 +222,6 @@ def test_whether_any_outcome_can_be_read_is_asked_of_the_whole(out):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_two_real_processes_at_once_give_the_trees_of_one(trained, tmp_path):
-    """On one device each, where the tests above have eight."""
     one, two = tmp_path / "one", tmp_path / "two"
     for out in (one, two):
         shutil.copytree(trained, out)

@@ -78,7 +78,7 @@ def speakers(
             model = nnx.merge(nnx.graphdef(model), params)
         view = View(get_scenario("sandbox"), role, ends)
         engine = speaker_engine(model, view, SAMPLING, ENGINE, stats=stats)
-        found.append(ModelSpeaker(model, view, SAMPLING, seed=SEED, engine=engine))
+        found.append(ModelSpeaker(engine, view, SAMPLING, seed=SEED))
     return found
 
 
@@ -185,9 +185,8 @@ def test_trees_are_the_same_if_the_pool_evicts_contexts(sides, template):
 def blocks_for(side: ModelSpeaker, *, blocks: int) -> ModelSpeaker:
     """Return the same speaker with an engine whose pool holds this many blocks."""
     config = dataclasses.replace(ENGINE, pool_tokens=blocks * BLOCK)
-    model = side.engine.model()
-    engine = speaker_engine(model, side.view, SAMPLING, config)
-    return ModelSpeaker(model, side.view, SAMPLING, seed=SEED, engine=engine)
+    engine = speaker_engine(side.engine.model(), side.view, SAMPLING, config)
+    return ModelSpeaker(engine, side.view, SAMPLING, seed=SEED)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ixjax.dialogue.chat import Rendered
@@ -12,10 +12,10 @@ from ixjax.io import InputError
 from ixjax.training import sft_loss, token_logprobs
 from ixjax.training.batching import (
     in_batches,
+    mixed_numbers,
     num_rows,
     pack,
     pad_rows,
-    shuffled_numbers,
 )
 from ixjax.training.scoring import scored_logprobs
 from tests.training.doubles import counting_examples, tiny_model
@@ -152,6 +152,17 @@ def test_what_is_not_scored_has_no_effect_on_the_gradient_as_a_target():
         np.testing.assert_array_equal(a, b)
 
 
+def test_tokens_of_outcome_lines_have_a_weight_of_their_own():
+    examples = [
+        Rendered((1, 2, 3, 4), (False, True, True, True), 0, line=2),
+        Rendered((5, 6, 7), (False, False, True), 0),
+    ]
+    rows = pack(examples, length=8, outcome_weight=9.0)
+    np.testing.assert_array_equal(rows.targets[0, :4], [2, 3, 4, 7])
+    np.testing.assert_array_equal(rows.weights[0, :4], [1.0, 9.0, 9.0, 1.0])
+    assert rows.num_scored == 4
+
+
 def test_too_long_or_missing_examples_are_refused():
     with pytest.raises(InputError, match="there is no training example"):
         pack([], length=8)
@@ -159,17 +170,30 @@ def test_too_long_or_missing_examples_are_refused():
         pack([Rendered((1,) * 9, (True,) * 9, 0)], length=8)
 
 
-@pytest.mark.parametrize("size", [3, 10])
+@pytest.mark.parametrize("size", [1, 2, 12])
 def test_an_epoch_draws_every_row_once_in_an_order_of_its_own(size):
-    numbers = shuffled_numbers(size, batch_size=4, seed=5)
+    numbers = mixed_numbers(range(size), batch_size=4, seed=5)
     drawn = np.concatenate([numbers(s) for s in range(2 * size)]).reshape(-1, size)  # 8 epochs
     assert all(sorted(epoch) == list(range(size)) for epoch in drawn)
-    assert len({tuple(epoch) for epoch in drawn}) > 1
+    assert size <= 4 or len({tuple(epoch) for epoch in drawn}) > 1
+
+
+@settings(max_examples=20)
+@given(
+    scored=st.lists(st.integers(1, 50), min_size=1, max_size=20),
+    batch_size=st.integers(1, 9),
+)
+def test_each_batch_has_rows_of_few_scored_tokens_and_of_many(scored, batch_size):
+    numbers = mixed_numbers(scored, batch_size=batch_size, seed=3)
+    drawn = np.array([numbers(step) for step in range(len(scored) + 1)])
+    assert set(drawn.ravel()) == set(range(len(scored)))
+    chosen = np.array(scored)[drawn][:, : min(batch_size, len(scored))]
+    assert (np.diff(chosen, axis=1) >= 0).all()
 
 
 def test_the_batch_of_a_step_depends_on_seed_and_step_alone():
-    first, second = (shuffled_numbers(40, batch_size=4, seed=1) for _ in range(2))
-    other = shuffled_numbers(40, batch_size=4, seed=2)
+    first, second = (mixed_numbers(range(40), batch_size=4, seed=1) for _ in range(2))
+    other = mixed_numbers(range(40), batch_size=4, seed=2)
     for step in (11, 3, 29):  # as after a resume: no step before it was drawn
         np.testing.assert_array_equal(first(step), second(step))
     assert any((first(s) != other(s)).any() for s in range(4))

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ixjax.io import InputError
+from ixjax.models import LoraConfig, adapter_paths, add_lora
 from ixjax.training import (
     CheckpointConfig,
     ResumeConfig,
@@ -24,6 +26,7 @@ from ixjax.training import (
     train_sft,
 )
 from ixjax.training.checkpoints import Progress, TrainingCheckpoints
+from ixjax.training.saved_models import base_of, load_adapter_weights, save_params
 from tests.training.doubles import (
     CONFIG,
     SFT,
@@ -36,6 +39,19 @@ from tests.training.doubles import (
 
 # Where a file is damaged, Orbax ends while others of its reads are under way.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def with_adapter(base):
+    """Return the model with an adapter that is not zero."""
+    model = add_lora(base, LoraConfig(rank=2, alpha=4.0), seed=3)
+    for name in adapter_paths(model.config):
+        weight = getattr(model.layers, name.removeprefix("layers."))
+        weight[...] = jax.random.normal(jax.random.key(len(name)), weight[...].shape)
+    return model
+
+
+def as_dict(model):
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def test_model_is_read_back_to_the_bit_on_any_mesh(tmp_path):
@@ -56,6 +72,27 @@ def test_saving_again_replaces_the_model(tmp_path):
         params(tiny_model(seed=1)), params(load_model(tmp_path, mesh=one_device())), strict=True
     ):
         np.testing.assert_array_equal(a, b)
+
+
+def test_models_that_adapt_one_base_hold_its_place_and_their_adapters_alone(tmp_path):
+    base = tiny_model()
+    save_model(base, tmp_path / "base", inputs="some")
+    adapted = with_adapter(base)
+    for place, kept in (("whole", None), ("adapter", tmp_path / "base")):
+        save_params(as_dict(adapted), adapted.config, tmp_path / place, inputs="", base=kept)
+    assert base_of(tmp_path / "whole") is None
+    assert base_of(tmp_path / "adapter") == tmp_path / "base"
+    found = load_model(tmp_path / "adapter", mesh=one_device())
+    assert found.config == adapted.config
+    for a, b in zip(params(adapted), params(found), strict=True):
+        np.testing.assert_array_equal(a, b)
+    weights = load_adapter_weights(tmp_path / "adapter", mesh=one_device())
+    assert sorted(weights) == sorted(adapter_paths(adapted.config))
+    shutil.move(tmp_path, moved := tmp_path.parent / f"{tmp_path.name} moved")
+    assert load_model(moved / "adapter").config == adapted.config
+    save_model(base, moved / "base", inputs="other")
+    with pytest.raises(InputError, match=r"its base .*base is missing or another model.*some"):
+        load_model(moved / "adapter")
 
 
 def test_model_can_be_read_in_another_type(tmp_path):

@@ -1,13 +1,18 @@
 import dataclasses
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ixjax.dialogue.chat import Rendered
 from ixjax.io import InputError
 from ixjax.training import OptimizerConfig, train_sft, validation_loss
+from ixjax.training.batching import pack
+from ixjax.training.objectives import sft_loss
+from ixjax.training.scoring import scored_logprobs
 from ixjax.training.sft import example_logprobs
 from tests.training.doubles import (
     CONFIG,
@@ -96,6 +101,41 @@ def test_validation_loss_is_the_mean_over_tokens_of_the_plain_forward_pass():
                 count += 1
     found = validation_loss(model, examples, batch_size=4)
     assert found == pytest.approx(total / count, rel=1e-5)
+
+
+def outcome_examples(seed: int) -> tuple[Rendered, list[Rendered]]:
+    """Return a dialogue's example, and others that leave it at several places."""
+    rng = np.random.default_rng(seed)
+    tokens = tuple(rng.integers(0, VOCABULARY, 20).tolist())
+    scored = tuple((rng.random(20) < 0.5).tolist())
+    others = []
+    for place in (13, 5, 13, 20, 9):
+        end = tuple(rng.integers(0, VOCABULARY, 4).tolist())
+        others.append(
+            Rendered((*tokens[:place], *end), (False,) * (place + 1) + (True,) * 3, 0, line=3)
+        )
+    return Rendered(tokens, scored, 0, line=2), others
+
+
+def test_branches_cost_their_own_tokens_and_change_neither_loss_nor_gradient():
+    model, groups = tiny_model(), [outcome_examples(seed) for seed in range(3)]
+    joined = [dataclasses.replace(main, branches=tuple(others)) for main, others in groups]
+    apart = [one for main, others in groups for one in (main, *others)]
+    assert pack(joined, length=64).num_tokens == 3 * (20 + 5 * 4)
+    graph, start = nnx.split(model)
+
+    def loss(state, rows):
+        logprobs = scored_logprobs(nnx.merge(graph, state), rows)
+        total, weight = sft_loss(logprobs, rows.weights)
+        return total / weight
+
+    (one, grads), (other, expected) = (
+        jax.value_and_grad(loss)(start, pack(examples, length=64, outcome_weight=5.0))
+        for examples in (joined, apart)
+    )
+    assert one == pytest.approx(float(other), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_the_callers_model_is_left_as_it_was(tmp_path):
